@@ -1,0 +1,109 @@
+# Everything is installed into .venv, made by the first target that needs it. `make PYTHON=python3.12 …`
+# takes another interpreter, `make test ARGS="-k redis"` hands arguments to pytest.
+
+PYTHON ?= python3
+VENV := .venv
+PROTO_VENV := .venv-proto
+BIN := $(VENV)/bin
+
+# Stubs refuse a runtime older than the tools that wrote them, so they are written by the oldest tools
+# supported. The versions are exact, since `check-proto` compares byte for byte; raising grpcio-tools
+# raises the bounds of grpcio and protobuf in pyproject.toml. (Python 3.11 to 3.13 have it built.)
+PROTO_TOOLS := grpcio-tools==1.73.1 mypy-protobuf==3.7.0 protobuf==6.33.6 setuptools==80.9.0
+
+# Where protos lie and where their stubs go, as protos:stubs.
+PROTO_ROOTS := protos:generated examples/protos:examples/generated tests/protos:tests/generated
+
+# $(call make-venv,DIRECTORY): Debian's python3 has no ensurepip without python3-venv; its pip can help out.
+make-venv = $(1)/bin/python -m pip --version >/dev/null 2>&1 \
+	|| $(PYTHON) -m venv $(1) >/dev/null 2>&1 \
+	|| { $(PYTHON) -m venv --clear --without-pip $(1) \
+	     && $(PYTHON) -m pip --quiet --python $(1)/bin/python install pip; } \
+	|| { rm -rf $(1); echo "Cannot make a virtual environment with $(PYTHON):" \
+	     "on Debian, apt-get install python3-venv." >&2; exit 1; }
+
+.PHONY: help
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# Installed again when pyproject.toml changes.
+$(VENV)/.installed: pyproject.toml
+	@$(call make-venv,$(VENV))
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+# The stamp is named for the versions, so that others are installed when they change.
+PROTO_STAMP := $(PROTO_VENV)/.installed-$(subst $() ,-,$(PROTO_TOOLS))
+$(PROTO_STAMP):
+	@$(call make-venv,$(PROTO_VENV))
+	$(PROTO_VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(PROTO_TOOLS)
+	@touch $@
+
+.PHONY: setup
+setup: $(VENV)/.installed ## Install the package and what it takes to work on it into .venv
+
+.PHONY: demo
+demo: setup ## Run the demonstration, on its own store or on STORE=redis://host/0
+	@$(BIN)/python -m examples.checkout.demo $(if $(STORE),--store "$(STORE)")
+
+.PHONY: test
+test: setup ## Run the tests
+	$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: lint
+lint: setup ## Check style and formatting
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+.PHONY: format
+format: setup ## Mend style and formatting where that can be done by itself
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+	@$(for-each-root) $(BIN)/buf format --write $$protos; done
+
+.PHONY: type
+type: setup ## Check types
+	$(BIN)/mypy
+
+# Opens a shell loop over the roots that have any proto; the caller closes it with `done`.
+for-each-root = set -e; for root in $(PROTO_ROOTS); do \
+	protos=$${root%%:*} stubs=$${root\#\#*:}; \
+	files=$$(find $$protos -name '*.proto' 2>/dev/null | LC_ALL=C sort); \
+	[ -n "$$files" ] || continue;
+
+# Stubs are written aside first: a proto with a mistake in it costs no stubs, and one that was
+# deleted leaves none behind.
+.PHONY: proto
+proto: $(PROTO_STAMP) ## Write the stubs anew from the protos
+	@$(for-each-root) \
+		new=$$stubs/.new; rm -rf $$new; mkdir -p $$new; \
+		protoc="$(PROTO_VENV)/bin/python -m grpc_tools.protoc -I $$protos -I protos \
+			--plugin=protoc-gen-mypy=$(PROTO_VENV)/bin/protoc-gen-mypy \
+			--plugin=protoc-gen-mypy_grpc=$(PROTO_VENV)/bin/protoc-gen-mypy_grpc"; \
+		$$protoc --python_out=$$new --mypy_out=quiet:$$new $$files; \
+		services=$$(grep -lE '^service ' $$files || true); \
+		[ -z "$$services" ] || $$protoc --grpc_python_out=$$new --mypy_grpc_out=quiet:$$new $$services; \
+		find $$stubs -name '*_pb2*.py*' -not -path "$$new/*" -not -name '*.pyc' -delete; \
+		cp -R $$new/. $$stubs/; rm -rf $$new; \
+		echo "$$stubs is up to date"; \
+	done
+
+.PHONY: check-proto
+check-proto: setup ## Check that the protos are well made, break nobody, and that their stubs are fresh
+	@$(for-each-root) $(BIN)/buf lint $$protos; $(BIN)/buf format --diff --exit-code $$protos; done
+	@tag=$$(git describe --tags --abbrev=0 2>/dev/null) || { echo "no release yet to break with"; exit 0; }; \
+		$(BIN)/buf breaking protos --against ".git#tag=$$tag,subdir=protos"
+	@$(MAKE) --no-print-directory proto
+	@$(for-each-root) stale=$$(git status --porcelain --untracked-files=all -- $$stubs); \
+		[ -z "$$stale" ] || { git --no-pager diff -- $$stubs; echo "$$stale"; \
+			echo "Stubs differ from what is committed: commit what 'make proto' writes." >&2; exit 1; }; \
+	done
+
+.PHONY: bench
+bench: setup ## Measure what the interceptors cost
+	$(BIN)/python -m benchmarks $(ARGS)
+
+.PHONY: clean
+clean: ## Remove what can be made again, the virtual environments too
+	rm -rf $(VENV) $(PROTO_VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
