@@ -76,15 +76,15 @@ for-each-root = set -e; for root in $(PROTO_ROOTS); do \
 .PHONY: proto
 proto: $(PROTO_STAMP) ## Write the stubs anew from the protos
 	@$(for-each-root) \
-		new=$$stubs/.new; rm -rf $$new; mkdir -p $$new; \
+		new=$(PROTO_VENV)/new; rm -rf $$new; mkdir -p $$new $$stubs; \
 		protoc="$(PROTO_VENV)/bin/python -m grpc_tools.protoc -I $$protos -I protos \
 			--plugin=protoc-gen-mypy=$(PROTO_VENV)/bin/protoc-gen-mypy \
 			--plugin=protoc-gen-mypy_grpc=$(PROTO_VENV)/bin/protoc-gen-mypy_grpc"; \
 		$$protoc --python_out=$$new --mypy_out=quiet:$$new $$files; \
 		services=$$(grep -lE '^service ' $$files || true); \
 		[ -z "$$services" ] || $$protoc --grpc_python_out=$$new --mypy_grpc_out=quiet:$$new $$services; \
-		find $$stubs -name '*_pb2*.py*' -not -path "$$new/*" -not -name '*.pyc' -delete; \
-		cp -R $$new/. $$stubs/; rm -rf $$new; \
+		find $$stubs -name '*_pb2*.py' -delete -o -name '*_pb2*.pyi' -delete; \
+		cp -R $$new/. $$stubs/; \
 		echo "$$stubs is up to date"; \
 	done
 
@@ -94,9 +94,11 @@ check-proto: setup ## Check that the protos are well made, break nobody, and tha
 	@tag=$$(git describe --tags --abbrev=0 2>/dev/null) || { echo "no release yet to break with"; exit 0; }; \
 		$(BIN)/buf breaking protos --against ".git#tag=$$tag,subdir=protos"
 	@$(MAKE) --no-print-directory proto
-	@$(for-each-root) stale=$$(git status --porcelain --untracked-files=all -- $$stubs); \
-		[ -z "$$stale" ] || { git --no-pager diff -- $$stubs; echo "$$stale"; \
-			echo "Stubs differ from what is committed: commit what 'make proto' writes." >&2; exit 1; }; \
+	@$(for-each-root) \
+		git --no-pager diff --exit-code -- $$stubs \
+			|| { echo "Stale stubs: commit what 'make proto' writes." >&2; exit 1; }; \
+		new=$$(git ls-files --others --exclude-standard -- $$stubs); \
+		[ -z "$$new" ] || { echo "Not in git:" $$new >&2; exit 1; }; \
 	done
 
 .PHONY: bench
