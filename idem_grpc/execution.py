@@ -1,0 +1,69 @@
+"""What a handler can learn and say about its own run: ``current()``."""
+
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from threading import Event
+
+from idem_grpc.digest import as_uuid, digest
+from idem_grpc.endings import Ending
+from idem_grpc.record import Record
+
+
+@dataclass(slots=True)
+class Execution:
+    """One run of a keyed handler. Get it with ``current()``.
+
+    key: the idempotency key as the caller sent it.
+    operation: what the key stands for; the method's full name unless the policy says otherwise.
+    scope: whose key it is, as the interceptor's ``scope`` gave it.
+    attempt: 1 for the first run under this key, more after a run that left nothing.
+        It fences off late writers; it does not make an effect happen exactly once.
+    """
+
+    key: str
+    operation: str
+    scope: str
+    attempt: int
+    _identity: bytes
+    _lost: Event = field(default_factory=Event)
+    _ending: Ending | None = None
+
+    @property
+    def lease_lost(self) -> bool:
+        """Whether another process may be running this call by now.
+
+        True once the lease could not be renewed in time, or ``max_run`` is over. A
+        handler that finds it true should stop before its next effect.
+        """
+        return self._lost.is_set()
+
+    def keep(self) -> None:
+        """Keep the answer of this run for every duplicate, whatever its status code."""
+        self._ending = Ending.DECIDED
+
+    def release(self) -> None:
+        """Say that this run had no effect: its answer is not kept, and a retry runs again."""
+        self._ending = Ending.NOT_NOW
+
+    def derive(self, name: str) -> str:
+        """A UUID that is the same in every attempt at this request, and differs by ``name``.
+
+        Give it to a payment provider or a queue as *its* idempotency key. It is made
+        of the record's name, the request and ``name``, so callers never share one.
+        """
+        bits = digest("derive", self._identity, name.encode(), size=16)
+        return as_uuid(int.from_bytes(bits, "big"), version=8)
+
+
+_current: ContextVar[Execution | None] = ContextVar("idem_grpc_execution", default=None)
+
+
+def current() -> Execution | None:
+    """The run that this code belongs to; None outside a keyed handler."""
+    return _current.get()
+
+
+def identity(key: bytes, record: Record) -> bytes:
+    """What stays the same over all attempts at one request under one store key."""
+    fingerprint = record.fingerprint
+    return digest("request", key, fingerprint.raw if fingerprint is not None else b"")

@@ -1,0 +1,293 @@
+"""What happens to a keyed call, from its first swap to its last.
+
+A generator that does no I/O and knows no gRPC: it yields what it wants done, a Step,
+and is sent what came of it, an Event. The threaded and the asyncio server are two
+small drivers of it, and a test walks it through every interleaving, crash and lost
+reply.
+
+What holds, whatever happens:
+
+- After Execute a flow never claims again.
+- No outcome is replied before its DONE is acknowledged.
+- Only the death of a process leaves RUNNING behind: after its Reply a flow goes on
+  until the store knows, with no steps but Swap and Pause.
+"""
+
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, replace
+
+from idem_grpc.endings import Ending
+from idem_grpc.judge import (
+    UNKNOWN_TTL,
+    Call,
+    Claim,
+    GiveUp,
+    Overwrite,
+    Reject,
+    Replay,
+    Verdict,
+    WaitFor,
+    judge,
+    judge_late,
+)
+from idem_grpc.outcome import Outcome
+from idem_grpc.policy import OnOutage
+from idem_grpc.problem import Problem, Reason
+from idem_grpc.record import OnUnclear, Record, State
+from idem_grpc.swap import Held, Swap, Swapped
+
+FIRST_POLL = 0.05
+LONGEST_POLL = 1.0
+FIRST_PAUSE = 0.1
+LONGEST_PAUSE = 5.0
+
+
+# Steps: what a flow asks of its driver. Swap is one as well.
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Wait for the run of ``owner``: until it replies if it is in this process, else
+    about ``seconds``, and never longer than the call may wait. The event is Waited."""
+
+    owner: bytes
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Execute:
+    """Run the handler under ``record``, renewing it. The event is Ended."""
+
+    record: Record
+    swap: Swap
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """Answer the call, once. ``owner`` names the run that the answer tells of, if any.
+
+    ``replayed`` tells that another call's run made the answer. There is no event.
+    """
+
+    answer: Outcome | Problem
+    owner: bytes = b""
+    replayed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Wait ``seconds`` before the store is asked again. There is no event."""
+
+    seconds: float
+
+
+Step = Swap | Wait | Execute | Reply | Pause
+
+
+# Events: what came of a step. Swapped and Held are two as well.
+
+
+@dataclass(frozen=True, slots=True)
+class Outage:
+    """The store did not answer, and whether the swap took effect is not known.
+
+    ``misused``: it will not answer later either, since it was set up wrongly.
+    """
+
+    misused: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Waited:
+    """``reply`` is the run's, if it made one here. ``more``: the call may wait on."""
+
+    reply: Reply | None = None
+    more: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The handler came to an end, which is of the class ``ending``."""
+
+    outcome: Outcome
+    ending: Ending
+
+
+Event = Swapped | Held | Outage | Waited | Ended | None
+
+Steps = Generator[Step, Event, None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Claimed:
+    """A claim to execute. ``open_ttl``: the life, in seconds, of an OPEN record in its place.
+
+    ``acknowledged`` is False for a call that runs although the store is away.
+    """
+
+    record: Record
+    swap: Swap
+    open_ttl: float
+    acknowledged: bool = True
+
+
+def flow(call: Call) -> Steps:
+    """All that is done for one keyed call."""
+    claimed = yield from _arrive(call)
+    if claimed is None:
+        return
+    ended = yield Execute(claimed.record, claimed.swap)
+    assert isinstance(ended, Ended)
+    if ended.ending is Ending.DECIDED:
+        yield from _keep(call, claimed, ended.outcome)
+    else:
+        yield from _release(call, claimed, ended)
+
+
+def _arrive(call: Call) -> Generator[Step, Event, _Claimed | None]:
+    """Claim the key, or reply with what stands in the way."""
+    waited = False
+    polls = _growing(FIRST_POLL, 1.5, LONGEST_POLL)
+    claim = call.first_claim()
+    verdict: Verdict = claim
+    while True:
+        match verdict:
+            case Claim():
+                claim = verdict
+                seen = yield claim.swap
+            case GiveUp():
+                seen = yield verdict.swap
+                if isinstance(seen, Swapped):
+                    seen = Held(verdict.swap.new, verdict.swap.ttl)
+            case WaitFor():
+                event = yield Wait(verdict.owner, max(0.0, min(next(polls), verdict.lease_left)))
+                assert isinstance(event, Waited)
+                if event.reply is not None:
+                    yield replace(event.reply, replayed=True)
+                    return None
+                if not event.more:
+                    yield Reply(Problem(Reason.IN_PROGRESS), verdict.owner)
+                    return None
+                waited = True
+                seen = yield _look(claim.swap)
+            case Replay():
+                yield Reply(verdict.outcome, verdict.owner, replayed=True)
+                return None
+            case Reject():
+                yield Reply(verdict.problem, verdict.owner)
+                return None
+            case _:
+                raise AssertionError(f"{verdict} is no verdict on an arrival")
+        if isinstance(seen, Swapped):
+            return _claimed(call, claim, seen)
+        if isinstance(seen, Outage):
+            return (yield from _without_store(call, verdict, seen))
+        assert isinstance(seen, Held)
+        verdict = judge(call, seen, waited=waited)
+
+
+def _claimed(call: Call, claim: Claim, seen: Swapped) -> _Claimed:
+    """A token that is given back has the life that it had left when it was claimed."""
+    is_unused_token = call.binding is not None and claim.record.attempt == 1
+    return _Claimed(claim.record, claim.swap, seen.ttl_left if is_unused_token else call.rules.retention)
+
+
+def _look(claim: Swap) -> Swap:
+    """A swap that only looks: it renews a record that is not there."""
+    return Swap(claim.key, claim.new, claim.new, claim.ttl)
+
+
+def _without_store(call: Call, verdict: Verdict, outage: Outage) -> Generator[Step, Event, _Claimed | None]:
+    """The store went away before it was known whether the call may run."""
+    if isinstance(verdict, Claim) and call.rules.on_outage is OnOutage.RUN and not outage.misused:
+        return _Claimed(verdict.record, verdict.swap, call.rules.retention, acknowledged=False)
+    yield Reply(Problem(Reason.MISCONFIGURED if outage.misused else Reason.STORE_UNAVAILABLE))
+    if isinstance(verdict, Claim) and not outage.misused:
+        yield from _give_back(call, verdict)
+    return None
+
+
+def _give_back(call: Call, claim: Claim) -> Steps:
+    """Undo a claim of which it is not known whether it took effect, nor whether it still will.
+
+    Writing OPEN, rather than going back to what was there, fences off a claim that is
+    still on its way to the store.
+    """
+    opened = replace(claim.record, state=State.OPEN).to_bytes()
+    undo = Swap(call.key, claim.swap.new, opened, call.rules.retention)
+    fence = replace(undo, expected=claim.swap.expected, max_left=claim.swap.max_left)
+    seen = yield from _insist(undo)
+    if isinstance(seen, Held) and seen.value == fence.expected:
+        yield from _insist(fence)
+
+
+def _keep(call: Call, claimed: _Claimed, outcome: Outcome) -> Steps:
+    """Make the outcome the answer to every duplicate, and only then reply with it."""
+    kept = outcome.limited_to(call.rules.max_response_bytes)
+    done = replace(claimed.record, state=State.DONE, outcome=kept)
+    keep = Swap(call.key, claimed.swap.new, done.to_bytes(), call.rules.retention)
+    mine = Reply(outcome, call.owner)
+    replied = False
+    pauses = _growing(FIRST_PAUSE, 2, LONGEST_PAUSE)
+    while True:
+        seen = yield keep
+        match seen:
+            case Swapped():
+                reply, is_over = mine, True
+            case Outage() if not claimed.acknowledged:
+                reply, is_over = mine, True
+            case Outage():
+                reply, is_over = Reply(Problem(Reason.OUTCOME_PENDING), call.owner), False
+            case Held():
+                match judge_late(call, seen):
+                    case Overwrite(expected, max_left):
+                        keep = replace(keep, expected=expected, max_left=max_left)
+                        continue
+                    case GiveUp(swap):
+                        yield swap
+                        continue
+                    case WaitFor(owner):
+                        reply, is_over = Reply(Problem(Reason.IN_PROGRESS), owner), False
+                    case Replay(theirs, owner):
+                        reply, is_over = Reply(theirs, owner, replayed=True), True
+                    case Reject(problem, owner):
+                        reply, is_over = Reply(problem, owner), True
+        if not replied:
+            yield reply
+            replied = True
+        if is_over:
+            return
+        yield Pause(next(pauses))
+
+
+def _release(call: Call, claimed: _Claimed, ended: Ended) -> Steps:
+    """Give the key back, or mark its end as unclear, and reply with the handler's own failure."""
+    if ended.ending is Ending.UNCLEAR and call.rules.on_unclear is OnUnclear.FAIL:
+        left, ttl = replace(claimed.record, state=State.UNKNOWN), UNKNOWN_TTL
+    elif ended.ending is Ending.MENDABLE:
+        left, ttl = replace(claimed.record, state=State.OPEN, fingerprint=None), claimed.open_ttl
+    else:
+        left, ttl = replace(claimed.record, state=State.OPEN), claimed.open_ttl
+    release = Swap(call.key, claimed.swap.new, left.to_bytes(), ttl)
+    seen = yield release
+    yield Reply(ended.outcome, call.owner)
+    if isinstance(seen, Outage) and claimed.acknowledged:
+        yield Pause(FIRST_PAUSE)
+        yield from _insist(release)
+
+
+def _insist(swap: Swap) -> Generator[Step, Event, Swapped | Held]:
+    """Send a swap until the store answers."""
+    for pause in _growing(FIRST_PAUSE, 2, LONGEST_PAUSE):
+        seen = yield swap
+        if isinstance(seen, (Swapped, Held)):
+            return seen
+        yield Pause(pause)
+    raise AssertionError("pauses never end")
+
+
+def _growing(first: float, factor: float, longest: float) -> Iterator[float]:
+    value = first
+    while True:
+        yield value
+        value = min(longest, value * factor)

@@ -1,0 +1,86 @@
+"""Keys that a client makes: structured, windowed to a span of time, or unique.
+
+docs/choosing-a-key.md says which to use when.
+"""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import UTC, datetime, timedelta
+from urllib.parse import quote
+
+from idem_grpc.digest import as_uuid
+
+METADATA_KEY = "idempotency-key"
+MAX_LENGTH = 255
+_UNESCAPED = "".join(chr(c) for c in range(0x21, 0x7F) if chr(c) not in ":%")
+
+
+def is_valid(key: str) -> bool:
+    """Whether a key may be sent: 1 to 255 characters of 0x21 to 0x7E."""
+    return 1 <= len(key) <= MAX_LENGTH and all("\x21" <= character <= "\x7e" for character in key)
+
+
+def structured(*parts: str | int) -> str:
+    """Join parts that name one business action: ``("order", "uid123", 456)`` is "order:uid123:456".
+
+    Colons, per cent signs, blanks and all that is not ASCII are percent-encoded
+    (UTF-8), so that ("a:b", "c") and ("a", "b:c") differ. Raises ValueError for an
+    empty part, for no parts, and for a key of more than 255 characters.
+    """
+    if not parts or "" in parts:
+        raise ValueError(f"keys.structured{parts!r}: every part must say something; none may be empty")
+    key = ":".join(quote(str(part), safe=_UNESCAPED) for part in parts)
+    if len(key) > MAX_LENGTH:
+        raise ValueError(f"the key {key[:40]!r}… has {len(key)} characters; at most {MAX_LENGTH} may be sent")
+    return key
+
+
+def windowed(*parts: str | int, window: timedelta, at: datetime | None = None) -> str:
+    """A structured key that is the same within one window of time, and new in the next.
+
+    ``windowed("task", "uid123", window=timedelta(hours=1))`` is "task:uid123:20240330T10"
+    from 10:00 to 11:00 UTC: the start of the window, as precise as the window needs.
+    Windows are counted from 1970-01-01T00:00 UTC in whole seconds. ``at`` is the time to
+    stand in for now, and must know its time zone.
+
+    Two calls on either side of a window's edge have different keys, however close.
+    Raises ValueError for a window that is not a whole, positive number of seconds.
+    """
+    span = window // timedelta(seconds=1)
+    if span < 1 or window % timedelta(seconds=1):
+        raise ValueError(f"window={window!r}: give a whole, positive number of seconds")
+    if at is not None and at.tzinfo is None:
+        raise ValueError(f"at={at!r}: give a time with a time zone, such as datetime.now(UTC)")
+    now = int((at or datetime.now(UTC)).timestamp())
+    start = datetime.fromtimestamp(now - now % span, UTC)
+    form = next(form for unit, form in _PRECISIONS if span % unit == 0)
+    return structured(*parts, start.strftime(form))
+
+
+_PRECISIONS = ((86400, "%Y%m%d"), (3600, "%Y%m%dT%H"), (60, "%Y%m%dT%H%M"), (1, "%Y%m%dT%H%M%S"))
+
+
+def unique() -> str:
+    """A new UUIDv7 (RFC 9562): the time in milliseconds, then 74 random bits."""
+    return as_uuid(time.time_ns() // 1_000_000 << 80 | int.from_bytes(os.urandom(10), "big"), version=7)
+
+
+_pending: ContextVar[str | None] = ContextVar("idem_grpc_key", default=None)
+
+
+@contextmanager
+def using(key: str) -> Iterator[None]:
+    """Give ``key`` to the next call made in this context through our client interceptors.
+
+    Raises ValueError for a key that may not be sent.
+    """
+    if not is_valid(key):
+        raise ValueError(f"the key {key[:40]!r} may not be sent: give 1 to 255 characters of 0x21 to 0x7E")
+    token = _pending.set(key)
+    try:
+        yield
+    finally:
+        _pending.reset(token)

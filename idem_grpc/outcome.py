@@ -1,0 +1,84 @@
+"""What a call was answered, kept as the bytes in which it was first sent."""
+
+from dataclasses import dataclass, replace
+from enum import IntEnum
+from typing import Self
+
+from idem_grpc_pb.v1 import outcome_pb2
+
+Metadata = tuple[tuple[str, str | bytes], ...]
+
+
+class Code(IntEnum):
+    """The status codes of gRPC, by the names and numbers of google.rpc.Code."""
+
+    OK = 0
+    CANCELLED = 1
+    UNKNOWN = 2
+    INVALID_ARGUMENT = 3
+    DEADLINE_EXCEEDED = 4
+    NOT_FOUND = 5
+    ALREADY_EXISTS = 6
+    PERMISSION_DENIED = 7
+    RESOURCE_EXHAUSTED = 8
+    FAILED_PRECONDITION = 9
+    ABORTED = 10
+    OUT_OF_RANGE = 11
+    UNIMPLEMENTED = 12
+    INTERNAL = 13
+    UNAVAILABLE = 14
+    DATA_LOSS = 15
+    UNAUTHENTICATED = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A status, its metadata and the serialized responses that went before it."""
+
+    code: Code = Code.OK
+    details: str = ""
+    initial_metadata: Metadata = ()
+    trailing_metadata: Metadata = ()
+    messages: tuple[bytes, ...] = ()
+    messages_dropped: bool = False
+
+    def limited_to(self, max_bytes: int) -> Self:
+        """This outcome, or its tombstone if its messages are larger than ``max_bytes``."""
+        if sum(map(len, self.messages)) <= max_bytes:
+            return self
+        return replace(self, messages=(), messages_dropped=True)
+
+    def trailer(self, key: str) -> str | bytes | None:
+        """The last value of ``key`` in the trailing metadata."""
+        return dict(self.trailing_metadata).get(key)
+
+    def to_message(self) -> outcome_pb2.Outcome:
+        return outcome_pb2.Outcome(
+            code=self.code,
+            details=self.details,
+            initial_metadata=map(_metadatum, self.initial_metadata),
+            trailing_metadata=map(_metadatum, self.trailing_metadata),
+            messages=self.messages,
+            messages_dropped=self.messages_dropped,
+        )
+
+    @classmethod
+    def from_message(cls, message: outcome_pb2.Outcome) -> Self:
+        return cls(
+            code=Code(message.code),
+            details=message.details,
+            initial_metadata=tuple(map(_pair, message.initial_metadata)),
+            trailing_metadata=tuple(map(_pair, message.trailing_metadata)),
+            messages=tuple(message.messages),
+            messages_dropped=message.messages_dropped,
+        )
+
+
+def _metadatum(pair: tuple[str, str | bytes]) -> outcome_pb2.Metadatum:
+    key, value = pair
+    return outcome_pb2.Metadatum(key=key, value=value.encode() if isinstance(value, str) else value)
+
+
+def _pair(metadatum: outcome_pb2.Metadatum) -> tuple[str, str | bytes]:
+    is_binary = metadatum.key.endswith("-bin")
+    return metadatum.key, metadatum.value if is_binary else metadatum.value.decode()

@@ -1,0 +1,212 @@
+"""What a method's key means: which kind, for how long, and what an unclear end leads to.
+
+A Policy says as much as its writer cares about. Policies are layered, and a field
+is decided by the first layer that gives it.
+"""
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import Enum
+from typing import Any, Protocol
+
+from idem_grpc.outcome import Code
+from idem_grpc.record import OnUnclear
+
+Duration = timedelta | float
+"""A timedelta, or a number of seconds."""
+
+
+class KeyRule(Enum):
+    """Which calls need a key.
+
+    OPTIONAL: a call without a key runs unprotected. REQUIRED: it is refused.
+    TOKEN: it is refused, and the key must be a token that the TokenService issued.
+    """
+
+    OPTIONAL = "optional"
+    REQUIRED = "required"
+    TOKEN = "token"
+
+
+class OnOutage(Enum):
+    """What becomes of a keyed call while the store is away.
+
+    REFUSE: nothing runs. RUN: it runs, and may run twice.
+    """
+
+    REFUSE = "refuse"
+    RUN = "run"
+
+
+class StatusCode(Protocol):
+    """A grpc.StatusCode; the core does not import grpc."""
+
+    @property
+    def name(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """How a method is protected. Fields that are not given are left to the next layer.
+
+    Durations are timedeltas or seconds, kept to the millisecond.
+
+    operation: what the key stands for; default the method's full name. Methods that
+        share an operation share their keys.
+    key: default KeyRule.OPTIONAL.
+    retention: how long an answer is kept for duplicates; default 24 hours. At least
+        four leases.
+    lease: how long the process that runs a call may stay silent before others take it
+        for dead; default 30 seconds. It is renewed three times a lease.
+    wait: how long a duplicate waits for the running call before it is told
+        IN_PROGRESS, and never past its own deadline; default 10 seconds.
+    max_run: how long a run is protected; past it, its lease is no longer renewed and
+        its end is unclear to others; default 1 hour.
+    on_unclear: default OnUnclear.RERUN. A payment whose second run would do harm wants FAIL.
+    on_outage: default OnOutage.REFUSE. RUN goes with neither OnUnclear.FAIL nor KeyRule.TOKEN.
+    replay_errors: status codes, apart from OK, that are an answer to keep; default
+        NOT_FOUND, ALREADY_EXISTS and FAILED_PRECONDITION.
+    ignore: request fields, as dotted paths, that do not tell one request from another.
+    max_response_bytes: a larger answer is not kept, and its duplicates are told
+        RESPONSE_NOT_KEPT; default 1 MiB.
+
+    Raises ValueError or TypeError for a value that makes no sense, saying what would.
+    """
+
+    operation: str | None = None
+    key: KeyRule | None = None
+    retention: Duration | None = None
+    lease: Duration | None = None
+    wait: Duration | None = None
+    max_run: Duration | None = None
+    on_unclear: OnUnclear | None = None
+    on_outage: OnOutage | None = None
+    replay_errors: Collection[StatusCode | str] | None = None
+    ignore: Collection[str] | None = None
+    max_response_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("retention", "lease", "max_run"):
+            _check_duration(name, getattr(self, name), smallest=0.001)
+        _check_duration("wait", self.wait, smallest=0)
+        for name, kind in (("key", KeyRule), ("on_unclear", OnUnclear), ("on_outage", OnOutage)):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, kind):
+                raise TypeError(f"Policy({name}={value!r}): give a member of {kind.__name__}")
+        if self.operation == "":
+            raise ValueError('Policy(operation=""): leave it out to use the method\'s full name')
+        if self.max_response_bytes is not None and self.max_response_bytes < 0:
+            raise ValueError(f"Policy(max_response_bytes={self.max_response_bytes}): give 0 or more")
+        if isinstance(self.ignore, str):
+            raise TypeError(f"Policy(ignore={self.ignore!r}): give a collection of fields, not one string")
+        if self.replay_errors is not None:
+            _codes(self.replay_errors)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """A policy with every field decided, durations in seconds."""
+
+    operation: str
+    key: KeyRule
+    retention: float
+    lease: float
+    wait: float
+    max_run: float
+    on_unclear: OnUnclear
+    on_outage: OnOutage
+    replay_errors: frozenset[Code]
+    ignore: tuple[str, ...]
+    max_response_bytes: int
+
+    @classmethod
+    def of(cls, method: str, layers: Iterable[Policy]) -> "Rules":
+        """Decide every field by the first of ``layers`` that gives it, else by the defaults.
+
+        ``method`` is "/pkg.Service/Method". Raises ValueError when the fields, put
+        together, contradict each other.
+        """
+        stack = (*layers, BUILT_IN, Policy(operation=method))
+
+        def decided(field: str) -> Any:
+            values = (getattr(layer, field) for layer in stack)
+            return next(value for value in values if value is not None)
+
+        rules = cls(
+            operation=decided("operation"),
+            key=decided("key"),
+            retention=_seconds(decided("retention")),
+            lease=_seconds(decided("lease")),
+            wait=_seconds(decided("wait")),
+            max_run=_seconds(decided("max_run")),
+            on_unclear=decided("on_unclear"),
+            on_outage=decided("on_outage"),
+            replay_errors=_codes(decided("replay_errors")),
+            ignore=tuple(sorted(set(decided("ignore")))),
+            max_response_bytes=decided("max_response_bytes"),
+        )
+        rules._check(method)
+        return rules
+
+    def _check(self, method: str) -> None:
+        if self.retention < 4 * self.lease:
+            raise ValueError(
+                f"{method}: retention ({self.retention:g} s) must be at least four leases"
+                f" (of {self.lease:g} s each), so that a dead owner is remembered"
+            )
+        if self.max_run < self.lease:
+            raise ValueError(
+                f"{method}: max_run ({self.max_run:g} s) must be at least one lease ({self.lease:g} s)"
+            )
+        if self.on_outage is OnOutage.RUN and (
+            self.on_unclear is OnUnclear.FAIL or self.key is KeyRule.TOKEN
+        ):
+            raise ValueError(
+                f"{method}: OnOutage.RUN may run a call twice, which OnUnclear.FAIL and KeyRule.TOKEN"
+                " forbid: use OnOutage.REFUSE"
+            )
+
+
+BUILT_IN = Policy(
+    key=KeyRule.OPTIONAL,
+    retention=timedelta(hours=24),
+    lease=timedelta(seconds=30),
+    wait=timedelta(seconds=10),
+    max_run=timedelta(hours=1),
+    on_unclear=OnUnclear.RERUN,
+    on_outage=OnOutage.REFUSE,
+    replay_errors=(Code.NOT_FOUND, Code.ALREADY_EXISTS, Code.FAILED_PRECONDITION),
+    ignore=(),
+    max_response_bytes=1024 * 1024,
+)
+
+
+def _seconds(duration: Duration) -> float:
+    seconds = duration.total_seconds() if isinstance(duration, timedelta) else duration
+    return round(seconds, 3)
+
+
+def _check_duration(name: str, duration: Duration | None, *, smallest: float) -> None:
+    if duration is None:
+        return
+    if isinstance(duration, bool) or not isinstance(duration, (timedelta, int, float)):
+        raise TypeError(f"Policy({name}={duration!r}): give a timedelta or a number of seconds")
+    if not smallest <= _seconds(duration) <= _LONGEST:
+        raise ValueError(f"Policy({name}={duration!r}): give between {smallest:g} s and ten years")
+
+
+_LONGEST = timedelta(days=3653).total_seconds()
+
+
+def _codes(codes: Iterable[StatusCode | str]) -> frozenset[Code]:
+    if isinstance(codes, str):
+        raise TypeError(f"Policy(replay_errors={codes!r}): give a collection of status codes, not one string")
+    names = [code if isinstance(code, str) else getattr(code, "name", repr(code)) for code in codes]
+    for name in names:
+        if name not in Code.__members__ or name == "OK":
+            raise ValueError(
+                f"Policy(replay_errors=…): {name} is not a status code other than OK:"
+                " give members of grpc.StatusCode"
+            )
+    return frozenset(Code[name] for name in names)
