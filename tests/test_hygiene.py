@@ -1,0 +1,69 @@
+"""House rules that no linter knows."""
+
+import ast
+import re
+import tokenize
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+WRITTEN = [
+    path
+    for folder in ("idem_grpc", "tests", "examples", "benchmarks")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+    if "generated" not in path.parts
+]
+SUPPRESSION = re.compile(r"type: ignore\[[\w, -]+\]|noqa: ?[A-Z]+\d+(, ?[A-Z]+\d+)*")
+
+
+def name(path):
+    return str(path.relative_to(ROOT))
+
+
+def has_reason(comment: str) -> bool:
+    """Tell whether ``comment`` silences nothing, or says what it silences and why."""
+    said = SUPPRESSION.sub("", comment)
+    if re.search(r"\bnoqa\b|type: *ignore", said):
+        return False
+    return said == comment or len(re.findall(r"\w+", said)) >= 2
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "idem_grpc").rglob("*.py")), ids=name)
+def test_files_are_short(path):
+    assert len(path.read_text().splitlines()) <= 300
+
+
+@pytest.mark.parametrize("path", WRITTEN, ids=name)
+def test_suppressions_give_a_reason(path):
+    with tokenize.open(path) as file:
+        comments = [
+            token for token in tokenize.generate_tokens(file.readline) if token.type == tokenize.COMMENT
+        ]
+    assert not [f"{token.start[0]}: {token.string}" for token in comments if not has_reason(token.string)]
+
+
+@pytest.mark.parametrize(
+    ("comment", "verdict"),
+    [
+        ("# a comment", True),
+        ("# noqa", False),
+        ("# type: ignore", False),
+        ("# noqa: B007", False),
+        ("# noqa: B007 -- counts the tries", True),
+        ("# type: ignore[arg-type]", False),
+        ("# type: ignore[arg-type]  # stubs know no None", True),
+        ("# type: ignore[arg-type]  # noqa: B007", False),
+    ],
+)
+def test_what_counts_as_a_reason(comment, verdict):
+    assert has_reason(comment) is verdict
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tests").rglob("*.py")), ids=name)
+def test_tests_do_not_sleep(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute):
+            assert ast.unparse(node) != "time.sleep", f"line {node.lineno}: wait for what you wait for"
+        if isinstance(node, ast.ImportFrom) and node.module == "time":
+            assert "sleep" not in {alias.name for alias in node.names}, f"line {node.lineno}"
