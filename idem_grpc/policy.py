@@ -168,20 +168,6 @@ class Rules:
             )
 
 
-BUILT_IN = Policy(
-    key=KeyRule.OPTIONAL,
-    retention=timedelta(hours=24),
-    lease=timedelta(seconds=30),
-    wait=timedelta(seconds=10),
-    max_run=timedelta(hours=1),
-    on_unclear=OnUnclear.RERUN,
-    on_outage=OnOutage.REFUSE,
-    replay_errors=(Code.NOT_FOUND, Code.ALREADY_EXISTS, Code.FAILED_PRECONDITION),
-    ignore=(),
-    max_response_bytes=1024 * 1024,
-)
-
-
 def _seconds(duration: Duration) -> float:
     seconds = duration.total_seconds() if isinstance(duration, timedelta) else duration
     return round(seconds, 3)
@@ -210,3 +196,17 @@ def _codes(codes: Iterable[StatusCode | str]) -> frozenset[Code]:
                 " give members of grpc.StatusCode"
             )
     return frozenset(Code[name] for name in names)
+
+
+BUILT_IN = Policy(
+    key=KeyRule.OPTIONAL,
+    retention=timedelta(hours=24),
+    lease=timedelta(seconds=30),
+    wait=timedelta(seconds=10),
+    max_run=timedelta(hours=1),
+    on_unclear=OnUnclear.RERUN,
+    on_outage=OnOutage.REFUSE,
+    replay_errors=(Code.NOT_FOUND, Code.ALREADY_EXISTS, Code.FAILED_PRECONDITION),
+    ignore=(),
+    max_response_bytes=1024 * 1024,
+)
