@@ -1,11 +1,15 @@
 """What a store must be able to do: compare-and-swap, and little else."""
 
+import asyncio
 import os
+import re
 from abc import ABC, abstractmethod
 from types import TracebackType
 from typing import Self
 
-from idem_grpc.swap import Held, Swapped
+from idem_grpc.swap import Held, Swap, Swapped
+
+MAX_TTL = 100 * 365 * 86_400.0  # seconds; far below what any store's clock overflows at
 
 
 class StoreError(Exception):
@@ -43,7 +47,8 @@ class Store(ABC):
         never empty. Durations are seconds, kept to the millisecond at least, and
         ``ttl_left`` is measured on the store's own clock before the write.
 
-        Raises StoreUnavailable when the store did not answer, after which the
+        Raises ValueError for an empty value or a ttl that is not positive (``ttl`` is
+        not looked at when deleting); StoreUnavailable when the store did not answer, after which the
         same swap may be sent again; StoreError when the store is misused.
         """
 
@@ -68,7 +73,8 @@ class AsyncStore(ABC):
     """The same for asyncio. ``blocking`` is the same data over a connection of its own.
 
     Leases are renewed through ``blocking`` from a thread, so that a handler that
-    blocks the event loop does not lose its lease. ``aclose`` closes it too.
+    blocks the event loop does not lose its lease. ``aclose`` closes it too. The
+    event loop that uses a store first is the only one that may; others get StoreError.
     """
 
     namespace: str
@@ -103,18 +109,70 @@ class AsyncStore(ABC):
 
 
 class OpeningProcess:
-    """The process that opened a store; no other may use it.
+    """The process that opened a store; no other may use it, and it only until it closes it.
 
     Connections, locks and an in-memory store do not survive a fork in one piece.
     """
 
     def __init__(self) -> None:
         self._pid = os.getpid()
+        self.closed = False
+
+    def is_here(self) -> bool:
+        """Tell whether this is that process, and not one forked from it."""
+        return os.getpid() == self._pid
 
     def require(self) -> None:
-        """Raise StoreError in any other process."""
-        if os.getpid() != self._pid:
+        """Raise StoreError in any other process, or once the store is closed."""
+        if not self.is_here():
             raise StoreError(
                 f"this store was opened in process {self._pid}, before a fork, and is used in process"
                 f" {os.getpid()}: call open_store in each worker process, after the fork"
             )
+        if self.closed:
+            raise StoreError("this store is closed: open another, or close it later")
+
+
+class UsingLoop:
+    """The event loop that used a store first; its connections belong to no other."""
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def is_here(self) -> bool:
+        """Tell whether the running loop is that one, or the first to use the store."""
+        return self._loop in (None, asyncio.get_running_loop())
+
+    def require(self) -> None:
+        """Raise StoreError in any other event loop."""
+        if not self.is_here():
+            raise StoreError(
+                "this store is used from a second event loop: call open_async_store once for each"
+                " event loop (for each asyncio.run)"
+            )
+        self._loop = asyncio.get_running_loop()
+
+
+def checked_swap(
+    key: bytes, expected: bytes | None, new: bytes | None, ttl: float, max_left: float | None
+) -> Swap:
+    """The arguments of Store.swap as one value; ValueError if no store could honour them."""
+    if expected == b"" or new == b"":
+        raise ValueError("a value in a store is never empty: None stands for nothing")
+    if new is not None and not 0 < ttl <= MAX_TTL:
+        raise ValueError(f"ttl is {ttl!r}, and must be a positive number of seconds, a century at most")
+    return Swap(key, expected, new, ttl, max_left)
+
+
+def key_prefix(namespace: str) -> bytes:
+    """What keeps the keys of one namespace apart from those of any other.
+
+    Raises ValueError for a namespace that could not: the colon ends it, so that
+    none is a prefix of another, and braces would gather all of a Redis cluster's
+    keys on one node.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9._/-]{1,100}", namespace):
+        raise ValueError(
+            f"namespace is {namespace!r}, and must be 1 to 100 letters, digits, or any of '.', '_', '/', '-'"
+        )
+    return f"{namespace}:".encode()

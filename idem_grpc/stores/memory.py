@@ -1,0 +1,126 @@
+"""Stores that live in this process: for tests, and for a server that is alone.
+
+A dict and a lock. Expired entries are dropped a few at a time by the swaps that
+come after, so that memory stays bounded with nothing running in the background.
+"""
+
+import heapq
+import math
+import threading
+import time
+from collections.abc import Callable
+
+from idem_grpc.stores.protocol import (
+    AsyncStore,
+    OpeningProcess,
+    Store,
+    UsingLoop,
+    checked_swap,
+    key_prefix,
+)
+from idem_grpc.swap import Held, Swapped, may_swap
+
+_PURGED_PER_SWAP = 4  # more than one, so that a backlog shrinks while swaps keep adding
+_STALE_ALLOWED = 64  # so that a small store is not rebuilt at every turn
+
+
+class MemoryStore(Store):
+    """A dict in this process; it forgets everything when the process ends.
+
+    ``clock`` returns seconds from any start, and never goes back. Every store
+    object is a world of its own, whatever its ``namespace``.
+    """
+
+    def __init__(self, *, namespace: str = "idem", clock: Callable[[], float] = time.monotonic) -> None:
+        key_prefix(namespace)
+        self.namespace = namespace
+        self._opener = OpeningProcess()
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._entries: dict[bytes, tuple[bytes, float]] = {}
+        # Every write adds one here; what a later write overtook is stale, and skipped when its time comes.
+        self._expiries: list[tuple[float, bytes]] = []
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(namespace={self.namespace!r})"
+
+    def swap(
+        self,
+        key: bytes,
+        expected: bytes | None,
+        new: bytes | None,
+        ttl: float,
+        max_left: float | None = None,
+    ) -> Swapped | Held:
+        self._opener.require()
+        swap = checked_swap(key, expected, new, ttl, max_left)
+        with self._lock:
+            now = self._clock()
+            self._purge(now)
+            held = self._read(key, now)
+            if not may_swap(swap, held):
+                return held
+            if new is None:
+                self._entries.pop(key, None)
+            else:
+                self._write(key, new, now + ttl)
+            return Swapped(held.ttl_left)
+
+    def check(self) -> None:
+        self._opener.require()
+
+    def close(self) -> None:
+        self._opener.closed = True
+        if self._opener.is_here():  # in a forked process, a thread that is not there may hold the lock
+            with self._lock:
+                self._entries.clear()
+                self._expiries.clear()
+
+    def _read(self, key: bytes, now: float) -> Held:
+        value, expiry = self._entries.get(key, (None, -math.inf))
+        return Held(value, expiry - now) if expiry > now else Held(None, 0.0)
+
+    def _write(self, key: bytes, value: bytes, expiry: float) -> None:
+        self._entries[key] = (value, expiry)
+        heapq.heappush(self._expiries, (expiry, key))
+        if len(self._expiries) > 2 * len(self._entries) + _STALE_ALLOWED:
+            self._expiries = [(expiry, key) for key, (_, expiry) in self._entries.items()]
+            heapq.heapify(self._expiries)
+
+    def _purge(self, now: float) -> None:
+        for _ in range(_PURGED_PER_SWAP):
+            if not self._expiries or self._expiries[0][0] > now:
+                return
+            expiry, key = heapq.heappop(self._expiries)
+            if self._entries.get(key, (None, None))[1] == expiry:
+                del self._entries[key]
+
+
+class AsyncMemoryStore(AsyncStore):
+    """A MemoryStore for asyncio: ``blocking`` is the very same store."""
+
+    def __init__(self, *, namespace: str = "idem", clock: Callable[[], float] = time.monotonic) -> None:
+        self.namespace = namespace
+        self.blocking = MemoryStore(namespace=namespace, clock=clock)
+        self._loop = UsingLoop()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(namespace={self.namespace!r})"
+
+    async def swap(
+        self,
+        key: bytes,
+        expected: bytes | None,
+        new: bytes | None,
+        ttl: float,
+        max_left: float | None = None,
+    ) -> Swapped | Held:
+        self._loop.require()
+        return self.blocking.swap(key, expected, new, ttl, max_left)
+
+    async def check(self) -> None:
+        self._loop.require()
+        self.blocking.check()
+
+    async def aclose(self) -> None:
+        self.blocking.close()

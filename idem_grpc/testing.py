@@ -1,0 +1,140 @@
+"""What every store must do, as tests that anybody can run on a store of their own.
+
+    from idem_grpc.testing import StoreContract
+
+    class TestMyStore(StoreContract):
+        def make_store(self):
+            return MyStore("host:port", namespace=uuid4().hex)
+
+pytest collects the tests that the class inherits. AsyncStoreContract does the same
+for an AsyncStore. For pytest to spell out what differs in a failed assertion, put
+``pytest.register_assert_rewrite("idem_grpc.stores.contract", "idem_grpc.testing")``
+at the top of conftest.py; nothing here needs pytest otherwise.
+"""
+
+import asyncio
+import threading
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from idem_grpc.stores.contract import TTL, StoreChecks, look, raises
+from idem_grpc.stores.protocol import AsyncStore, Store, StoreError
+from idem_grpc.swap import Held, Swapped
+
+__all__ = ["AsyncStoreContract", "StoreContract"]
+
+T = TypeVar("T")
+
+
+class StoreContract(StoreChecks):
+    """The tests of a Store: subclass it and define ``make_store``.
+
+    Each test calls ``make_store`` once, closes what it gets, and expects it empty.
+    """
+
+    def make_store(self) -> Store:
+        """An empty store, such as one with a namespace that was never used."""
+        raise NotImplementedError
+
+    def _open(self) -> Store:
+        return self.make_store()
+
+
+class AsyncStoreContract(StoreChecks):
+    """The tests of an AsyncStore: as StoreContract, run on an event loop of their own."""
+
+    def make_store(self) -> AsyncStore:
+        """An empty store; called outside of any event loop."""
+        raise NotImplementedError
+
+    def _open(self) -> Store:
+        return _OnALoop(self.make_store())
+
+    def test_blocking_is_the_same_data(self) -> None:
+        with _OnALoop(self.make_store()) as store:
+            blocking = store.inner.blocking
+            store.swap(b"key", None, b"one", TTL)
+            assert isinstance(blocking.swap(b"key", b"one", b"two", TTL), Swapped)
+            assert look(store, b"key").value == b"two"
+            blocking.check()
+        raises(StoreError, lambda: blocking.swap(b"key", None, b"one", TTL))
+
+    def test_a_cancelled_swap_does_no_harm(self) -> None:
+        with _OnALoop(self.make_store()) as store:
+            inner = store.inner
+
+            async def swap_and_cancel(steps: int) -> None:
+                key = b"%d" % steps
+                task = asyncio.ensure_future(inner.swap(key, None, b"cancelled " + key, TTL))
+                for _ in range(steps):
+                    await asyncio.sleep(0)
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+                other = await inner.swap(b"other " + key, None, b"whole " + key, TTL)
+                assert other == Swapped(0.0), "this is the answer to another swap"
+
+            async def many() -> None:
+                await asyncio.gather(*[swap_and_cancel(steps) for steps in range(60)])
+
+            store.run(many())
+            for steps in range(60):
+                assert look(store, b"%d" % steps).value in (None, b"cancelled %d" % steps)
+                assert look(store, b"other %d" % steps).value == b"whole %d" % steps
+
+    def test_a_second_event_loop_is_refused(self) -> None:
+        with _OnALoop(self.make_store()) as store:
+            store.swap(b"key", None, b"one", TTL)
+            with asyncio.Runner() as second:
+                raises(StoreError, lambda: second.run(store.inner.swap(b"key", None, b"two", TTL)))
+            assert look(store, b"key").value == b"one"
+
+
+class _OnALoop(Store):
+    """An AsyncStore as a blocking one, so that one set of checks serves both."""
+
+    def __init__(self, inner: AsyncStore) -> None:
+        self.namespace = inner.namespace
+        self.inner = inner
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread.start()
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run it on the loop, from any thread; the loop stays for the next."""
+        if self._loop.is_closed():
+            coroutine.close()
+            raise StoreError("this store is closed")
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+    def swap(
+        self,
+        key: bytes,
+        expected: bytes | None,
+        new: bytes | None,
+        ttl: float,
+        max_left: float | None = None,
+    ) -> Swapped | Held:
+        return self.run(self.inner.swap(key, expected, new, ttl, max_left))
+
+    def check(self) -> None:
+        self.run(self.inner.check())
+
+    def close(self) -> None:
+        if self._loop.is_closed():
+            return
+        try:
+            self.run(self._close_for_good())
+        finally:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.run_until_complete(self._loop.shutdown_default_executor())
+            self._loop.close()
+
+    async def _close_for_good(self) -> None:
+        await self.inner.aclose()
+        await self.inner.aclose()
+        try:
+            await self.inner.swap(b"key", None, b"one", TTL)
+        except StoreError:
+            return
+        raise AssertionError("a swap after aclose must raise StoreError")

@@ -1,0 +1,23 @@
+"""Fixtures that more than one folder of tests needs."""
+
+import pytest
+
+pytest.register_assert_rewrite("idem_grpc.stores.contract", "idem_grpc.testing", "tests.support")
+
+from tests.support.redis_server import RedisServer  # noqa: E402 -- after what it is to be rewritten by
+
+
+@pytest.fixture(scope="session")
+def redis_server():
+    """A server that all tests share: each uses a namespace of its own, and none kills or pauses it."""
+    server = RedisServer()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def own_redis_server():
+    """A server of the test's own, to be killed, paused and counted on."""
+    server = RedisServer()
+    yield server
+    server.stop()

@@ -1,0 +1,62 @@
+"""What only a store in memory can be asked: to forget in time, and to stay small."""
+
+import gc
+import sys
+
+from idem_grpc.stores.memory import MemoryStore
+from idem_grpc.swap import Held, Swapped
+
+
+class Clock:
+    def __init__(self):
+        self.now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_time_is_the_clocks():
+    clock = Clock()
+    with MemoryStore(clock=clock) as store:
+        store.swap(b"key", None, b"one", 10)
+        clock.now += 4
+        assert store.swap(b"key", None, b"two", 10) == Held(b"one", 6)
+        assert store.swap(b"key", b"one", b"two", 10, max_left=5.9) == Held(b"one", 6)
+        assert store.swap(b"key", b"one", b"two", 10, max_left=6) == Swapped(6)
+        clock.now += 10
+        assert store.swap(b"key", b"two", b"three", 10) == Held(None, 0)
+
+
+def test_memory_is_given_back():
+    """Not for what lives, but for what has expired, was deleted, or was overwritten."""
+    clock = Clock()
+    with MemoryStore(clock=clock) as store:
+        for number in range(1000):
+            store.swap(b"%d" % number, None, b"brief", 10)
+        clock.now += 11
+        gc.collect()
+        before = sys.getallocatedblocks()
+        for number in range(1000):
+            store.swap(b"long", None, b"claimed", 86_400)
+            store.swap(b"long", b"claimed", b"claimed", 86_400)
+            store.swap(b"long", b"claimed", None, 0)
+            store.swap(b"other %d" % number, None, b"brief", 1e-9)
+            clock.now += 1e-6
+        gc.collect()
+        assert sys.getallocatedblocks() < before - 2000, "the thousand are gone, and nothing took their place"
+        assert store.swap(b"0", None, b"again", 10) == Swapped(0)
+
+
+def test_what_lives_is_not_purged():
+    clock = Clock()
+    with MemoryStore(clock=clock) as store:
+        store.swap(b"renewed", None, b"one", 10)
+        store.swap(b"renewed", b"one", b"one", 100)
+        store.swap(b"again", None, b"one", 10)
+        store.swap(b"again", b"one", None, 0)
+        store.swap(b"again", None, b"two", 100)
+        clock.now += 50
+        for number in range(20):
+            store.swap(b"%d" % number, None, b"x", 1)
+        assert store.swap(b"renewed", None, b"mine", 10) == Held(b"one", 50)
+        assert store.swap(b"again", None, b"mine", 10) == Held(b"two", 50)

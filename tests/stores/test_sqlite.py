@@ -1,0 +1,278 @@
+"""What only a file can be asked: several processes, sudden deaths, clocks that jump, boots, other files."""
+
+import os
+import sqlite3
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+
+import pytest
+
+from idem_grpc.stores import StoreError, StoreUnavailable, open_store
+from idem_grpc.stores.boot_clock import BootClock, host_clock
+from idem_grpc.stores.contract import TTL, look
+from idem_grpc.stores.sqlite import SqliteStore
+from idem_grpc.swap import Held, Swapped
+from tests.stores.sqlite_writer import count
+from tests.support.wait import until
+
+
+class Host:
+    """A host whose clocks the test sets, and which it reboots."""
+
+    def __init__(self):
+        self.up, self.wall = 5000.0, 1_700_000_000.0
+        self.boot = "first"
+
+    def clock(self):
+        return BootClock(self.boot, lambda: self.up, lambda: self.wall)
+
+    def reboot(self, took):
+        self.boot, self.up, self.wall = self.boot + "+", 0.0, self.wall + took
+
+
+@pytest.fixture
+def path(tmp_path):
+    return str(tmp_path / "store.db")
+
+
+@pytest.fixture
+def url(path):
+    return f"sqlite:///{path}"
+
+
+def rows(path):
+    connection = sqlite3.connect(path)
+    try:
+        return dict(connection.execute("SELECT key, boot FROM records"))
+    finally:
+        connection.close()
+
+
+def writer(url, key, rounds):
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.stores.sqlite_writer", url, key, str(rounds)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+
+
+def test_processes_lose_no_swap(url):
+    processes = [writer(url, "shared", 40) for _ in range(4)]
+    said = [int(line) for process in processes for line in process.communicate()[0].split()]
+    assert sorted(said) == list(range(1, 161))
+    with open_store(url) as store:
+        assert count(store, b"shared") == 160
+
+
+def test_a_writer_that_is_killed_leaves_the_file_right(url, path):
+    for _ in range(3):
+        doomed, other = writer(url, "doomed", 1_000_000), writer(url, "other", 100)
+        assert doomed.stdout is not None
+        acknowledged = [doomed.stdout.readline() for _ in range(50)]
+        doomed.kill()
+        acknowledged += doomed.communicate()[0].splitlines()
+        assert len(other.communicate()[0].split()) == 100, "nobody else is held up"
+        with open_store(url) as store:
+            assert count(store, b"doomed") - int(acknowledged[-1]) in (0, 1), (
+                "at most its last word is missing"
+            )
+    connection = sqlite3.connect(path)
+    assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    connection.close()
+
+
+def test_a_wall_clock_that_jumps_changes_nothing(path):
+    host = Host()
+    with SqliteStore(path, clock=host.clock()) as store:
+        store.swap(b"key", None, b"one", 100)
+        for jump in (-1_000_000, 500, 10_000_000):
+            host.wall += jump
+            host.up += 10
+            left = look(store, b"key").ttl_left
+            assert store.swap(b"key", b"one", b"two", 100, max_left=left - 1) == Held(b"one", left)
+        assert left == 70
+        host.up += 70
+        assert look(store, b"key") == Held(None, 0)
+
+
+def test_a_reboot_is_bridged_by_the_wall_clock(path):
+    host = Host()
+    with SqliteStore(path, clock=host.clock(), sweep_every=None) as store:
+        store.swap(b"long", None, b"one", 1000)
+        store.swap(b"short", None, b"one", 100)
+    host.reboot(took=300)
+    with SqliteStore(path, clock=host.clock(), sweep_every=None) as store:
+        assert look(store, b"long") == Held(b"one", 700)
+        assert look(store, b"short") == Held(None, 0)
+        assert store.swap(b"long", b"one", b"two", 1000) == Swapped(700)
+        host.wall += 5000
+        assert look(store, b"long").ttl_left == 1000, "it is this boot's now"
+
+
+def test_a_wall_clock_set_back_by_a_reboot_makes_nothing_live_longer(path):
+    host = Host()
+    with SqliteStore(path, clock=host.clock()) as store:
+        store.swap(b"key", None, b"one", 1000)
+    host.reboot(took=-1_000_000_000)
+    with SqliteStore(path, clock=host.clock()) as store:
+        assert look(store, b"key") == Held(b"one", 1000)
+        until(lambda: set(rows(path).values()) == {host.boot})  # the sweeper brings it over to this boot
+        host.up += 400
+        assert look(store, b"key") == Held(b"one", 600)
+
+
+def test_without_a_boot_id_the_wall_clock_decides(path):
+    host = Host()
+    clock = BootClock("", lambda: host.wall, lambda: host.wall)
+    with SqliteStore(path, clock=clock) as store:
+        store.swap(b"key", None, b"one", 1000)
+        host.wall += 400
+        assert look(store, b"key") == Held(b"one", 600)
+        host.wall -= 100_000
+        assert look(store, b"key") == Held(b"one", 1000)
+    with SqliteStore(path, clock=replace(host.clock(), boot="known")) as store:
+        assert look(store, b"key").value == b"one"
+
+
+def test_the_hosts_clock_is_the_same_for_all_processes():
+    script = "from idem_grpc.stores.boot_clock import *; c = host_clock(); print(c.boot, c.elapsed())"
+    before = host_clock().elapsed()
+    boot, elapsed = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, check=True, text=True
+    ).stdout.split()
+    assert boot == host_clock().boot
+    assert before < float(elapsed) < host_clock().elapsed()
+
+
+def test_expired_records_are_swept_and_no_others(path):
+    host = Host()
+    with SqliteStore(path, clock=host.clock(), sweep_every=0.01) as store:
+        for number in range(350):
+            store.swap(b"brief %d" % number, None, b"one", 10)
+        store.swap(b"long", None, b"one", 1000)
+        store.swap(b"renewed", None, b"one", 10)
+        store.swap(b"renewed", b"one", b"one", 1000)
+        assert len(rows(path)) == 352
+        host.up += 10
+        until(lambda: len(rows(path)) == 2)
+    host.reboot(took=100)
+    with SqliteStore(path, clock=host.clock(), sweep_every=0.01) as store:
+        until(lambda: look(store, b"long").ttl_left <= 900 and rows(path).get(b"idem:long") == host.boot)
+        host.wall += 1_000_000
+        store.swap(b"done", None, b"one", 10)
+        host.up += 10
+        until(lambda: b"idem:done" not in rows(path))
+        assert look(store, b"long") == Held(b"one", 890)
+
+
+def test_sweeping_ends_with_the_store(url):
+    def sweepers():
+        return [thread for thread in threading.enumerate() if thread.name == "idem-sqlite-sweeper"]
+
+    with open_store(url) as store:
+        assert not sweepers()
+        store.check()
+        assert len(sweepers()) == 1
+    assert not sweepers()
+    dropped = open_store(url)
+    dropped.check()
+    del dropped
+    # The next round would be half a minute away: it ends at once.
+    until(lambda: not sweepers(), deadline=20)
+
+
+def test_a_replay_takes_no_lock(url, path):
+    with open_store(url) as store:
+        store.swap(b"key", None, b"one", TTL)
+        connection = sqlite3.connect(path, isolation_level=None)
+        connection.execute("BEGIN IMMEDIATE")
+        assert isinstance(store.swap(b"key", None, b"two", TTL), Held)
+        with pytest.raises(StoreUnavailable, match="locked"):
+            store.swap(b"key", b"one", b"two", TTL)
+        connection.execute("ROLLBACK")
+        connection.close()
+        assert isinstance(store.swap(b"key", b"one", b"two", TTL), Swapped)
+
+
+def test_namespaces_share_a_file(url):
+    with open_store(url, namespace="a") as one, open_store(url, namespace="a.b") as two:
+        assert one.swap(b"key", None, b"one", TTL) == Swapped(0)
+        assert two.swap(b"key", None, b"two", TTL) == Swapped(0)
+        assert look(one, b"key").value == b"one"
+
+
+@pytest.mark.parametrize("act", [lambda store: store.check(), lambda store: store.swap(b"k", None, b"v", 1)])
+class TestAFileThatWillNotDo:
+    def refuse(self, url, act, sentence):
+        with open_store(url) as store, pytest.raises(StoreError, match=sentence) as caught:
+            act(store)
+        assert type(caught.value) is StoreError
+
+    def test_in_no_folder(self, act, tmp_path):
+        self.refuse(f"sqlite:///{tmp_path}/missing/store.db", act, "no folder .*missing")
+
+    def test_a_folder(self, act, tmp_path):
+        self.refuse(f"sqlite:///{tmp_path}", act, "cannot be opened for writing")
+
+    def test_another_programs(self, act, url, path):
+        connection = sqlite3.connect(path)
+        connection.execute("CREATE TABLE theirs (a)")
+        connection.close()
+        self.refuse(url, act, "another program's data")
+        connection = sqlite3.connect(path)
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("delete",), "it is left as it was"
+        connection.close()
+
+    def test_of_another_schema(self, act, url, path):
+        with open_store(url) as store:
+            store.check()
+        connection = sqlite3.connect(path)
+        connection.execute("PRAGMA user_version = 7")
+        connection.close()
+        self.refuse(url, act, "version 7 of the store's schema")
+
+    def test_no_database(self, act, url, path):
+        with open(path, "w") as file:
+            file.write("some prose " * 1000)
+        self.refuse(url, act, "is not a SQLite file")
+
+
+READ_ONLY = """
+import os, sys
+from idem_grpc.stores import StoreError, StoreUnavailable, open_store
+store = open_store(sys.argv[1])
+if os.getuid() == 0:
+    os.setuid(65534)
+for act in (store.check, lambda: store.swap(b"key", None, b"one", 60)):
+    try:
+        act()
+    except StoreError as error:
+        assert type(error) is StoreError and "needs to write" in str(error), error
+    else:
+        sys.exit("it was written")
+"""
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_file_that_may_not_be_written(tmp_path_factory, exists):
+    folder = tmp_path_factory.mktemp("readable")
+    for parent in (folder, folder.parent, folder.parent.parent):
+        parent.chmod(0o755)
+    url = f"sqlite:///{folder}/store.db"
+    if exists:
+        with open_store(url) as store:
+            store.check()
+    folder.chmod(0o555)
+    subprocess.run([sys.executable, "-c", READ_ONLY, url], check=True)
+
+
+def test_a_relative_path_is_taken_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with open_store("sqlite:///store.db") as store:
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        store.check()
+        assert (tmp_path / "store.db").exists()
