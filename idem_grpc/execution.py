@@ -1,5 +1,7 @@
 """What a handler can learn and say about its own run: ``current()``."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from threading import Event
@@ -18,15 +20,17 @@ class Execution:
     scope: whose key it is, as the interceptor's ``scope`` gave it.
     attempt: 1 for the first run under this key, more after a run that left nothing.
         It fences off late writers; it does not make an effect happen exactly once.
+
+    ``identity``, ``lost`` and ``ending`` are the interceptor's side of it.
     """
 
     key: str
     operation: str
     scope: str
     attempt: int
-    _identity: bytes
-    _lost: Event = field(default_factory=Event)
-    _ending: Ending | None = None
+    identity: bytes = field(repr=False)
+    lost: Event = field(default_factory=Event, repr=False)
+    ending: Ending | None = field(default=None, repr=False)
 
     @property
     def lease_lost(self) -> bool:
@@ -35,15 +39,15 @@ class Execution:
         True once the lease could not be renewed in time, or ``max_run`` is over. A
         handler that finds it true should stop before its next effect.
         """
-        return self._lost.is_set()
+        return self.lost.is_set()
 
     def keep(self) -> None:
         """Keep the answer of this run for every duplicate, whatever its status code."""
-        self._ending = Ending.DECIDED
+        self.ending = Ending.DECIDED
 
     def release(self) -> None:
         """Say that this run had no effect: its answer is not kept, and a retry runs again."""
-        self._ending = Ending.NOT_NOW
+        self.ending = Ending.NOT_NOW
 
     def derive(self, name: str) -> str:
         """A UUID that is the same in every attempt at this request, and differs by ``name``.
@@ -51,7 +55,7 @@ class Execution:
         Give it to a payment provider or a queue as *its* idempotency key. It is made
         of the record's name, the request and ``name``, so callers never share one.
         """
-        bits = digest("derive", self._identity, name.encode(), size=16)
+        bits = digest("derive", self.identity, name.encode(), size=16)
         return as_uuid(int.from_bytes(bits, "big"), version=8)
 
 
@@ -63,7 +67,17 @@ def current() -> Execution | None:
     return _current.get()
 
 
-def identity(key: bytes, record: Record) -> bytes:
+@contextmanager
+def running(execution: Execution) -> Iterator[None]:
+    """Make ``execution`` the current one of this context."""
+    token = _current.set(execution)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def identity_of(key: bytes, record: Record) -> bytes:
     """What stays the same over all attempts at one request under one store key."""
     fingerprint = record.fingerprint
     return digest("request", key, fingerprint.raw if fingerprint is not None else b"")

@@ -136,10 +136,10 @@ class Rules:
         rules = cls(
             operation=decided("operation"),
             key=decided("key"),
-            retention=_seconds(decided("retention")),
-            lease=_seconds(decided("lease")),
-            wait=_seconds(decided("wait")),
-            max_run=_seconds(decided("max_run")),
+            retention=in_seconds(decided("retention")),
+            lease=in_seconds(decided("lease")),
+            wait=in_seconds(decided("wait")),
+            max_run=in_seconds(decided("max_run")),
             on_unclear=decided("on_unclear"),
             on_outage=decided("on_outage"),
             replay_errors=_codes(decided("replay_errors")),
@@ -168,7 +168,8 @@ class Rules:
             )
 
 
-def _seconds(duration: Duration) -> float:
+def in_seconds(duration: Duration) -> float:
+    """A duration as seconds, to the millisecond."""
     seconds = duration.total_seconds() if isinstance(duration, timedelta) else duration
     return round(seconds, 3)
 
@@ -178,7 +179,7 @@ def _check_duration(name: str, duration: Duration | None, *, smallest: float) ->
         return
     if isinstance(duration, bool) or not isinstance(duration, (timedelta, int, float)):
         raise TypeError(f"Policy({name}={duration!r}): give a timedelta or a number of seconds")
-    if not smallest <= _seconds(duration) <= _LONGEST:
+    if not smallest <= in_seconds(duration) <= _LONGEST:
         raise ValueError(f"Policy({name}={duration!r}): give between {smallest:g} s and ten years")
 
 

@@ -1,0 +1,34 @@
+"""Makes gRPC calls safe to send twice. ``idem_grpc.aio`` is the same for ``grpc.aio``."""
+
+from idem_grpc import keys
+from idem_grpc.execution import Execution, current
+from idem_grpc.policy import KeyRule, OnOutage, Policy
+from idem_grpc.problem import Reason
+from idem_grpc.record import OnUnclear
+from idem_grpc.reporter import Replied, Reporter
+from idem_grpc.scope import PEER, SHARED, CallInfo, metadata
+from idem_grpc.server.sync import ServerInterceptor
+from idem_grpc.stores import open_store
+from idem_grpc.stores.protocol import Store, StoreError, StoreUnavailable
+
+__all__ = [
+    "PEER",
+    "SHARED",
+    "CallInfo",
+    "Execution",
+    "KeyRule",
+    "OnOutage",
+    "OnUnclear",
+    "Policy",
+    "Reason",
+    "Replied",
+    "Reporter",
+    "ServerInterceptor",
+    "Store",
+    "StoreError",
+    "StoreUnavailable",
+    "current",
+    "keys",
+    "metadata",
+    "open_store",
+]

@@ -1,0 +1,31 @@
+"""Where telemetry hangs: a narrow observer, which does nothing unless told to."""
+
+from dataclasses import dataclass
+
+from idem_grpc.outcome import Code
+from idem_grpc.problem import Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Replied:
+    """A keyed call was answered with ``code``.
+
+    ``replayed``: the answer is that of another call's run. ``reason`` is set when the
+    call was refused. ``run`` is the id of the run that the answer tells of, or empty.
+    """
+
+    method: str
+    code: Code
+    replayed: bool
+    reason: Reason | None
+    run: str
+
+
+class Reporter:
+    """Override what you want to count. Called on the call's own path: be quick, do not raise."""
+
+    def replied(self, event: Replied) -> None:
+        """A keyed call was answered."""
+
+    def lease_lost(self, method: str, run: str) -> None:
+        """A run outlived its lease or its ``max_run``: another process may run the call again."""

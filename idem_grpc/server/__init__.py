@@ -1,0 +1,1 @@
+"""The server interceptors, for grpc and grpc.aio."""

@@ -1,0 +1,172 @@
+"""From what arrives over the wire to a call that the state machine knows."""
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from google.protobuf.descriptor import ServiceDescriptor
+
+from idem_grpc import keys
+from idem_grpc.digest import digest, store_key, token_key
+from idem_grpc.execution import Execution, identity_of
+from idem_grpc.fingerprint import fingerprint
+from idem_grpc.judge import Call
+from idem_grpc.methods import Methods
+from idem_grpc.outcome import Code, Metadata, Outcome
+from idem_grpc.policy import KeyRule, Policy, Rules
+from idem_grpc.problem import Problem, Reason
+from idem_grpc.record import Binding, Record
+from idem_grpc.scope import CallInfo, Scope, scope_of
+
+logger = logging.getLogger("idem_grpc")
+
+_OWNER_BYTES = 8
+
+
+class Refused(Exception):
+    """The call gets this answer, and nothing was run or stored."""
+
+    def __init__(self, answer: Outcome | Problem) -> None:
+        super().__init__(answer)
+        self.answer = answer
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """What is known of a call's sender. Taken at once: grpc forgets it when the RPC ends."""
+
+    method: str
+    metadata: tuple[tuple[str, str | bytes], ...]
+    peer: str
+    peer_identities: tuple[bytes, ...] | None
+    peer_identity_key: str | None
+    auth_context: Mapping[str, Iterable[bytes]]
+
+    @classmethod
+    def of(cls, method: str, context: Any) -> "Caller":
+        """Read the context of either grpc or grpc.aio, which have these methods in common."""
+        identities = context.peer_identities()
+        return cls(
+            method=method,
+            metadata=tuple((key, value) for key, value in context.invocation_metadata() or ()),
+            peer=context.peer(),
+            peer_identities=None if identities is None else tuple(identities),
+            peer_identity_key=context.peer_identity_key(),
+            auth_context=context.auth_context(),
+        )
+
+    @property
+    def previous_attempts(self) -> int:
+        """How often gRPC's own retries have sent this call before, by their own count."""
+        value = dict(self.metadata).get("grpc-previous-rpc-attempts", "")
+        return int(value) if isinstance(value, str) and value.isdecimal() and len(value) < 9 else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """A keyed call, its scope and what its handler is given as the request."""
+
+    call: Call
+    key: str
+    scope: str
+    request: Any
+
+    def execution(self, record: Record) -> Execution:
+        """What ``current()`` is while the handler runs under ``record``."""
+        return Execution(
+            key=self.key,
+            operation=self.call.rules.operation,
+            scope=self.scope,
+            attempt=record.attempt,
+            identity=identity_of(self.call.key, record),
+        )
+
+
+class Admission:
+    """The settings of an interceptor that say what is protected, and how. Does no I/O."""
+
+    def __init__(
+        self,
+        namespace: str,
+        scope: Scope,
+        services: Iterable[str | ServiceDescriptor],
+        policies: Mapping[str, Policy],
+        default: Policy,
+    ) -> None:
+        if not callable(scope):
+            raise TypeError(
+                f"scope={scope!r}: give SHARED, PEER, metadata('name') or a function of CallInfo,"
+                " which says who shares keys and answers"
+            )
+        self._namespace = namespace
+        self._scope = scope
+        self._methods = Methods(policies, default, services)
+
+    def rules(self, method: str, metadata: Metadata) -> Rules | None:
+        """The rules by which a call is protected; None if it runs as if we were not there.
+
+        Raises Refused for a call that lacks a key it needs, or whose policy is at fault.
+        """
+        try:
+            rules = self._methods.rules(method)
+        except (ValueError, TypeError):
+            logger.exception("%s is refused: its idempotency policy is at fault", method)
+            raise Refused(Problem(Reason.MISCONFIGURED)) from None
+        if rules is None or any(key == keys.METADATA_KEY for key, _ in metadata):
+            return rules
+        if rules.key is KeyRule.OPTIONAL:
+            return None
+        raise Refused(Problem(Reason.KEY_REQUIRED))
+
+    def admit(
+        self, rules: Rules, caller: Caller, raw: bytes, parse: Callable[[bytes], Any] | None
+    ) -> Admitted:
+        """Read the key, the scope and the request. Raises Refused where one of them is not valid."""
+        key = _key_in(caller.metadata)
+        scope = self._scope_of(caller)
+        request = _parsed(raw, parse)
+        try:
+            shown = fingerprint(caller.method, raw, request, rules.ignore)
+        except ValueError:
+            logger.exception("%s is refused: its idempotency policy is at fault", caller.method)
+            raise Refused(Problem(Reason.MISCONFIGURED)) from None
+        owner = os.urandom(_OWNER_BYTES)
+        if rules.key is KeyRule.TOKEN:
+            binding = Binding(digest("operation", rules.operation.encode()), digest("scope", scope.encode()))
+            call = Call(token_key(self._namespace, key), owner, shown, rules, binding)
+        else:
+            name = store_key(self._namespace, rules.operation, scope.encode(), key)
+            call = Call(name, owner, shown, rules)
+        return Admitted(call, key, scope, request)
+
+    def _scope_of(self, caller: Caller) -> str:
+        info = CallInfo(caller.method, caller.metadata, caller.peer_identities or (), caller.auth_context)
+        try:
+            return scope_of(self._scope, info)
+        except Exception as error:
+            logger.warning("%s is refused: %s", caller.method, error)
+            raise Refused(Problem(Reason.SCOPE_UNKNOWN)) from error
+
+
+def _key_in(metadata: Metadata) -> str:
+    values = {value for key, value in metadata if key == keys.METADATA_KEY}
+    if len(values) > 1:
+        raise Refused(Problem(Reason.KEY_INVALID, "the call has two different idempotency-keys"))
+    key = values.pop()
+    if not isinstance(key, str) or not keys.is_valid(key):
+        raise Refused(
+            Problem(Reason.KEY_INVALID, "an idempotency-key has 1 to 255 characters, of 0x21 to 0x7E")
+        )
+    return key
+
+
+def _parsed(raw: bytes, parse: Callable[[bytes], Any] | None) -> Any:
+    if parse is None:
+        return raw
+    try:
+        return parse(raw)
+    except Exception:
+        logger.exception("Exception deserializing request!")
+        raise Refused(Outcome(Code.INTERNAL, "Exception deserializing request!")) from None

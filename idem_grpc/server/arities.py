@@ -1,0 +1,39 @@
+"""The kinds of method that grpc has, told apart in one place."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+if TYPE_CHECKING:
+    Handler = grpc.RpcMethodHandler[Any, Any]  # generic for type checkers only
+else:
+    Handler = grpc.RpcMethodHandler
+
+Behavior = Callable[[Any, Any], Any]
+
+_FACTORIES = {
+    (False, False): grpc.unary_unary_rpc_method_handler,
+    (False, True): grpc.unary_stream_rpc_method_handler,
+    (True, False): grpc.stream_unary_rpc_method_handler,
+    (True, True): grpc.stream_stream_rpc_method_handler,
+}
+
+
+def raw_handler(like: Handler, behavior: Behavior) -> Handler:
+    """A handler of the same kind that is given, and gives, the bytes of the wire."""
+    return _FACTORIES[bool(like.request_streaming), bool(like.response_streaming)](behavior)
+
+
+def behavior_of(handler: Handler) -> Behavior:
+    """The function that serves the method."""
+    behaviors = (handler.unary_unary, handler.unary_stream, handler.stream_unary, handler.stream_stream)
+    return next(behavior for behavior in behaviors if behavior is not None)
+
+
+def serialized(handler: Handler, response: Any) -> bytes:
+    """A response as bytes, by the handler's own function. Raises where that cannot be done."""
+    body = response if handler.response_serializer is None else handler.response_serializer(response)
+    if not isinstance(body, bytes):
+        raise TypeError(f"the response of {type(response)} was serialized to {type(body)}, not to bytes")
+    return body

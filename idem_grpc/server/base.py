@@ -1,0 +1,135 @@
+"""What the interceptors for grpc and for grpc.aio have in common: all that is not I/O."""
+
+import logging
+import random
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from time import monotonic
+
+import grpc
+from google.protobuf.descriptor import ServiceDescriptor
+
+from idem_grpc.execution import Execution
+from idem_grpc.flow import Reply, Steps, Wait
+from idem_grpc.judge import Call
+from idem_grpc.policy import Policy, Rules
+from idem_grpc.problem import Problem, Reason
+from idem_grpc.reporter import Reporter
+from idem_grpc.scope import Scope
+from idem_grpc.server.admission import Admission, Caller, Refused
+from idem_grpc.server.arities import Handler
+from idem_grpc.server.keeper import Keeper
+from idem_grpc.server.replies import Answer, answer
+from idem_grpc.server.runs import Run, Runs
+from idem_grpc.stores.protocol import Store
+
+logger = logging.getLogger("idem_grpc")
+
+
+class Protection:
+    """The settings of an interceptor, the runs of its calls and the thread that keeps them.
+
+    ``blocking`` is a store that the keeper's thread may use; the rest are the arguments
+    of ServerInterceptor.
+    """
+
+    def __init__(
+        self,
+        blocking: Store,
+        *,
+        scope: Scope,
+        services: Iterable[str | ServiceDescriptor],
+        policies: Mapping[str, Policy],
+        default: Policy,
+        max_waiters: int,
+        reporter: Reporter | None,
+    ) -> None:
+        if max_waiters < 0:
+            raise ValueError(f"max_waiters={max_waiters}: give 0 or more duplicates that may wait")
+        self.admission = Admission(blocking.namespace, scope, services, policies, default)
+        self.keeper = Keeper(blocking)
+        self.runs = Runs()
+        self._reporter = reporter or Reporter()
+        self._places = threading.Semaphore(max_waiters)
+
+    def plan(self, handler: Handler, details: grpc.HandlerCallDetails) -> Rules | Reply | None:
+        """The rules to protect a call by, the reply that refuses it, or None to let it through."""
+        try:
+            rules = self.admission.rules(details.method, tuple(details.invocation_metadata))
+        except Refused as refused:
+            return Reply(refused.answer)
+        if rules is not None and (handler.request_streaming or handler.response_streaming):
+            return Reply(Problem(Reason.NOT_SUPPORTED, "streams take no idempotency-key yet"))
+        return rules
+
+    def answer(self, reply: Reply, caller: Caller) -> Answer:
+        """What is sent for a reply, which is also reported."""
+        sent, event = answer(reply, caller)
+        try:
+            self._reporter.replied(event)
+        except Exception:
+            logger.exception("the reporter raised")
+        return sent
+
+    def lose(self, execution: Execution, caller: Caller, owner: bytes) -> None:
+        """Tell a handler that its lease is lost."""
+        if execution.lease_lost:
+            return
+        execution.lost.set()
+        logger.warning("%s: run %s has lost its lease", caller.method, owner.hex())
+        try:
+            self._reporter.lease_lost(caller.method, owner.hex())
+        except Exception:
+            logger.exception("the reporter raised")
+
+    def finish(self, steps: Steps, owner: bytes) -> None:
+        """Bring a flow that has replied to its end, here if nothing is left of it to do."""
+        try:
+            step = steps.send(None)
+        except StopIteration:
+            self.runs.end(owner)
+        else:
+            self.keeper.finish(steps, step, lambda: self.runs.end(owner))
+
+    @contextmanager
+    def running(self, call: Call, patience: "Patience") -> Iterator[Run]:
+        """Register a flow; it ends when it is finished, or here if driving it fails."""
+        run = self.runs.start(call.owner)
+        try:
+            yield run
+        except BaseException as error:
+            self.runs.end(call.owner)
+            run.set_exception(error)
+            raise
+        finally:
+            patience.close()
+
+    def patience(self, rules: Rules, remaining: float | None) -> "Patience":
+        """How long a call with ``remaining`` seconds to its deadline may wait for another."""
+        return Patience(self._places, rules.wait if remaining is None else min(rules.wait, remaining))
+
+
+class Patience:
+    """How long one call may wait for the run of another, and in which place."""
+
+    def __init__(self, places: threading.Semaphore, seconds: float) -> None:
+        self._places = places
+        self._ends = monotonic() + seconds
+        self._has_place = False
+        self.gone = False
+
+    def left(self) -> float:
+        """Seconds for which the call may go on waiting: 0 if its caller is gone or no place is free."""
+        self._has_place = self._has_place or self._places.acquire(blocking=False)
+        return max(0.0, self._ends - monotonic()) if self._has_place and not self.gone else 0.0
+
+    def until_poll(self, wait: Wait) -> float:
+        """Seconds until the store is looked at again: duplicates are kept from doing so in step."""
+        return min(self.left(), wait.seconds * random.uniform(0.8, 1.2))
+
+    def close(self) -> None:
+        """Give the place back."""
+        if self._has_place:
+            self._has_place = False
+            self._places.release()

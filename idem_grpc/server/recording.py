@@ -1,0 +1,226 @@
+"""The context that a keyed handler gets: it records what the handler says.
+
+The real one follows the store, for an answer must not go out before it is kept; and
+once the caller is gone, the handler must be able to finish as if it were not.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, NoReturn
+
+import grpc
+
+from idem_grpc.endings import Ending, ending_of
+from idem_grpc.execution import Execution
+from idem_grpc.flow import Ended
+from idem_grpc.outcome import Code, Metadata, Outcome
+from idem_grpc.policy import Rules
+from idem_grpc.server.admission import Caller
+
+logger = logging.getLogger("idem_grpc")
+
+NO_DEADLINE = 9e18
+"""What ``time_remaining`` says in grpc's threaded servers when a call has no deadline."""
+
+
+class Recording:
+    """What a handler said of its answer, and what it may know of its caller.
+
+    The methods here are alike in grpc and grpc.aio.
+    """
+
+    def __init__(self, caller: Caller) -> None:
+        self._caller = caller
+        self._code: grpc.StatusCode | None = None
+        self._details = ""
+        self._initial: Metadata = ()
+        self._trailing: Metadata = ()
+        self._callbacks: list[Callable[[], None]] = []
+        self.aborted = False
+        self._compression: grpc.Compression | None = None
+        self._compresses_message = True
+
+    def invocation_metadata(self) -> Any:
+        return self._caller.metadata
+
+    def peer(self) -> str:
+        return self._caller.peer
+
+    def peer_identities(self) -> Sequence[bytes] | None:
+        return self._caller.peer_identities
+
+    def peer_identity_key(self) -> str | None:
+        return self._caller.peer_identity_key
+
+    def auth_context(self) -> Mapping[str, Any]:
+        return self._caller.auth_context
+
+    def set_code(self, code: grpc.StatusCode) -> None:
+        self._code = code
+
+    def set_details(self, details: str) -> None:
+        self._details = details
+
+    def set_trailing_metadata(self, trailing_metadata: Any) -> None:
+        self._trailing = _metadata(trailing_metadata)
+
+    def trailing_metadata(self) -> Any:
+        return self._trailing
+
+    def code(self) -> Any:
+        return self._code
+
+    def set_compression(self, compression: grpc.Compression) -> None:
+        self._compression = compression
+
+    def disable_next_message_compression(self) -> None:
+        self._compresses_message = False
+
+    def compress(self, context: Any) -> None:
+        """Have the real context compress the answer as the handler wanted it."""
+        if self._compression is not None:
+            context.set_compression(self._compression)
+        if not self._compresses_message:
+            context.disable_next_message_compression()
+
+    def record_initial_metadata(self, initial_metadata: Any) -> None:
+        if self._initial:
+            raise ValueError("Initial metadata no longer allowed!")
+        self._initial = _metadata(initial_metadata)
+
+    def record_abort(
+        self, code: grpc.StatusCode, details: str | bytes, trailing_metadata: Any = None
+    ) -> None:
+        """Note how the handler ended its call; what it raises next is of no account."""
+        if code == grpc.StatusCode.OK:
+            logger.error("abort() called with StatusCode.OK; returning UNKNOWN")
+            code, details = grpc.StatusCode.UNKNOWN, ""
+        self.aborted = True
+        self._code = code
+        self._details = details if isinstance(details, str) else details.decode(errors="replace")
+        if trailing_metadata is not None:
+            self._trailing = _metadata(trailing_metadata)
+
+    def run_callbacks(self) -> None:
+        """Call what the handler wants called at the end of its RPC: for it, that is the end of its run."""
+        for callback in self._callbacks:
+            try:
+                callback()
+            except Exception:
+                logger.exception("Exception in a callback at the end of %s", self._caller.method)
+
+    def returned(self, serialize: Callable[[], bytes], execution: Execution, rules: Rules) -> Ended:
+        """The end of a handler that returned. ``serialize`` is asked for its response on success."""
+        if self.aborted or self._code not in (None, grpc.StatusCode.OK):
+            return self._ended(self._outcome(), execution, rules)
+        try:
+            message = serialize()
+        except Exception:
+            logger.exception("%s: Failed to serialize response!", self._caller.method)
+            outcome = Outcome(Code.INTERNAL, "Failed to serialize response!")
+            return Ended(outcome, execution.ending or Ending.UNCLEAR)
+        return self._ended(self._outcome((message,)), execution, rules)
+
+    def raised(self, error: BaseException, execution: Execution, rules: Rules) -> Ended:
+        """The end of a handler that raised; an abort is raised too, and is no accident."""
+        if self.aborted:
+            return self._ended(self._outcome(), execution, rules)
+        logger.error("Exception calling application: %s", error, exc_info=error)
+        if self._code in (None, grpc.StatusCode.OK):
+            self._code = grpc.StatusCode.UNKNOWN
+        self._details = self._details or f"Exception calling application: {error}"
+        return Ended(self._outcome(), execution.ending or Ending.UNCLEAR)
+
+    def _outcome(self, messages: tuple[bytes, ...] = ()) -> Outcome:
+        name = "OK" if self._code is None else getattr(self._code, "name", "")
+        code = Code.__members__.get(name, Code.UNKNOWN)
+        return Outcome(code, self._details, self._initial, self._trailing, messages)
+
+    @staticmethod
+    def _ended(outcome: Outcome, execution: Execution, rules: Rules) -> Ended:
+        return Ended(outcome, execution.ending or ending_of(outcome, rules.replay_errors))
+
+
+class RecordingContext(Recording, grpc.ServicerContext):
+    """For handlers that run on a thread. ``real`` is asked for the deadline while it is active."""
+
+    def __init__(self, caller: Caller, time_remaining: Callable[[], float | None]) -> None:
+        super().__init__(caller)
+        self._time_remaining = time_remaining
+
+    def is_active(self) -> bool:
+        return True
+
+    def time_remaining(self) -> float:
+        remaining = self._time_remaining()
+        return NO_DEADLINE if remaining is None else remaining
+
+    def cancel(self) -> bool:
+        self.record_abort(grpc.StatusCode.CANCELLED, "Cancelled by the server")
+        return True
+
+    def add_callback(self, callback: Callable[[], None]) -> bool:
+        self._callbacks.append(callback)
+        return True
+
+    def details(self) -> bytes:
+        return self._details.encode()
+
+    def send_initial_metadata(self, initial_metadata: Any) -> None:
+        self.record_initial_metadata(initial_metadata)
+
+    def abort(self, code: grpc.StatusCode, details: str) -> NoReturn:
+        self.record_abort(code, details)
+        raise Aborted
+
+    def abort_with_status(self, status: grpc.Status) -> NoReturn:
+        self.record_abort(status.code, status.details, status.trailing_metadata)
+        raise Aborted
+
+
+class AsyncRecordingContext(Recording, grpc.aio.ServicerContext[Any, Any]):
+    """The same for coroutines."""
+
+    def __init__(self, caller: Caller, time_remaining: Callable[[], float | None]) -> None:
+        super().__init__(caller)
+        self._time_remaining = time_remaining
+
+    def time_remaining(self) -> Any:
+        return self._time_remaining()
+
+    def cancelled(self) -> bool:
+        return False
+
+    def done(self) -> bool:
+        return self.aborted
+
+    def add_done_callback(self, callback: Callable[[Any], None]) -> None:
+        self._callbacks.append(partial(callback, self))
+
+    def details(self) -> str:
+        return self._details
+
+    async def read(self) -> Any:
+        raise grpc.aio.UsageError("this method has no request stream to read from")
+
+    async def write(self, message: Any) -> None:
+        raise grpc.aio.UsageError("this method has no response stream to write to")
+
+    async def send_initial_metadata(self, initial_metadata: Any) -> None:
+        self.record_initial_metadata(initial_metadata)
+
+    async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Any = ()) -> NoReturn:
+        self.record_abort(code, details or self._details, trailing_metadata or None)
+        raise grpc.aio.AbortError("Locally aborted.")
+
+    async def abort_with_status(self, status: grpc.Status) -> NoReturn:
+        await self.abort(status.code, status.details, status.trailing_metadata)
+
+
+class Aborted(Exception):
+    """Ends a handler after ``abort``, as a bare Exception does in grpc."""
+
+
+def _metadata(pairs: Iterable[tuple[str, str | bytes]] | None) -> Metadata:
+    return tuple((key, value) for key, value in pairs or ())
