@@ -203,22 +203,26 @@ def _without_store(call: Call, verdict: Verdict, outage: Outage) -> Generator[St
         return _Claimed(verdict.record, verdict.swap, call.rules.retention, acknowledged=False)
     yield Reply(Problem(Reason.MISCONFIGURED if outage.misused else Reason.STORE_UNAVAILABLE))
     if isinstance(verdict, Claim) and not outage.misused:
-        yield from _give_back(call, verdict)
+        opened = replace(verdict.record, state=State.OPEN)
+        yield from _give_back(verdict.swap, opened, call.rules.retention)
     return None
 
 
-def _give_back(call: Call, claim: Claim) -> Steps:
+def _give_back(claim: Swap, left: Record, ttl: float) -> Steps:
     """Undo a claim of which it is not known whether it took effect, nor whether it still will.
 
-    Writing OPEN, rather than going back to what was there, fences off a claim that is
-    still on its way to the store.
+    Writing ``left``, rather than going back to what was there, fences off a claim that
+    is still on its way to the store. Such a claim may overtake the fence, hence the loop.
     """
-    opened = replace(claim.record, state=State.OPEN).to_bytes()
-    undo = Swap(call.key, claim.swap.new, opened, call.rules.retention)
-    fence = replace(undo, expected=claim.swap.expected, max_left=claim.swap.max_left)
-    seen = yield from _insist(undo)
-    if isinstance(seen, Held) and seen.value == fence.expected:
-        yield from _insist(fence)
+    undo = Swap(claim.key, claim.new, left.to_bytes(), ttl)
+    fence = replace(undo, expected=claim.expected, max_left=claim.max_left)
+    while True:
+        seen = yield from _insist(undo)
+        if isinstance(seen, Swapped) or seen.value not in (undo.expected, fence.expected):
+            return
+        if seen.value == undo.expected:  # an owner who renewed: the claim can still meet its death
+            yield Pause(LONGEST_PAUSE)
+        undo, fence = fence, undo
 
 
 def _keep(call: Call, claimed: _Claimed, outcome: Outcome) -> Steps:
@@ -234,10 +238,9 @@ def _keep(call: Call, claimed: _Claimed, outcome: Outcome) -> Steps:
         match seen:
             case Swapped():
                 reply, is_over = mine, True
-            case Outage() if not claimed.acknowledged:
-                reply, is_over = mine, True
             case Outage():
-                reply, is_over = Reply(Problem(Reason.OUTCOME_PENDING), call.owner), False
+                pending = Reply(Problem(Reason.OUTCOME_PENDING), call.owner)
+                reply, is_over = pending if claimed.acknowledged else mine, False
             case Held():
                 match judge_late(call, seen):
                     case Overwrite(expected, max_left):
@@ -271,7 +274,9 @@ def _release(call: Call, claimed: _Claimed, ended: Ended) -> Steps:
     release = Swap(call.key, claimed.swap.new, left.to_bytes(), ttl)
     seen = yield release
     yield Reply(ended.outcome, call.owner)
-    if isinstance(seen, Outage) and claimed.acknowledged:
+    if not claimed.acknowledged and not isinstance(seen, Swapped):
+        yield from _give_back(claimed.swap, left, ttl)
+    elif isinstance(seen, Outage):
         yield Pause(FIRST_PAUSE)
         yield from _insist(release)
 

@@ -263,6 +263,7 @@ LATE = (
     Rule((State.ABSENT, State.OPEN), _always, _overwrite, "nobody else ran it: keep"),
     _UNREADABLE,
     Rule(_ANY, _other_request, _reject(Reason.RESPONSE_NOT_KEPT), "the key has another request by now"),
+    Rule((State.RUNNING,), _mine, _overwrite, "my own claim, which came late: keep"),
     Rule((State.UNKNOWN,), _mine, _overwrite, "my own end is clear after all: keep"),
     Rule((State.UNKNOWN,), _always, _reject(Reason.OUTCOME_UNKNOWN), "a later attempt ended unclear"),
     Rule((State.RUNNING,), _alive, _wait, "a later attempt runs: wait it out"),
@@ -274,7 +275,7 @@ LATE = (
 
 TRANSITIONS = {
     State.ABSENT: (State.OPEN, State.RUNNING, State.DONE),
-    State.OPEN: (State.RUNNING, State.DONE, State.ABSENT),
+    State.OPEN: (State.RUNNING, State.OPEN, State.DONE, State.ABSENT),
     State.RUNNING: (State.DONE, State.OPEN, State.UNKNOWN, State.RUNNING, State.ABSENT),
     State.DONE: (State.ABSENT,),
     State.UNKNOWN: (State.DONE, State.OPEN, State.ABSENT),
