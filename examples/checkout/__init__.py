@@ -1,0 +1,1 @@
+"""A payments service that charges once, however often a call arrives."""

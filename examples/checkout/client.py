@@ -1,0 +1,132 @@
+"""A client of the payments service that sends a key with its calls, and sends calls again.
+
+``python -m examples.checkout.client 127.0.0.1:50051 order-1 12.99 --key K`` charges a card;
+run it again, and nothing more is charged.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import TypeVar
+
+import grpc
+from examples_pb.checkout.v1 import payments_pb2 as pb
+from examples_pb.checkout.v1 import payments_pb2_grpc as pb_grpc
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
+
+from idem_grpc import keys
+
+Request = TypeVar("Request", bound=Message)
+Response = TypeVar("Response", bound=Message)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a call was answered in the end, and what the server said about it.
+
+    body: the response, or the rich status of an error, as bytes.
+    reason: the reason that a rich status gives.
+    run: the id of the run that made the answer; the same in every duplicate's answer.
+    """
+
+    code: grpc.StatusCode
+    body: bytes
+    reason: str = ""
+    replayed: bool = False
+    run: str = ""
+
+    def __str__(self) -> str:
+        return (self.reason or self.code.name) + (" replayed" if self.replayed else "")
+
+
+class Client:
+    """``on_pushback`` is told of every answer that asks for the call to be sent again later."""
+
+    def __init__(
+        self, address: str, tenant: str = "shop", on_pushback: Callable[[str], object] = lambda reason: None
+    ) -> None:
+        self._tenant = tenant
+        self._on_pushback = on_pushback
+        self._channel = grpc.insecure_channel(address)
+        self._stub = pb_grpc.PaymentServiceStub(self._channel)
+
+    def charge(self, request: pb.ChargeRequest, key: str, timeout: float = 10) -> Answer:
+        return self._send(self._stub.Charge, request, key, timeout)
+
+    def refund(self, request: pb.RefundRequest, key: str, timeout: float = 10) -> Answer:
+        return self._send(self._stub.Refund, request, key, timeout)
+
+    def get_payment(self, payment_id: str, timeout: float = 10) -> pb.Payment:
+        request = pb.GetPaymentRequest(payment_id=payment_id)
+        return self._stub.GetPayment(request, timeout=timeout).payment
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def _send(
+        self,
+        method: "grpc.UnaryUnaryMultiCallable[Request, Response]",
+        request: Request,
+        key: str,
+        timeout: float,
+    ) -> Answer:
+        """Send a call, and again under the same key for as long as the server asks for that."""
+        deadline = time.monotonic() + timeout
+        metadata = (("idempotency-key", key), ("x-tenant-id", self._tenant))
+        while True:
+            call = method.future(request, timeout=deadline - time.monotonic(), metadata=metadata)
+            if call.code() is grpc.StatusCode.OK:
+                return _answer(call, call.result().SerializeToString())
+            trailing = dict(call.trailing_metadata() or ())
+            answer = _answer(call, trailing.get("grpc-status-details-bin", b""))
+            pushback = int(trailing.get("grpc-retry-pushback-ms", -1)) / 1000
+            if pushback < 0 or time.monotonic() + pushback > deadline:
+                return answer
+            self._on_pushback(answer.reason)
+            time.sleep(pushback)
+
+
+def _answer(call: grpc.Call, body: str | bytes) -> Answer:
+    assert isinstance(body, bytes)  # gRPC gives an entry whose name ends in -bin as bytes
+    trailing = dict(call.trailing_metadata() or ())
+    return Answer(
+        code=call.code(),
+        body=body,
+        reason="" if call.code() is grpc.StatusCode.OK else _reason(body),
+        replayed=trailing.get("idempotency-replayed") == "true",
+        run=str(trailing.get("idempotency-run", "")),
+    )
+
+
+def _reason(rich_status: bytes) -> str:
+    info = error_details_pb2.ErrorInfo()
+    for detail in status_pb2.Status.FromString(rich_status).details:
+        if detail.Unpack(info):
+            return info.reason
+    return ""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Charge a card.")
+    parser.add_argument("address", help="of the server, as it printed it")
+    parser.add_argument("order")
+    parser.add_argument("amount", type=Decimal, help="in euro")
+    parser.add_argument("--card", default="card-good", help="see provider.py")
+    parser.add_argument("--key", default=keys.unique(), help="default: a new one")
+    options = parser.parse_args()
+    amount = pb.Money(minor_units=int(options.amount * 100), currency="EUR")
+    client = Client(options.address)
+    answer = client.charge(
+        pb.ChargeRequest(order_id=options.order, amount=amount, card=options.card), options.key
+    )
+    client.close()
+    print(answer)
+    if answer.code is grpc.StatusCode.OK:
+        print(pb.ChargeResponse.FromString(answer.body))
+
+
+if __name__ == "__main__":
+    main()
