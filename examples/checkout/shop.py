@@ -1,0 +1,137 @@
+"""Two payment servers as processes of their own, on one store and one ledger, and clients of both."""
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+
+from examples_pb.checkout.v1 import payments_pb2 as pb
+
+from examples.checkout.client import Answer, Client
+from examples.checkout.ledger import Ledger
+from idem_grpc import keys
+
+PRICE = 1299
+"""Of every order, in cents."""
+
+LEASE = 2
+"""Seconds of silence after which a run counts as dead. Users leave it at 30."""
+
+
+class Server:
+    """A server process. Its port is known once ``ready`` has returned."""
+
+    def __init__(self, name: str, *options: str) -> None:
+        self.name = name
+        command = [sys.executable, "-m", "examples.checkout.server", "--name", name, *options]
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+    def ready(self) -> str:
+        """Wait until it serves, and return its address."""
+        assert self._process.stdout is not None
+        said = self._process.stdout.readline()
+        if not said:
+            raise RuntimeError(f"{self.name} did not start: exit status {self._process.wait()}")
+        return said.split()[-1]
+
+    def stop(self, number: signal.Signals) -> int:
+        """Send a signal and wait for the end; a server that takes too long over it is killed."""
+        self._process.send_signal(number)
+        try:
+            return self._process.wait(timeout=15)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            return self._process.wait()
+        finally:
+            if self._process.stdout is not None:
+                self._process.stdout.close()
+
+
+class Shop:
+    """What the scenes play with. As a context manager, it leaves no process behind."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        self.ledger = Ledger(folder / "ledger.db")
+        self._gates = folder / "gates"
+        self._gates.mkdir()
+        self._options = ("--ledger", str(folder / "ledger.db"), "--gates", str(self._gates), *options)
+        self._pushbacks: Counter[str] = Counter()
+        self._servers: list[Server] = []
+        self._addresses: list[str] = []
+        self._calls = ThreadPoolExecutor(max_workers=64)
+        self._cleanup = ExitStack()
+
+    def __enter__(self) -> "Shop":
+        with self._cleanup:  # if a server does not start, the other one goes too
+            self._cleanup.callback(self._calls.shutdown)
+            self._servers += [self._launch("server-1"), self._launch("server-2")]
+            self._addresses += [server.ready() for server in self._servers]
+            self._cleanup = self._cleanup.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._cleanup.close()
+
+    def _launch(self, name: str) -> Server:
+        server = Server(name, *self._options)
+        self._cleanup.callback(server.stop, signal.SIGKILL)
+        return server
+
+    def pay(
+        self,
+        order: str,
+        server: int = 0,
+        *,
+        price: int = PRICE,
+        card: str = "card-good",
+        timeout: float = 10,
+    ) -> "Future[Answer]":
+        """Click on "Pay". Every click on one order has the same key, made of what it means."""
+        request = pb.ChargeRequest(
+            order_id=order, amount=pb.Money(minor_units=price, currency="EUR"), card=card
+        )
+        return self._calls.submit(self._charge, self._addresses[server], request, timeout)
+
+    def _charge(self, address: str, request: pb.ChargeRequest, timeout: float) -> Answer:
+        order = request.order_id
+        client = Client(address, on_pushback=lambda reason: self._pushbacks.update([order]))
+        try:
+            return client.charge(request, keys.structured("pay", order), timeout)
+        finally:
+            client.close()
+
+    def pushbacks(self, order: str) -> int:
+        """How often a call for this order was told to come again."""
+        return self._pushbacks[order]
+
+    def open_gate(self, order: str) -> None:
+        """Let the provider answer for a slow card."""
+        (self._gates / order).touch()
+
+    def kill(self, server: int) -> None:
+        """SIGKILL: nothing is tidied up. Then start a new server in its place."""
+        self._servers[server].stop(signal.SIGKILL)
+        self._servers[server] = self._launch(self._servers[server].name)
+        self._addresses[server] = self._servers[server].ready()
+
+    def stop(self) -> list[int]:
+        """SIGTERM: the servers end what they have begun. Returns their exit statuses."""
+        return [server.stop(signal.SIGTERM) for server in self._servers]
+
+    @staticmethod
+    def until(happened: Callable[[], object], what: str, patience: float = 8) -> None:
+        """Wait until something shows in the ledger or at a client. Raises TimeoutError."""
+        give_up = time.monotonic() + patience
+        while not happened():
+            if time.monotonic() > give_up:
+                raise TimeoutError(f"{what}: this did not happen in {patience:g} s")
+            threading.Event().wait(0.01)
