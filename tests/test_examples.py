@@ -1,0 +1,152 @@
+"""The examples do what they say, run as their readers run them."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from contextlib import closing, contextmanager
+
+import grpc
+import pytest
+from examples_pb.checkout.v1 import payments_pb2 as pb
+
+from examples.checkout.client import Client
+from examples.checkout.ledger import Ledger
+from examples.checkout.scenes import SCENES
+from examples.checkout.shop import Server
+from tests.support.wait import until
+
+DEMO = [sys.executable, "-m", "examples.checkout.demo"]
+
+
+@contextmanager
+def started(*options):
+    """The demo in a process group of its own, which is gone afterwards whatever happens."""
+    process = subprocess.Popen(
+        [*DEMO, *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )
+    try:
+        yield process
+    finally:
+        if group_lives(process.pid):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def group_lives(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def run_demo(*options):
+    """The demo's exit status and what it printed. It must have ended its servers."""
+    with started(*options) as process:
+        printed, _ = process.communicate(timeout=90)
+        assert not group_lives(process.pid)
+    return process.returncode, printed
+
+
+def ticks(printed: str) -> list[str]:
+    return [line[0] for line in printed.splitlines() if line[:1] in {"✓", "✗"}]
+
+
+def test_demo():
+    status, printed = run_demo()
+    assert status == 0, printed
+    assert ticks(printed) == ["✓"] * len(SCENES)
+    for told in (
+        "OK, 49 OK replayed",
+        "OK, KEY_REUSED",
+        "CARD_DECLINED, CARD_DECLINED replayed",
+        f"All {len(SCENES)} scenes held",
+    ):
+        assert told in printed
+    assert re.findall(r"attempt (.) ran on (server-.)(?: .* later)? and (did not )?charge", printed) == [
+        ("1", "server-2", "did not "),
+        ("2", "server-1", ""),
+        ("1", "server-2", ""),
+        ("2", "server-1", "did not "),
+    ]
+    assert "Traceback" not in printed
+
+
+def test_demo_on_redis(redis_server):
+    status, printed = run_demo("--store", redis_server.url)
+    assert status == 0, printed
+    assert ticks(printed) == ["✓"] * len(SCENES)
+    with redis_server.client() as client:
+        assert any(key.startswith(b"demo-") for key in client.scan_iter())
+
+
+def test_demo_fails_without_protection():
+    status, printed = run_demo("--unprotected")
+    assert status == 1, printed
+    assert ticks(printed) == ["✗"] * len(SCENES)
+    assert "the handler must run 1×, and ran 50×" in printed
+    assert f"FAILED: {len(SCENES)} of {len(SCENES)} scenes did not hold" in printed
+
+
+def test_demo_fails_without_a_store():
+    status, printed = run_demo("--store", "sqlite:///no/such/folder/idem.db")
+    assert status == 1, printed
+    assert printed.splitlines()[-1].startswith("FAILED: server-"), printed
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_demo_that_is_stopped_ends_its_servers(number):
+    with started() as process:
+        assert process.stdout is not None
+        while not process.stdout.readline().startswith("✓"):
+            assert process.poll() is None
+        process.send_signal(number)
+        process.communicate(timeout=30)
+        assert process.returncode != 0
+        until(lambda: not group_lives(process.pid))
+
+
+@pytest.fixture
+def server(tmp_path):
+    store = f"sqlite:///{tmp_path}/idem.db"
+    server = Server("server", "--store", store, "--ledger", str(tmp_path / "ledger.db"))
+    yield server
+    server.stop(signal.SIGKILL)
+
+
+def test_refunds_and_reads(server, tmp_path):
+    charge = pb.ChargeRequest(
+        order_id="o", card="card-good", amount=pb.Money(minor_units=500, currency="EUR")
+    )
+    with closing(Client(server.ready())) as client:
+        paid = pb.ChargeResponse.FromString(client.charge(charge, "k").body).payment
+        refund = pb.RefundRequest(payment_id=paid.id, minor_units=300)
+        first, second = client.refund(refund, "k"), client.refund(refund, "k")
+        assert (first.code, first.replayed) == (grpc.StatusCode.OK, False)
+        assert (second.code, second.replayed) == (grpc.StatusCode.OK, True)
+        assert second.body == first.body
+        assert client.get_payment(paid.id).refunded.minor_units == 300
+        assert client.refund(refund, "k2").code is grpc.StatusCode.FAILED_PRECONDITION
+        missing = client.refund(pb.RefundRequest(payment_id="none", minor_units=1), "k3")
+        assert missing.code is grpc.StatusCode.NOT_FOUND
+    assert [run.attempt for run in Ledger(tmp_path / "ledger.db").runs("o")] == [1]
+    assert server.stop(signal.SIGTERM) == 0
+
+
+def test_client_by_hand(server, tmp_path):
+    client = [sys.executable, "-m", "examples.checkout.client", server.ready(), "order-1"]
+
+    def charge(amount: str) -> str:
+        command = [*client, amount, "--key", "pay:order-1"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    assert charge("12.99").startswith("OK\n")
+    assert charge("12.99").startswith("OK replayed\n")
+    assert charge("99.99").startswith("KEY_REUSED\n")
