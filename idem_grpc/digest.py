@@ -9,13 +9,27 @@ import hashlib
 import uuid
 
 
+class Digest:
+    """A SHA-256 over a purpose and parts, which can be told before all parts are there."""
+
+    def __init__(self, purpose: str, *parts: bytes) -> None:
+        self._hash = hashlib.sha256()
+        for part in (purpose.encode(), *parts):
+            self.add(part)
+
+    def add(self, part: bytes) -> None:
+        """Take in the next part."""
+        self._hash.update(len(part).to_bytes(8, "big"))
+        self._hash.update(part)
+
+    def so_far(self, size: int = 16) -> bytes:
+        """The first ``size`` bytes of the digest over the parts taken in."""
+        return self._hash.digest()[:size]
+
+
 def digest(purpose: str, *parts: bytes, size: int = 16) -> bytes:
     """The first ``size`` bytes of a SHA-256 over the purpose and the framed parts."""
-    whole = hashlib.sha256()
-    for part in (purpose.encode(), *parts):
-        whole.update(len(part).to_bytes(8, "big"))
-        whole.update(part)
-    return whole.digest()[:size]
+    return Digest(purpose, *parts).so_far(size)
 
 
 def store_key(namespace: str, operation: str, scope: bytes, key: str) -> bytes:

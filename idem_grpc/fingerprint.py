@@ -1,12 +1,38 @@
 """Telling whether two requests under one key are the same request."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self
 
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
+from idem_grpc_pb.v1 import fingerprint_pb2
 
-from idem_grpc.digest import digest
-from idem_grpc.record import Fingerprint
+from idem_grpc.digest import Digest, digest
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """Two digests of one request; fingerprint.proto says what each field means."""
+
+    raw: bytes
+    canonical: bytes = b""
+    messages: int = 0
+    size: int = 0
+    whole: bool = False
+
+    def matches(self, other: "Fingerprint") -> bool:
+        """Whether both stand for the same request: either digest may show it."""
+        return self.raw == other.raw or (self.canonical != b"" and self.canonical == other.canonical)
+
+    def to_message(self) -> fingerprint_pb2.Fingerprint:
+        return fingerprint_pb2.Fingerprint(
+            raw=self.raw, canonical=self.canonical, messages=self.messages, bytes=self.size, whole=self.whole
+        )
+
+    @classmethod
+    def from_message(cls, message: fingerprint_pb2.Fingerprint) -> Self:
+        return cls(message.raw, message.canonical, message.messages, message.bytes, message.whole)
 
 
 def fingerprint(method: str, raw: bytes, request: object, ignore: Sequence[str] = ()) -> Fingerprint:
@@ -18,12 +44,37 @@ def fingerprint(method: str, raw: bytes, request: object, ignore: Sequence[str] 
     schema versions and languages, hence two digests of which either may match.
     """
     name = method.encode()
-    if not isinstance(request, Message):
-        return Fingerprint(digest("raw", name, raw))
-    if ignore:
-        request = _without(request, ignore)
-    canonical = request.SerializeToString(deterministic=True)
-    return Fingerprint(digest("raw", name, raw), digest("canonical", name, canonical))
+    canonical = _canonical(request, ignore)
+    return Fingerprint(
+        digest("raw", name, raw), b"" if canonical is None else digest("canonical", name, canonical)
+    )
+
+
+class StreamFingerprint:
+    """The same for a request stream, rolled on with each message that is read."""
+
+    def __init__(self, method: str, ignore: Sequence[str] = ()) -> None:
+        self._ignore = ignore
+        self._raw = Digest("raw stream", method.encode())
+        self._canonical: Digest | None = Digest("canonical stream", method.encode())
+        self._messages = 0
+        self._size = 0
+
+    def add(self, raw: bytes, request: object) -> None:
+        """Take in the next message: its bytes and what they were parsed into."""
+        self._messages += 1
+        self._size += len(raw)
+        self._raw.add(raw)
+        canonical = _canonical(request, self._ignore)
+        if canonical is None:
+            self._canonical = None
+        elif self._canonical is not None:
+            self._canonical.add(canonical)
+
+    def so_far(self, *, whole: bool = False) -> Fingerprint:
+        """The fingerprint of the messages taken in; ``whole`` if there are no more."""
+        canonical = b"" if self._canonical is None else self._canonical.so_far()
+        return Fingerprint(self._raw.so_far(), canonical, self._messages, self._size, whole)
 
 
 def check_ignored(descriptor: Descriptor, ignore: Sequence[str]) -> None:
@@ -37,6 +88,12 @@ def check_ignored(descriptor: Descriptor, ignore: Sequence[str]) -> None:
             at = field.message_type
             if at is not None and at.GetOptions().map_entry:
                 at = at.fields_by_name["value"].message_type
+
+
+def _canonical(request: object, ignore: Sequence[str]) -> bytes | None:
+    if not isinstance(request, Message):
+        return None
+    return (_without(request, ignore) if ignore else request).SerializeToString(deterministic=True)
 
 
 def _without(request: Message, paths: Sequence[str]) -> Message:

@@ -34,88 +34,26 @@ from idem_grpc.outcome import Outcome
 from idem_grpc.policy import OnOutage
 from idem_grpc.problem import Problem, Reason
 from idem_grpc.record import OnUnclear, Record, State
+from idem_grpc.steps import (
+    Compare,
+    Compared,
+    Ended,
+    Event,
+    Execute,
+    Outage,
+    Pause,
+    Reply,
+    Step,
+    Steps,
+    Wait,
+    Waited,
+)
 from idem_grpc.swap import Held, Swap, Swapped
 
 FIRST_POLL = 0.05
 LONGEST_POLL = 1.0
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 5.0
-
-
-# Steps: what a flow asks of its driver. Swap is one as well.
-
-
-@dataclass(frozen=True, slots=True)
-class Wait:
-    """Wait for the run of ``owner``: until it replies if it is in this process, else
-    about ``seconds``, and never longer than the call may wait. The event is Waited."""
-
-    owner: bytes
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Execute:
-    """Run the handler under ``record``, renewing it. The event is Ended."""
-
-    record: Record
-    swap: Swap
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """Answer the call, once. ``owner`` names the run that the answer tells of, if any.
-
-    ``replayed`` tells that another call's run made the answer. There is no event.
-    """
-
-    answer: Outcome | Problem
-    owner: bytes = b""
-    replayed: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Pause:
-    """Wait ``seconds`` before the store is asked again. There is no event."""
-
-    seconds: float
-
-
-Step = Swap | Wait | Execute | Reply | Pause
-
-
-# Events: what came of a step. Swapped and Held are two as well.
-
-
-@dataclass(frozen=True, slots=True)
-class Outage:
-    """The store did not answer, and whether the swap took effect is not known.
-
-    ``misused``: it will not answer later either, since it was set up wrongly.
-    """
-
-    misused: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Waited:
-    """``reply`` is the run's, if it made one here. ``more``: the call may wait on."""
-
-    reply: Reply | None = None
-    more: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """The handler came to an end, which is of the class ``ending``."""
-
-    outcome: Outcome
-    ending: Ending
-
-
-Event = Swapped | Held | Outage | Waited | Ended | None
-
-Steps = Generator[Step, Event, None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +77,7 @@ def flow(call: Call) -> Steps:
     ended = yield Execute(claimed.record, claimed.swap)
     assert isinstance(ended, Ended)
     if ended.ending is Ending.DECIDED:
-        yield from _keep(call, claimed, ended.outcome)
+        yield from _keep(call, claimed, ended)
     else:
         yield from _release(call, claimed, ended)
 
@@ -163,15 +101,15 @@ def _arrive(call: Call) -> Generator[Step, Event, _Claimed | None]:
                 event = yield Wait(verdict.owner, max(0.0, min(next(polls), verdict.lease_left)))
                 assert isinstance(event, Waited)
                 if event.reply is not None:
-                    yield replace(event.reply, replayed=True)
+                    yield from _replay(call, event.reply)
                     return None
                 if not event.more:
                     yield Reply(Problem(Reason.IN_PROGRESS), verdict.owner)
                     return None
                 waited = True
                 seen = yield _look(claim.swap)
-            case Replay():
-                yield Reply(verdict.outcome, verdict.owner, replayed=True)
+            case Replay(outcome, owner, requests):
+                yield from _replay(call, Reply(outcome, owner, requests=requests))
                 return None
             case Reject():
                 yield Reply(verdict.problem, verdict.owner)
@@ -184,6 +122,19 @@ def _arrive(call: Call) -> Generator[Step, Event, _Claimed | None]:
             return (yield from _without_store(call, verdict, seen))
         assert isinstance(seen, Held)
         verdict = judge(call, seen, waited=waited)
+
+
+def _replay(call: Call, reply: Reply) -> Steps:
+    """Answer as another call's run did, if this call is the same."""
+    answer = reply.answer
+    if isinstance(answer, Outcome) and answer.messages_dropped:
+        answer = Problem(Reason.RESPONSE_NOT_KEPT)
+    elif isinstance(answer, Outcome) and call.fingerprint is None and reply.requests is not None:
+        event = yield Compare(answer, reply.requests)
+        assert isinstance(event, Compared)
+        if not event.same:
+            answer = Problem(Reason.KEY_REUSED)
+    yield Reply(answer, reply.owner, replayed=isinstance(answer, Outcome))
 
 
 def _claimed(call: Call, claim: Claim, seen: Swapped) -> _Claimed:
@@ -225,12 +176,14 @@ def _give_back(claim: Swap, left: Record, ttl: float) -> Steps:
         undo, fence = fence, undo
 
 
-def _keep(call: Call, claimed: _Claimed, outcome: Outcome) -> Steps:
+def _keep(call: Call, claimed: _Claimed, ended: Ended) -> Steps:
     """Make the outcome the answer to every duplicate, and only then reply with it."""
-    kept = outcome.limited_to(call.rules.max_response_bytes)
-    done = replace(claimed.record, state=State.DONE, outcome=kept)
+    kept = ended.outcome.limited_to(call.rules.max_response_bytes)
+    shown = ended.requests or claimed.record.fingerprint
+    call = replace(call, fingerprint=shown)
+    done = replace(claimed.record, state=State.DONE, outcome=kept, fingerprint=shown)
     keep = Swap(call.key, claimed.swap.new, done.to_bytes(), call.rules.retention)
-    mine = Reply(outcome, call.owner)
+    mine = Reply(ended.outcome, call.owner, requests=ended.requests)
     replied = False
     pauses = _growing(FIRST_PAUSE, 2, LONGEST_PAUSE)
     while True:

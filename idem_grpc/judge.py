@@ -9,10 +9,11 @@ printed from the three.
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from idem_grpc.fingerprint import Fingerprint
 from idem_grpc.outcome import Outcome
 from idem_grpc.policy import KeyRule, Rules
 from idem_grpc.problem import Problem, Reason
-from idem_grpc.record import Binding, Fingerprint, OnUnclear, Record, State
+from idem_grpc.record import Binding, OnUnclear, Record, State
 from idem_grpc.swap import Held, Swap
 
 UNKNOWN_TTL = 30 * 24 * 3600.0
@@ -25,11 +26,12 @@ class Call:
 
     ``key`` is the record's name in the store, ``owner`` a nonce of this call's own,
     ``binding`` what its token must be good for (None for a client's own key).
+    ``fingerprint`` is None for a request stream, which is read while the call runs.
     """
 
     key: bytes
     owner: bytes
-    fingerprint: Fingerprint
+    fingerprint: Fingerprint | None
     rules: Rules
     binding: Binding | None = None
 
@@ -45,7 +47,7 @@ class Call:
             state=State.RUNNING,
             attempt=found.attempt + 1,
             owner=self.owner,
-            fingerprint=found.fingerprint or self.fingerprint,
+            fingerprint=None if self.fingerprint is None else found.fingerprint or self.fingerprint,
             lease=self.rules.lease,
             ttl=self.rules.retention,
             on_unclear=self.rules.on_unclear,
@@ -107,10 +109,14 @@ class Overwrite:
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """Answer with an outcome that was kept; ``owner`` is the run that made it."""
+    """Answer with an outcome that was kept; ``owner`` is the run that made it.
+
+    ``requests`` is what it answers, of which a request stream has yet to show that it is the same.
+    """
 
     outcome: Outcome
     owner: bytes
+    requests: Fingerprint | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,8 +178,8 @@ def _bound_elsewhere(finding: Finding) -> bool:
 
 
 def _other_request(finding: Finding) -> bool:
-    known = finding.record.fingerprint
-    return known is not None and not known.matches(finding.call.fingerprint)
+    known, shown = finding.record.fingerprint, finding.call.fingerprint
+    return known is not None and shown is not None and not known.matches(shown)
 
 
 def _waited(finding: Finding) -> bool:
@@ -219,7 +225,8 @@ def _overwrite_dead(finding: Finding) -> Verdict:
 
 
 def _replay(finding: Finding) -> Verdict:
-    return Replay(finding.record.outcome or Outcome(), finding.record.owner)
+    record = finding.record
+    return Replay(record.outcome or Outcome(), record.owner, record.fingerprint)
 
 
 def _wait(finding: Finding) -> Verdict:

@@ -6,6 +6,8 @@ from typing import Self
 
 from idem_grpc_pb.v1 import outcome_pb2
 
+from idem_grpc.fingerprint import Fingerprint
+
 Metadata = tuple[tuple[str, str | bytes], ...]
 
 
@@ -32,6 +34,14 @@ class Code(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Turn:
+    """How many responses were sent once ``requests`` had been read, and before more were."""
+
+    requests: Fingerprint
+    responses: int
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """A status, its metadata and the serialized responses that went before it."""
 
@@ -41,12 +51,13 @@ class Outcome:
     trailing_metadata: Metadata = ()
     messages: tuple[bytes, ...] = ()
     messages_dropped: bool = False
+    turns: tuple[Turn, ...] = ()
 
     def limited_to(self, max_bytes: int) -> Self:
         """This outcome, or its tombstone if its messages are larger than ``max_bytes``."""
         if sum(map(len, self.messages)) <= max_bytes:
             return self
-        return replace(self, messages=(), messages_dropped=True)
+        return replace(self, messages=(), turns=(), messages_dropped=True)
 
     def trailer(self, key: str) -> str | bytes | None:
         """The last value of ``key`` in the trailing metadata."""
@@ -60,6 +71,10 @@ class Outcome:
             trailing_metadata=map(_metadatum, self.trailing_metadata),
             messages=self.messages,
             messages_dropped=self.messages_dropped,
+            turns=[
+                outcome_pb2.Turn(requests=turn.requests.to_message(), responses=turn.responses)
+                for turn in self.turns
+            ],
         )
 
     @classmethod
@@ -71,6 +86,9 @@ class Outcome:
             trailing_metadata=tuple(map(_pair, message.trailing_metadata)),
             messages=tuple(message.messages),
             messages_dropped=message.messages_dropped,
+            turns=tuple(
+                Turn(Fingerprint.from_message(turn.requests), turn.responses) for turn in message.turns
+            ),
         )
 
 

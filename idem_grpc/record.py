@@ -8,6 +8,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError
 from idem_grpc_pb.v1 import record_pb2
 
+from idem_grpc.fingerprint import Fingerprint
 from idem_grpc.outcome import Outcome
 
 
@@ -31,18 +32,6 @@ class OnUnclear(Enum):
 
     RERUN = record_pb2.ON_UNCLEAR_RERUN
     FAIL = record_pb2.ON_UNCLEAR_FAIL
-
-
-@dataclass(frozen=True, slots=True)
-class Fingerprint:
-    """Two digests of one request; ``canonical`` is empty where it is not protobuf."""
-
-    raw: bytes
-    canonical: bytes = b""
-
-    def matches(self, other: "Fingerprint") -> bool:
-        """Whether both stand for the same request: either digest may show it."""
-        return self.raw == other.raw or (self.canonical != b"" and self.canonical == other.canonical)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +59,7 @@ class Record:
     def to_bytes(self) -> bytes:
         message = record_pb2.Record(state=self.state.value, attempt=self.attempt, owner=self.owner)
         if self.fingerprint is not None:
-            message.fingerprint.raw = self.fingerprint.raw
-            message.fingerprint.canonical = self.fingerprint.canonical
+            message.fingerprint.CopyFrom(self.fingerprint.to_message())
         if self.state is State.RUNNING:
             message.lease.CopyFrom(_duration(self.lease))
             message.ttl.CopyFrom(_duration(self.ttl))
@@ -100,7 +88,7 @@ class Record:
             state=state,
             attempt=message.attempt,
             owner=message.owner,
-            fingerprint=Fingerprint(message.fingerprint.raw, message.fingerprint.canonical)
+            fingerprint=Fingerprint.from_message(message.fingerprint)
             if message.HasField("fingerprint")
             else None,
             lease=message.lease.ToMilliseconds() / 1000,

@@ -15,7 +15,7 @@ import grpc
 from google.protobuf.descriptor import ServiceDescriptor
 
 from idem_grpc.execution import running
-from idem_grpc.flow import Ended, Event, Execute, Outage, Pause, Reply, Wait, Waited, flow
+from idem_grpc.flow import flow
 from idem_grpc.policy import Duration, Policy, Rules, in_seconds
 from idem_grpc.reporter import Reporter
 from idem_grpc.scope import Scope
@@ -24,6 +24,7 @@ from idem_grpc.server.arities import Handler, behavior_of, raw_handler, serializ
 from idem_grpc.server.base import Protection
 from idem_grpc.server.keeper import failed
 from idem_grpc.server.recording import AsyncRecordingContext, Recording, RecordingContext
+from idem_grpc.steps import Ended, Event, Execute, Outage, Pause, Reply, Wait, Waited
 from idem_grpc.stores.protocol import AsyncStore
 from idem_grpc.swap import Held, Swap, Swapped
 

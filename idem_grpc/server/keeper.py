@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import monotonic
 
-from idem_grpc.flow import Outage, Pause, Step, Steps
 from idem_grpc.policy import Rules
+from idem_grpc.steps import Outage, Pause, Step, Steps
 from idem_grpc.stores.protocol import Store, StoreError, StoreUnavailable
 from idem_grpc.swap import Held, Swap, Swapped
 

@@ -13,10 +13,10 @@ import grpc
 
 from idem_grpc.endings import Ending, ending_of
 from idem_grpc.execution import Execution
-from idem_grpc.flow import Ended
 from idem_grpc.outcome import Code, Metadata, Outcome
 from idem_grpc.policy import Rules
 from idem_grpc.server.admission import Caller
+from idem_grpc.steps import Ended
 
 logger = logging.getLogger("idem_grpc")
 

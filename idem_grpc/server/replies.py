@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import grpc
 
-from idem_grpc.flow import Reply
 from idem_grpc.outcome import Code, Metadata, Outcome
 from idem_grpc.problem import Problem
 from idem_grpc.reporter import Replied
 from idem_grpc.server.admission import Caller
+from idem_grpc.steps import Reply
 
 RUN = "idempotency-run"
 REPLAYED = "idempotency-replayed"

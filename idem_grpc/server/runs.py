@@ -6,7 +6,7 @@ Duplicates wait here for the reply of a run, and a server that stops waits here 
 import threading
 from concurrent.futures import Future
 
-from idem_grpc.flow import Reply
+from idem_grpc.steps import Reply
 
 Run = Future[Reply]
 

@@ -12,7 +12,7 @@ import grpc
 from google.protobuf.descriptor import ServiceDescriptor
 
 from idem_grpc.execution import running
-from idem_grpc.flow import Ended, Event, Execute, Pause, Reply, Wait, Waited, flow
+from idem_grpc.flow import flow
 from idem_grpc.policy import Duration, Policy, Rules, in_seconds
 from idem_grpc.reporter import Reporter
 from idem_grpc.scope import Scope
@@ -21,6 +21,7 @@ from idem_grpc.server.arities import Handler, behavior_of, raw_handler, serializ
 from idem_grpc.server.base import Protection
 from idem_grpc.server.keeper import attempt
 from idem_grpc.server.recording import RecordingContext
+from idem_grpc.steps import Ended, Event, Execute, Pause, Reply, Wait, Waited
 from idem_grpc.stores.protocol import Store
 from idem_grpc.swap import Swap
 

@@ -22,17 +22,20 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from idem_grpc_pb.v1 import fingerprint_pb2 as idem__grpc__pb_dot_v1_dot_fingerprint__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1didem_grpc_pb/v1/outcome.proto\x12\x07idem.v1\"\xb1\x01\n\x07Outcome\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07\x64\x65tails\x18\x02 \x01(\t\x12,\n\x10initial_metadata\x18\x03 \x03(\x0b\x32\x12.idem.v1.Metadatum\x12-\n\x11trailing_metadata\x18\x04 \x03(\x0b\x32\x12.idem.v1.Metadatum\x12\x10\n\x08messages\x18\x05 \x03(\x0c\x12\x18\n\x10messages_dropped\x18\x06 \x01(\x08\"\'\n\tMetadatum\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1didem_grpc_pb/v1/outcome.proto\x12\x07idem.v1\x1a!idem_grpc_pb/v1/fingerprint.proto\"\xcf\x01\n\x07Outcome\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07\x64\x65tails\x18\x02 \x01(\t\x12,\n\x10initial_metadata\x18\x03 \x03(\x0b\x32\x12.idem.v1.Metadatum\x12-\n\x11trailing_metadata\x18\x04 \x03(\x0b\x32\x12.idem.v1.Metadatum\x12\x10\n\x08messages\x18\x05 \x03(\x0c\x12\x18\n\x10messages_dropped\x18\x06 \x01(\x08\x12\x1c\n\x05turns\x18\x07 \x03(\x0b\x32\r.idem.v1.Turn\"A\n\x04Turn\x12&\n\x08requests\x18\x01 \x01(\x0b\x32\x14.idem.v1.Fingerprint\x12\x11\n\tresponses\x18\x02 \x01(\r\"\'\n\tMetadatum\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'idem_grpc_pb.v1.outcome_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_OUTCOME']._serialized_start=43
-  _globals['_OUTCOME']._serialized_end=220
-  _globals['_METADATUM']._serialized_start=222
-  _globals['_METADATUM']._serialized_end=261
+  _globals['_OUTCOME']._serialized_start=78
+  _globals['_OUTCOME']._serialized_end=285
+  _globals['_TURN']._serialized_start=287
+  _globals['_TURN']._serialized_end=352
+  _globals['_METADATUM']._serialized_start=354
+  _globals['_METADATUM']._serialized_end=393
 # @@protoc_insertion_point(module_scope)

@@ -8,6 +8,7 @@ import collections.abc
 import google.protobuf.descriptor
 import google.protobuf.internal.containers
 import google.protobuf.message
+import idem_grpc_pb.v1.fingerprint_pb2
 import sys
 import typing
 
@@ -30,6 +31,7 @@ class Outcome(google.protobuf.message.Message):
     TRAILING_METADATA_FIELD_NUMBER: builtins.int
     MESSAGES_FIELD_NUMBER: builtins.int
     MESSAGES_DROPPED_FIELD_NUMBER: builtins.int
+    TURNS_FIELD_NUMBER: builtins.int
     code: builtins.int
     """A google.rpc.Code."""
     details: builtins.str
@@ -50,6 +52,12 @@ class Outcome(google.protobuf.message.Message):
     def messages(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]:
         """The serialized responses, in order; one for a unary method that succeeded."""
 
+    @property
+    def turns(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Turn]:
+        """Methods that stream both ways: which responses followed which requests, in
+        order, so that a client that takes turns finds them again.
+        """
+
     def __init__(
         self,
         *,
@@ -59,10 +67,36 @@ class Outcome(google.protobuf.message.Message):
         trailing_metadata: collections.abc.Iterable[Global___Metadatum] | None = ...,
         messages: collections.abc.Iterable[builtins.bytes] | None = ...,
         messages_dropped: builtins.bool = ...,
+        turns: collections.abc.Iterable[Global___Turn] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["code", b"code", "details", b"details", "initial_metadata", b"initial_metadata", "messages", b"messages", "messages_dropped", b"messages_dropped", "trailing_metadata", b"trailing_metadata"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["code", b"code", "details", b"details", "initial_metadata", b"initial_metadata", "messages", b"messages", "messages_dropped", b"messages_dropped", "trailing_metadata", b"trailing_metadata", "turns", b"turns"]) -> None: ...
 
 Global___Outcome: typing_extensions.TypeAlias = Outcome
+
+@typing.final
+class Turn(google.protobuf.message.Message):
+    """Some responses, and what had been read of the requests before the first of them."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REQUESTS_FIELD_NUMBER: builtins.int
+    RESPONSES_FIELD_NUMBER: builtins.int
+    responses: builtins.int
+    """How many responses were sent before more requests were read."""
+    @property
+    def requests(self) -> idem_grpc_pb.v1.fingerprint_pb2.Fingerprint:
+        """The requests read so far."""
+
+    def __init__(
+        self,
+        *,
+        requests: idem_grpc_pb.v1.fingerprint_pb2.Fingerprint | None = ...,
+        responses: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["requests", b"requests"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["requests", b"requests", "responses", b"responses"]) -> None: ...
+
+Global___Turn: typing_extensions.TypeAlias = Turn
 
 @typing.final
 class Metadatum(google.protobuf.message.Message):

@@ -10,6 +10,7 @@ import google.protobuf.descriptor
 import google.protobuf.duration_pb2
 import google.protobuf.internal.enum_type_wrapper
 import google.protobuf.message
+import idem_grpc_pb.v1.fingerprint_pb2
 import idem_grpc_pb.v1.outcome_pb2
 import sys
 import typing
@@ -105,9 +106,10 @@ class Record(google.protobuf.message.Message):
     on_unclear: Global___OnUnclear.ValueType
     """RUNNING: what follows if the owner dies."""
     @property
-    def fingerprint(self) -> Global___Fingerprint:
+    def fingerprint(self) -> idem_grpc_pb.v1.fingerprint_pb2.Fingerprint:
         """The request that the key stands for. Absent in OPEN when the request was
-        refused as wrong and the caller may mend it, and in a token just issued.
+        refused as wrong and the caller may mend it, in a token just issued, and for
+        a request stream in all states but DONE, since it is read while the call runs.
         """
 
     @property
@@ -134,7 +136,7 @@ class Record(google.protobuf.message.Message):
         state: Global___State.ValueType = ...,
         attempt: builtins.int = ...,
         owner: builtins.bytes = ...,
-        fingerprint: Global___Fingerprint | None = ...,
+        fingerprint: idem_grpc_pb.v1.fingerprint_pb2.Fingerprint | None = ...,
         lease: google.protobuf.duration_pb2.Duration | None = ...,
         ttl: google.protobuf.duration_pb2.Duration | None = ...,
         on_unclear: Global___OnUnclear.ValueType = ...,
@@ -145,32 +147,6 @@ class Record(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "binding", b"binding", "fingerprint", b"fingerprint", "lease", b"lease", "on_unclear", b"on_unclear", "outcome", b"outcome", "owner", b"owner", "state", b"state", "ttl", b"ttl"]) -> None: ...
 
 Global___Record: typing_extensions.TypeAlias = Record
-
-@typing.final
-class Fingerprint(google.protobuf.message.Message):
-    """Two digests of one request, of which either may match. A client and a server
-    of different versions can differ in one of them during a rolling deploy.
-    """
-
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
-
-    RAW_FIELD_NUMBER: builtins.int
-    CANONICAL_FIELD_NUMBER: builtins.int
-    raw: builtins.bytes
-    """Of the bytes as they were received."""
-    canonical: builtins.bytes
-    """Of the message, parsed and serialized deterministically without the fields
-    that the policy ignores. Empty when the request is not a protobuf message.
-    """
-    def __init__(
-        self,
-        *,
-        raw: builtins.bytes = ...,
-        canonical: builtins.bytes = ...,
-    ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["canonical", b"canonical", "raw", b"raw"]) -> None: ...
-
-Global___Fingerprint: typing_extensions.TypeAlias = Fingerprint
 
 @typing.final
 class Binding(google.protobuf.message.Message):

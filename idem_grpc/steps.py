@@ -1,0 +1,109 @@
+"""What a flow asks of its driver, a Step, and what it is told came of it, an Event.
+
+Swap is a step too, and Swapped and Held are events.
+"""
+
+from collections.abc import Generator
+from dataclasses import dataclass
+
+from idem_grpc.endings import Ending
+from idem_grpc.fingerprint import Fingerprint
+from idem_grpc.outcome import Outcome
+from idem_grpc.problem import Problem
+from idem_grpc.record import Record
+from idem_grpc.swap import Held, Swap, Swapped
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Wait for the run of ``owner``: until it replies if it is in this process, else
+    about ``seconds``, and never longer than the call may wait. The event is Waited."""
+
+    owner: bytes
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Execute:
+    """Run the handler under ``record``, renewing it. The event is Ended."""
+
+    record: Record
+    swap: Swap
+
+
+@dataclass(frozen=True, slots=True)
+class Compare:
+    """Read the call's request stream as far as ``requests`` goes, and see that it is the same.
+
+    Each response of ``outcome`` whose turn comes may be sent meanwhile, to a client that
+    takes turns. The event is Compared.
+    """
+
+    outcome: Outcome
+    requests: Fingerprint
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """Answer the call, once. ``owner`` names the run that the answer tells of, if any.
+
+    ``replayed`` tells that another call's run made the answer, and ``requests``, for a
+    request stream, what it answers. There is no event.
+    """
+
+    answer: Outcome | Problem
+    owner: bytes = b""
+    replayed: bool = False
+    requests: Fingerprint | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Wait ``seconds`` before the store is asked again. There is no event."""
+
+    seconds: float
+
+
+Step = Swap | Wait | Execute | Compare | Reply | Pause
+
+
+@dataclass(frozen=True, slots=True)
+class Outage:
+    """The store did not answer, and whether the swap took effect is not known.
+
+    ``misused``: it will not answer later either, since it was set up wrongly.
+    """
+
+    misused: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Waited:
+    """``reply`` is the run's, if it made one here. ``more``: the call may wait on."""
+
+    reply: Reply | None = None
+    more: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The handler came to an end, which is of the class ``ending``.
+
+    ``requests`` is what it has read of a request stream.
+    """
+
+    outcome: Outcome
+    ending: Ending
+    requests: Fingerprint | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """Whether the request stream was the same."""
+
+    same: bool
+
+
+Event = Swapped | Held | Outage | Waited | Ended | Compared | None
+
+Steps = Generator[Step, Event, None]
