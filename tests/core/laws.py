@@ -1,0 +1,129 @@
+"""What must hold on every path of a walk, whatever went wrong on it."""
+
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from idem_grpc.endings import Ending
+from idem_grpc.flow import Reply
+from idem_grpc.judge import TRANSITIONS
+from idem_grpc.outcome import Code, Outcome
+from idem_grpc.policy import OnOutage
+from idem_grpc.problem import Problem, Reason
+from idem_grpc.record import OnUnclear, Record, State
+
+if TYPE_CHECKING:
+    from tests.core.history import Node
+    from tests.core.walk import At, Move
+
+DECIDED_CODES = (Code.OK, Code.FAILED_PRECONDITION)
+
+NEVER_HERE = (Reason.KEY_REUSED, Reason.TOKEN_UNKNOWN, Reason.TOKEN_MISMATCH, Reason.MISCONFIGURED)
+"""All calls of a walk have the same request, and a token that is good for it."""
+
+read = lru_cache(maxsize=None)(Record.from_bytes)
+
+
+class Laws:
+    """The laws, for calls that run in ``processes``."""
+
+    def __init__(self, processes: tuple[int, ...]) -> None:
+        self._processes = processes
+
+    def step(self, before: "At", move: "Move") -> None:
+        """Check one step of a path."""
+        after = move.after
+        if move.writer is not None and before.store.value != after.store.value:
+            self._store(before, after, before.nodes[move.writer].call.owner)
+        for number, (old, new) in enumerate(zip(before.nodes, after.nodes, strict=True)):
+            if new is old:
+                continue
+            if new.claim is not None and old.claim is None:
+                self._starts(after, number, new)
+            if len(new.replies) > len(old.replies):
+                self._replies(after, number, new)
+            assert len(new.replies) == 1 or new.step is not None, f"{number} ends without an answer"
+            for swap in new.swaps_since_execute:
+                claims = read(swap.new).state is State.RUNNING
+                assert not claims, f"{number} claims after Execute"
+
+    def quiet(self, at: "At") -> None:
+        """Check what is left when all flows are over. Swaps in flight may still land."""
+        record = read(at.store.value)
+        if record.state is State.RUNNING:
+            owner = next(n for n, node in enumerate(at.nodes) if node.call.owner == record.owner)
+            assert self._processes[owner] in at.dead, f"RUNNING of {owner}, which lives, is left behind"
+        if not at.dead and not at.wiped and any(is_decided(node) for node in at.nodes):
+            assert record.state is State.DONE, "an outcome was decided, and is not kept"
+
+    def _store(self, before: "At", after: "At", writer: bytes) -> None:
+        old, new = read(before.store.value), read(after.store.value)
+        edge = f"{old.state.name} -> {new.state.name}"
+        assert new.state in TRANSITIONS[old.state], f"{edge} is not in TRANSITIONS"
+        if old.state is State.RUNNING and old.owner != writer:
+            has_lapsed = before.store.ttl_left <= old.ttl - old.lease
+            assert has_lapsed, f"{edge} overtakes an owner whose lease has not run out"
+        if old.state is State.UNKNOWN:
+            assert old.owner == writer, f"{edge} by another than its owner"
+        if new.state in (State.RUNNING, State.OPEN) and old.state is not State.ABSENT:
+            assert new.attempt - old.attempt in (0, 1), f"{edge}: attempt {old.attempt} -> {new.attempt}"
+            assert new.state is State.OPEN or new.attempt > old.attempt, f"{edge}: the attempt does not grow"
+
+    def _starts(self, at: "At", number: int, node: "Node") -> None:
+        claim = node.claim
+        assert claim is not None
+        if node.unacknowledged:
+            assert node.call.rules.on_outage is OnOutage.RUN, f"{number} runs without its claim"
+            return
+        record = read(at.store.value)
+        if at.store.value != claim.swap.new:
+            assert at.wiped, f"{number} runs, and the store holds {record}"
+        if node.waited:
+            assert claim.swap.max_left is not None, f"{number} waited for a run, and repeats it"
+        for other, run in enumerate(at.nodes):
+            if other == number or run.claim is None or run.unacknowledged or at.wiped:
+                continue
+            fails = OnUnclear.FAIL in (run.call.rules.on_unclear, node.call.rules.on_unclear)
+            ending = run.ended.ending if run.ended is not None else None
+            if ending in (None, Ending.DECIDED):
+                assert not fails, f"FAIL: {number} runs, and {other} ran before"
+                assert other in at.lapsed, f"{number} runs, and {other} ran before with its lease alive"
+            elif ending is Ending.UNCLEAR:
+                assert run.call.rules.on_unclear is OnUnclear.RERUN, f"{number} runs, {other} ended unclear"
+
+    def _replies(self, at: "At", number: int, node: "Node") -> None:
+        assert len(node.replies) == 1, f"{number} answers twice"
+        reply = node.replies[0]
+        if isinstance(reply.answer, Problem):
+            self._refuses(at, number, node, reply.answer.reason)
+        elif reply.answer.code in DECIDED_CODES and not at.wiped and not _runs_unseen(at, reply):
+            kept = read(at.store.value)
+            is_kept = kept.state is State.DONE and kept.outcome == reply.answer
+            assert is_kept, f"{number} answers with what is not kept"
+            for other in at.nodes:
+                if other.replies and not _runs_unseen(at, other.replies[0]):
+                    given = _decided_answer(other.replies[0])
+                    assert given in (None, reply.answer), f"{number} answers {reply.answer}, not {given}"
+
+    def _refuses(self, at: "At", number: int, node: "Node", reason: Reason) -> None:
+        assert reason not in NEVER_HERE or at.wiped, f"{number} is refused for {reason}"
+        if reason is Reason.STORE_UNAVAILABLE:
+            assert node.claim is None, f"{number} ran, and says that nothing was run"
+        if reason is Reason.OUTCOME_PENDING:
+            assert any(is_decided(run) for run in at.nodes), f"{number} says that it ran, and nobody did"
+        if reason is Reason.OUTCOME_UNKNOWN:
+            rules = [call.call.rules.on_unclear for call in at.nodes]
+            assert OnUnclear.FAIL in rules, f"{number} is told OUTCOME_UNKNOWN where runs are repeated"
+
+
+def _runs_unseen(at: "At", reply: Reply) -> bool:
+    """Whether a reply tells of a run that began without its claim, as OnOutage.RUN allows."""
+    return any(run.unacknowledged and run.call.owner == reply.owner for run in at.nodes)
+
+
+def is_decided(node: "Node") -> bool:
+    return node.ended is not None and node.ended.ending is Ending.DECIDED
+
+
+def _decided_answer(reply: Reply) -> Outcome | None:
+    is_outcome = isinstance(reply.answer, Outcome) and reply.answer.code in DECIDED_CODES
+    return reply.answer if is_outcome and isinstance(reply.answer, Outcome) else None

@@ -1,0 +1,264 @@
+"""Every order in which the flows of a few calls can take their steps.
+
+A walk drives real flows against a model of the store: one value, what is left of its
+life, and the rule of ``may_swap``. Orders of steps that lead to the same histories, store
+and faults left are one state, and are gone through once.
+
+A lost reply leaves its swap in flight: it may land at once, at any later moment, or never.
+A process that dies takes its flows with it. To ask the store again is a step only if its
+answer can be another one, so that waiting is not a path without an end.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from idem_grpc.endings import Ending
+from idem_grpc.fingerprint import Fingerprint
+from idem_grpc.flow import Ended, Event, Execute, Outage, Wait, Waited, flow
+from idem_grpc.judge import Call
+from idem_grpc.outcome import Code, Outcome
+from idem_grpc.policy import KeyRule, OnOutage, Policy, Rules
+from idem_grpc.record import Binding, OnUnclear, Record, State
+from idem_grpc.swap import Held, Swap, Swapped, may_swap
+from tests.core.history import Flow, Node
+from tests.core.laws import Laws
+
+LEASE = 10.0
+RETENTION = 40.0
+KEY = b"key"
+TOO_DEEP = 200
+"""Longer than any path of a flow that ends: with its faults used up, a walk must stop."""
+
+
+class Faults(NamedTuple):
+    """How many times each thing may still go wrong on a path, and how many things in all."""
+
+    lost: int = 0
+    lapses: int = 0
+    crashes: int = 0
+    failures: int = 0
+    cancels: int = 0
+    wipes: int = 0
+    all: int = 9
+
+    def without(self, kind: str) -> "Faults | None":
+        left: int = getattr(self, kind)
+        return self._replace(**{kind: left - 1, "all": self.all - 1}) if left and self.all else None
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """Calls with the same key and request. ``processes`` and ``on_unclear`` have one item per call."""
+
+    processes: tuple[int, ...]
+    on_unclear: tuple[OnUnclear, ...]
+    faults: Faults
+    token: bool = False
+    on_outage: OnOutage = OnOutage.REFUSE
+    failures: tuple[Ending, ...] = (Ending.UNCLEAR,)
+    decided: tuple[Code, ...] = (Code.OK, Code.OK, Code.OK)
+
+    def calls(self) -> tuple[Call, ...]:
+        return tuple(self._call(number) for number in range(len(self.processes)))
+
+    def _call(self, number: int) -> Call:
+        policy = Policy(
+            key=KeyRule.TOKEN if self.token else KeyRule.REQUIRED,
+            retention=RETENTION,
+            lease=LEASE,
+            max_run=RETENTION,
+            on_unclear=self.on_unclear[number],
+            on_outage=self.on_outage,
+        )
+        binding = Binding(b"operation", b"scope") if self.token else None
+        owner = b"owner-%d" % number
+        return Call(KEY, owner, Fingerprint(b"raw", b"canonical"), Rules.of("/a.B/C", [policy]), binding)
+
+
+class At(NamedTuple):
+    """One state of the whole: flows, store, swaps in flight, faults left, and what happened before.
+
+    ``lapsed`` has the calls whose lease ran out at some time, ``dead`` the processes that crashed.
+    """
+
+    nodes: tuple[Node, ...]
+    store: Held
+    in_flight: tuple[tuple[int, Swap], ...]
+    faults: Faults
+    dead: frozenset[int] = frozenset()
+    lapsed: frozenset[int] = frozenset()
+    wiped: bool = False
+
+
+class Move(NamedTuple):
+    """Something that can happen next. ``writer`` is the call whose swap it is, if it is one's."""
+
+    text: str
+    after: At
+    writer: int | None = None
+
+
+class Tally(NamedTuple):
+    states: int
+    paths: int
+
+
+class Walk:
+    """All paths of one scenario. ``run`` raises AssertionError, with the path, where a law is broken."""
+
+    def __init__(self, scenario: Scenario, run: Flow = flow) -> None:
+        self.scenario = scenario
+        self.calls = scenario.calls()
+        self._laws = Laws(scenario.processes)
+        self._paths: dict[At, int] = {}
+        self._trail: list[str] = []
+        self._run = run
+
+    def run(self) -> Tally:
+        store = Held(None, 0.0)
+        if self.scenario.token:
+            store = Held(self.calls[0].first_claim().swap.expected, RETENTION)
+        nodes = tuple(Node(self._run, call) for call in self.calls)
+        try:
+            paths = self._go(At(nodes, store, (), self.scenario.faults))
+        except AssertionError as broken:
+            raise AssertionError(f"{broken}\n  " + "\n  ".join(self._trail)) from None
+        return Tally(len(self._paths), paths)
+
+    def _go(self, at: At) -> int:
+        """The number of paths from here on."""
+        known = self._paths.get(at)
+        if known is not None:
+            return known
+        assert len(self._trail) < TOO_DEEP, "this path has no end"
+        paths = 0
+        for move in self._moves(at):
+            self._trail.append(move.text)
+            self._laws.step(at, move)
+            paths += self._go(move.after)
+            self._trail.pop()
+        self._paths[at] = paths or 1
+        return paths or 1
+
+    def _moves(self, at: At) -> Iterator[Move]:
+        is_moving = False
+        for number, node in enumerate(at.nodes):
+            if self.scenario.processes[number] not in at.dead and node.step is not None:
+                for move in self._moves_of(at, number, node):
+                    is_moving = True
+                    yield move
+        if not is_moving:
+            if self._all_over(at):
+                self._laws.quiet(at)
+            else:
+                assert at.store.value is not None, "a flow waits, and nothing can happen any more"
+                yield Move("time goes by", self._later(at))
+        yield from self._faults(at)
+
+    def _all_over(self, at: At) -> bool:
+        return all(
+            node.step is None or process in at.dead
+            for node, process in zip(at.nodes, self.scenario.processes, strict=True)
+        )
+
+    def _moves_of(self, at: At, number: int, node: Node) -> Iterator[Move]:
+        match node.step:
+            case Swap() as swap:
+                if not (node.paused and node.last_seen == at.store):
+                    reply, store = swapped(swap, at.store)
+                    text = f"{number} {told(swap)}: {told(reply)}"
+                    yield Move(text, self._sent(at, number, reply, store=store), number)
+                if (faults := at.faults.without("lost")) is not None:
+                    flying = at.in_flight if swap.expected == swap.new else (*at.in_flight, (number, swap))
+                    after = at._replace(faults=faults, in_flight=flying)
+                    yield Move(f"{number} {told(swap)}: lost", self._sent(after, number, Outage()))
+            case Wait(owner):
+                yield Move(f"{number} waits: time is up", self._sent(at, number, Waited(more=False)))
+                if node.last_seen != at.store:
+                    yield Move(f"{number} waits: poll is due", self._sent(at, number, Waited()))
+                here = self.scenario.processes[number]
+                for other, process in zip(at.nodes, self.scenario.processes, strict=True):
+                    if process == here and other.call.owner == owner and other.replies:
+                        heard = Waited(other.replies[0])
+                        yield Move(f"{number} waits: is told", self._sent(at, number, heard))
+            case Execute():
+                yield from self._endings(at, number, node)
+        yield from self._renewal(at, number, node)
+
+    def _endings(self, at: At, number: int, node: Node) -> Iterator[Move]:
+        owner = node.call.owner
+        done = Ended(Outcome(self.scenario.decided[number], messages=(owner,)), Ending.DECIDED)
+        yield Move(f"{number} ends decided", self._sent(at, number, done))
+        if (faults := at.faults.without("failures")) is not None:
+            for ending in self.scenario.failures:
+                failed = Ended(Outcome(Code.UNKNOWN, owner.decode()), ending)
+                after = self._sent(at._replace(faults=faults), number, failed)
+                yield Move(f"{number} ends {ending.name}", after)
+        if (faults := at.faults.without("cancels")) is not None:
+            # A call that is gone by now is not run, and its claim must be given back.
+            gone = Ended(Outcome(Code.CANCELLED), Ending.NOT_NOW)
+            yield Move(f"{number} is cancelled", self._sent(at._replace(faults=faults), number, gone))
+
+    def _renewal(self, at: At, number: int, node: Node) -> Iterator[Move]:
+        """Renewals stop some time after the handler; to renew a fresh record changes nothing."""
+        if node.claim is not None:
+            swap = node.claim.swap
+            if at.store.value == swap.new and at.store.ttl_left < swap.ttl:
+                yield Move(f"{number} renews", at._replace(store=Held(swap.new, swap.ttl)), number)
+
+    def _faults(self, at: At) -> Iterator[Move]:
+        for place, (number, swap) in enumerate(at.in_flight):
+            _, store = swapped(swap, at.store)
+            if store != at.store:
+                left = at.in_flight[:place] + at.in_flight[place + 1 :]
+                yield Move(f"{number} late {told(swap)}", at._replace(store=store, in_flight=left), number)
+        record = Record.from_bytes(at.store.value)
+        if record.state is State.RUNNING and at.store.ttl_left > record.ttl - record.lease:
+            faults = at.faults.without("lapses")
+            if faults is not None:
+                yield Move("a lease runs out", self._later(at._replace(faults=faults)))
+        if (faults := at.faults.without("crashes")) is not None:
+            for process in {*self.scenario.processes} - at.dead:
+                yield Move(f"process {process} dies", at._replace(faults=faults, dead=at.dead | {process}))
+        if at.store.value is not None and (faults := at.faults.without("wipes")) is not None:
+            after = at._replace(faults=faults, store=Held(None, 0.0), wiped=True)
+            yield Move("the store is wiped", after)
+
+    def _sent(self, at: At, number: int, event: Event, *, store: Held | None = None) -> At:
+        nodes = list(at.nodes)
+        nodes[number] = nodes[number].then(event)
+        return at._replace(nodes=tuple(nodes), store=at.store if store is None else store)
+
+    def _later(self, at: At) -> At:
+        left = at.store.ttl_left - LEASE
+        record = Record.from_bytes(at.store.value)
+        lapsed = at.lapsed
+        if record.state is State.RUNNING:
+            lapsed |= {n for n, call in enumerate(self.calls) if call.owner == record.owner}
+        store = replace(at.store, ttl_left=left) if left > 0 else Held(None, 0.0)
+        return at._replace(store=store, lapsed=lapsed)
+
+
+def swapped(swap: Swap, held: Held) -> tuple[Swapped | Held, Held]:
+    """What the store answers, and what it holds afterwards."""
+    if not may_swap(swap, held):
+        return held, held
+    after = Held(None, 0.0) if swap.new is None else Held(swap.new, swap.ttl)
+    return Swapped(held.ttl_left), after
+
+
+def told(what: Swap | Swapped | Held) -> str:
+    """Something that happened, for a person who reads a path."""
+    match what:
+        case Swap():
+            return f"{_state(what.expected)} -> {_state(what.new)}"
+        case Held():
+            return f"held {_state(what.value)}, {what.ttl_left:g} s left"
+        case Swapped():
+            return "swapped"
+
+
+def _state(value: bytes | None) -> str:
+    record = Record.from_bytes(value)
+    return f"{record.state.name}({record.attempt}, {record.owner.decode()})"
