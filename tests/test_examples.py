@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 
 import grpc
@@ -114,19 +115,32 @@ def test_demo_that_is_stopped_ends_its_servers(number):
 
 
 @pytest.fixture
-def server(tmp_path):
-    store = f"sqlite:///{tmp_path}/idem.db"
-    server = Server("server", "--store", store, "--ledger", str(tmp_path / "ledger.db"))
-    yield server
-    server.stop(signal.SIGKILL)
+def start(tmp_path):
+    """Starts servers of one shop; their slow cards wait for a file in the folder of the test."""
+    servers = []
+
+    def start():
+        store, ledger = f"sqlite:///{tmp_path}/idem.db", str(tmp_path / "ledger.db")
+        servers.append(Server("server", "--store", store, "--ledger", ledger, "--gates", str(tmp_path)))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.stop(signal.SIGKILL)
+
+
+@pytest.fixture
+def server(start):
+    return start()
+
+
+def order(card="card-good"):
+    return pb.ChargeRequest(order_id="o", card=card, amount=pb.Money(minor_units=500, currency="EUR"))
 
 
 def test_refunds_and_reads(server, tmp_path):
-    charge = pb.ChargeRequest(
-        order_id="o", card="card-good", amount=pb.Money(minor_units=500, currency="EUR")
-    )
     with closing(Client(server.ready())) as client:
-        paid = pb.ChargeResponse.FromString(client.charge(charge, "k").body).payment
+        paid = pb.ChargeResponse.FromString(client.charge(order(), "k").body).payment
         refund = pb.RefundRequest(payment_id=paid.id, minor_units=300)
         first, second = client.refund(refund, "k"), client.refund(refund, "k")
         assert (first.code, first.replayed) == (grpc.StatusCode.OK, False)
@@ -138,6 +152,25 @@ def test_refunds_and_reads(server, tmp_path):
         assert missing.code is grpc.StatusCode.NOT_FOUND
     assert [run.attempt for run in Ledger(tmp_path / "ledger.db").runs("o")] == [1]
     assert server.stop(signal.SIGTERM) == 0
+
+
+def test_server_that_stops_ends_what_it_began(server, start, tmp_path):
+    ledger = Ledger(tmp_path / "ledger.db")
+    with closing(Client(server.ready())) as client, ThreadPoolExecutor() as pool:
+        late = client.charge(order("card-slow"), "k", timeout=1)
+        assert late.code is grpc.StatusCode.DEADLINE_EXCEEDED
+        stopping = pool.submit(server.stop, signal.SIGTERM)
+        # Until its port is closed, it refuses this: the key stands for another card.
+        until(lambda: client.charge(order(), "k", timeout=1).code is grpc.StatusCode.UNAVAILABLE)
+        assert not stopping.done()
+        assert not ledger.payments("o")
+        (tmp_path / "o").touch()
+        assert stopping.result() == 0
+    assert len(ledger.payments("o")) == 1
+    with closing(Client(start().ready())) as client:
+        answer = client.charge(order("card-slow"), "k")
+    assert (answer.code, answer.replayed) == (grpc.StatusCode.OK, True)
+    assert len(ledger.runs("o")) == 1
 
 
 def test_client_by_hand(server, tmp_path):
