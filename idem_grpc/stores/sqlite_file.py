@@ -36,7 +36,10 @@ def connect(path: str, synchronous: str) -> sqlite3.Connection:
             path, timeout=_BUSY_TIMEOUT, isolation_level=None, check_same_thread=False
         )
         try:
-            if not _is_ours(connection, path):
+            connection.execute("BEGIN")  # one view of a file that another process may be making
+            ours = _is_ours(connection, path)
+            connection.execute("COMMIT")
+            if not ours:
                 _use_wal(connection, path)
                 _create(connection, path)
             connection.execute(f"PRAGMA synchronous={synchronous}")

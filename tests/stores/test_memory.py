@@ -2,9 +2,22 @@
 
 import gc
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
 
 from idem_grpc.stores.memory import MemoryStore
 from idem_grpc.swap import Held, Swapped
+
+
+@pytest.fixture
+def hasty():
+    """Threads that take turns at nearly every step."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-7)
+    yield
+    sys.setswitchinterval(interval)
 
 
 class Clock:
@@ -60,3 +73,16 @@ def test_what_lives_is_not_purged():
             store.swap(b"%d" % number, None, b"x", 1)
         assert store.swap(b"renewed", None, b"mine", 10) == Held(b"one", 50)
         assert store.swap(b"again", None, b"mine", 10) == Held(b"two", 50)
+
+
+@pytest.mark.usefixtures("hasty")
+def test_threads_do_not_interleave():
+    threads, rounds = 4, 1000
+    barrier = threading.Barrier(threads)
+
+    def claims(name):
+        barrier.wait(60)
+        return sum(isinstance(store.swap(b"%d" % key, None, name, 60), Swapped) for key in range(rounds))
+
+    with MemoryStore() as store, ThreadPoolExecutor(threads) as pool:
+        assert sum(pool.map(claims, [b"%d" % number for number in range(threads)])) == rounds

@@ -265,8 +265,11 @@ def test_a_replica_takes_no_swap(server):
     with server.client() as client, open_store(server.url) as store:
         store.swap(b"key", None, b"one", TTL)
         client.replicaof("127.0.0.1", "1")
+        connections = client.info("stats")["total_connections_received"]
         with pytest.raises(StoreUnavailable, match="read only replica"):
             store.swap(b"key", b"one", b"two", TTL)
+        reconnected = client.info("stats")["total_connections_received"] - connections
+        assert reconnected == 1, "after a failover, the same address may lead to the new primary"
         client.replicaof("NO", "ONE")
         assert isinstance(store.swap(b"key", b"one", b"two", TTL), Swapped)
 

@@ -4,7 +4,9 @@ import os
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -82,6 +84,22 @@ def test_a_writer_that_is_killed_leaves_the_file_right(url, path):
     connection = sqlite3.connect(path)
     assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     connection.close()
+
+
+def test_a_file_is_made_once(tmp_path):
+    """However many make it at once; they are refused nothing on the way."""
+    makers = 8
+
+    def make(path, barrier):
+        with SqliteStore(path, sweep_every=None) as store:
+            barrier.wait(60)
+            return store.swap(b"key", None, b"one", TTL)
+
+    for number in range(20):
+        barrier = threading.Barrier(makers)
+        with ThreadPoolExecutor(makers) as pool:
+            made = [pool.submit(make, f"{tmp_path}/{number}.db", barrier) for _ in range(makers)]
+            assert all(isinstance(swap.result(), Swapped) for swap in made)
 
 
 def test_a_wall_clock_that_jumps_changes_nothing(path):
@@ -256,16 +274,22 @@ for act in (store.check, lambda: store.swap(b"key", None, b"one", 60)):
 """
 
 
+@pytest.fixture
+def public_folder():
+    """A folder that other users can reach, as none of pytest's is."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        yield folder
+        os.chmod(folder, 0o755)
+
+
 @pytest.mark.parametrize("exists", [True, False])
-def test_a_file_that_may_not_be_written(tmp_path_factory, exists):
-    folder = tmp_path_factory.mktemp("readable")
-    for parent in (folder, folder.parent, folder.parent.parent):
-        parent.chmod(0o755)
-    url = f"sqlite:///{folder}/store.db"
+def test_a_file_that_may_not_be_written(public_folder, exists):
+    url = f"sqlite:///{public_folder}/store.db"
     if exists:
         with open_store(url) as store:
             store.check()
-    folder.chmod(0o555)
+    os.chmod(public_folder, 0o555)
     subprocess.run([sys.executable, "-c", READ_ONLY, url], check=True)
 
 
