@@ -13,6 +13,7 @@ What holds, whatever happens:
   until the store knows, with no steps but Swap and Pause.
 """
 
+import math
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 
@@ -54,6 +55,7 @@ FIRST_POLL = 0.05
 LONGEST_POLL = 1.0
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 5.0
+SHORTEST_TTL = 0.001
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +142,9 @@ def _replay(call: Call, reply: Reply) -> Steps:
 def _claimed(call: Call, claim: Claim, seen: Swapped) -> _Claimed:
     """A token that is given back has the life that it had left when it was claimed."""
     is_unused_token = call.binding is not None and claim.record.attempt == 1
-    return _Claimed(claim.record, claim.swap, seen.ttl_left if is_unused_token else call.rules.retention)
+    # No store takes a life of nothing or without an end, but it may well measure one.
+    left = max(seen.ttl_left, SHORTEST_TTL) if math.isfinite(seen.ttl_left) else call.rules.retention
+    return _Claimed(claim.record, claim.swap, left if is_unused_token else call.rules.retention)
 
 
 def _look(claim: Swap) -> Swap:
@@ -204,8 +208,8 @@ def _keep(call: Call, claimed: _Claimed, ended: Ended) -> Steps:
                         continue
                     case WaitFor(owner):
                         reply, is_over = Reply(Problem(Reason.IN_PROGRESS), owner), False
-                    case Replay(theirs, owner):
-                        reply, is_over = Reply(theirs, owner, replayed=True), True
+                    case Replay(theirs, owner, requests):
+                        reply, is_over = Reply(theirs, owner, replayed=True, requests=requests), True
                     case Reject(problem, owner):
                         reply, is_over = Reply(problem, owner), True
         if not replied:

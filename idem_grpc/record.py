@@ -84,6 +84,8 @@ class Record:
     @classmethod
     def _from_message(cls, message: record_pb2.Record) -> Self:
         state = State(message.state)
+        if state is State.DONE and not message.HasField("outcome"):
+            raise ValueError("DONE without an outcome")
         return cls(
             state=state,
             attempt=message.attempt,
