@@ -5,8 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from idem_grpc.flow import Ended, Event, Execute, Outage, Pause, Reply, Step, Steps, Waited
 from idem_grpc.judge import Call
+from idem_grpc.steps import Ended, Event, Execute, Outage, Pause, Reply, Step, Steps, Waited
 from idem_grpc.swap import Swap
 
 Flow = Callable[[Call], Steps]

@@ -4,12 +4,12 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from idem_grpc.endings import Ending
-from idem_grpc.flow import Reply
 from idem_grpc.judge import TRANSITIONS
 from idem_grpc.outcome import Code, Outcome
 from idem_grpc.policy import OnOutage
 from idem_grpc.problem import Problem, Reason
 from idem_grpc.record import OnUnclear, Record, State
+from idem_grpc.steps import Reply
 
 if TYPE_CHECKING:
     from tests.core.history import Node
