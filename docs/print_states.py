@@ -1,0 +1,88 @@
+"""Prints docs/states.md from the tables in the code:
+
+python docs/print_states.py > docs/states.md
+"""
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "generated")]  # so that a plain checkout will do
+
+from idem_grpc.endings import ENDINGS, Ending  # noqa: E402 -- found only once the path is set
+from idem_grpc.judge import ARRIVAL, LATE, TRANSITIONS, Rule  # noqa: E402 -- likewise
+from idem_grpc.outcome import Code  # noqa: E402 -- likewise
+from idem_grpc.policy import Rules  # noqa: E402 -- likewise
+from idem_grpc.record import State  # noqa: E402 -- likewise
+
+PAGE = """\
+# The states of a key
+
+This page is printed from the tables in `idem_grpc/judge.py` and `idem_grpc/endings.py`
+by `python docs/print_states.py > docs/states.md`. Change the tables, not the page.
+
+A key that was never seen, or whose record has expired or was deleted, is at the start.
+
+```mermaid
+stateDiagram-v2
+{diagram}
+```
+
+## When a call arrives
+
+The first rule that fits what is found under the key decides.
+
+{arrival}
+
+## When a run ends, and its record is another's by now
+
+An owner may come late: its lease ran out, or the store lost its record. It wants to keep its
+outcome, and the first rule that fits what it finds decides.
+
+{late}
+
+## What the end of a handler means
+
+Where the handler does not say otherwise with `current().keep()` or `current().release()`.
+These are the defaults of `Policy.replay_errors`.
+
+{endings}
+"""
+
+
+def node(state: State) -> str:
+    return "[*]" if state is State.ABSENT else state.name
+
+
+def diagram() -> str:
+    arrows = ((node(start), node(end)) for start, ends in TRANSITIONS.items() for end in ends)
+    return "\n".join(f"    {start} --> {end}" for start, end in arrows)
+
+
+def table(head: tuple[str, str], rows: Iterable[tuple[str, str]]) -> str:
+    lines = [head, ("---", "---"), *rows]
+    return "\n".join(f"| {left} | {right} |" for left, right in lines)
+
+
+def rules(of: tuple[Rule, ...]) -> str:
+    rows = ((", ".join(state.name for state in rule.states), rule.text) for rule in of)
+    return table(("found", "rule"), rows)
+
+
+def endings() -> str:
+    replayed = Rules.of("/", []).replay_errors
+    classes: dict[Ending, list[str]] = {ending: [] for ending in Ending}
+    for code in Code:
+        ending = Ending.DECIDED if code in replayed else ENDINGS.get(code, Ending.UNCLEAR)
+        classes[ending].append(code.name)
+    return table(("status", "class"), ((", ".join(codes), ending.value) for ending, codes in classes.items()))
+
+
+def page() -> str:
+    return PAGE.format(diagram=diagram(), arrival=rules(ARRIVAL), late=rules(LATE), endings=endings())
+
+
+if __name__ == "__main__":
+    sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]  # a file, as `>` makes it
+    sys.stdout.write(page())

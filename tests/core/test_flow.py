@@ -1,0 +1,316 @@
+"""What holds of every flow, one rule of the design at a time, driven by hand."""
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from idem_grpc.endings import Ending
+from idem_grpc.fingerprint import Fingerprint
+from idem_grpc.flow import LONGEST_PAUSE, flow
+from idem_grpc.judge import UNKNOWN_TTL
+from idem_grpc.outcome import Code, Outcome
+from idem_grpc.policy import OnOutage
+from idem_grpc.problem import Problem, Reason
+from idem_grpc.record import OnUnclear, Record, State
+from idem_grpc.steps import Ended, Event, Execute, Outage, Pause, Reply, Step, Wait, Waited
+from idem_grpc.swap import Held, Swap, Swapped
+from tests.core.test_judge import (
+    ALIVE,
+    ANSWER,
+    DEAD,
+    DONE,
+    ME,
+    OPEN,
+    RETENTION,
+    RUNNING,
+    STRICT,
+    TOKEN,
+    UNKNOWN,
+    held,
+    mine,
+)
+
+FAILURE = Outcome(Code.UNKNOWN, "the handler's own")
+UNCLEAR = Ended(FAILURE, Ending.UNCLEAR)
+DECIDED = Ended(ANSWER, Ending.DECIDED)
+MY_REPLY = Reply(ANSWER, b"me")
+NOTHING = Held(None, 0.0)
+TRUSTING = replace(ME, rules=replace(ME.rules, on_outage=OnOutage.RUN))
+
+
+class Driven:
+    """A flow that a test takes by the hand. ``step`` is what it asks for; None when it is over."""
+
+    def __init__(self, call=ME) -> None:
+        self._steps = flow(call)
+        self.step: Step | None = None
+        self.then(None)
+
+    def then(self, *events: Event) -> "Driven":
+        """Answer the steps one by one."""
+        for event in events:
+            try:
+                self.step = self._steps.send(event)
+            except StopIteration:
+                self.step = None
+        return self
+
+    def swap(self) -> Swap:
+        assert isinstance(self.step, Swap)
+        return self.step
+
+    def record(self) -> Record:
+        """The record that the flow wants to write."""
+        return Record.from_bytes(self.swap().new)
+
+
+def running(call=ME) -> Driven:
+    """A flow whose handler runs."""
+    flow = Driven(call).then(Swapped(0.0))
+    assert isinstance(flow.step, Execute)
+    return flow
+
+
+def test_a_call_is_claimed_executed_kept_and_answered():
+    flow = Driven()
+    claim = flow.swap()
+    assert (claim.expected, flow.record().state, claim.ttl) == (None, State.RUNNING, RETENTION)
+    assert flow.then(Swapped(0.0)).step == Execute(Record.from_bytes(claim.new), claim)
+    flow.then(DECIDED)
+    assert flow.swap().expected == claim.new
+    assert flow.record() == replace(DONE, owner=b"me", on_unclear=OnUnclear.RERUN, fingerprint=ME.fingerprint)
+    assert flow.then(Swapped(ALIVE)).step == MY_REPLY
+    assert flow.then(None).step is None
+
+
+class TestAfterExecuteAFlowNeverClaimsAgain:
+    @pytest.mark.parametrize("there", [NOTHING, held(OPEN), held(RUNNING), held(DONE), held(UNKNOWN)])
+    @pytest.mark.parametrize("ending", [Ending.UNCLEAR, Ending.NOT_NOW, Ending.MENDABLE])
+    def test_a_release_whose_swap_is_lost_returns_the_calls_own_failure(self, there, ending):
+        flow = running().then(Ended(FAILURE, ending), there)
+        assert flow.step == Reply(FAILURE, b"me")
+        assert flow.then(None).step is None
+
+    @pytest.mark.parametrize("there", [NOTHING, held(OPEN), held(mine(UNKNOWN))])
+    def test_what_nobody_else_ran_becomes_done_with_my_outcome(self, there):
+        flow = running().then(DECIDED, there)
+        assert (flow.swap().expected, flow.record().state) == (there.value, State.DONE)
+        assert flow.record().outcome == ANSWER
+        assert flow.then(Swapped(1.0)).step == MY_REPLY
+
+    def test_a_later_answer_is_replayed(self):
+        theirs = Outcome(messages=(b"theirs",))
+        flow = running().then(DECIDED, held(replace(DONE, outcome=theirs)))
+        assert flow.step == Reply(theirs, b"other", replayed=True, requests=DONE.fingerprint)
+        assert flow.then(None).step is None
+
+    def test_a_later_run_is_waited_out(self):
+        flow = running().then(DECIDED, held(RUNNING))
+        assert flow.step == Reply(Problem(Reason.IN_PROGRESS), b"other")
+        assert isinstance(flow.then(None).step, Pause)
+        assert flow.then(None).record().state is State.DONE
+        flow.then(held(replace(OPEN, attempt=2)))
+        assert flow.swap().expected == replace(OPEN, attempt=2).to_bytes()
+        assert flow.then(Swapped(1.0)).step is None
+
+    def test_a_later_run_that_died_is_overwritten_unless_it_renews(self):
+        flow = running().then(DECIDED, held(RUNNING, DEAD))
+        assert (flow.swap().expected, flow.swap().max_left) == (RUNNING.to_bytes(), DEAD)
+        assert flow.then(held(RUNNING, RETENTION)).step == Reply(Problem(Reason.IN_PROGRESS), b"other")
+
+    def test_a_later_run_that_died_is_given_up_where_runs_are_not_repeated(self):
+        flow = running(STRICT).then(DECIDED, held(RUNNING, DEAD))
+        assert flow.record() == replace(
+            RUNNING, state=State.UNKNOWN, lease=0.0, ttl=0.0, on_unclear=OnUnclear.RERUN
+        )
+        flow.then(Swapped(DEAD), held(UNKNOWN))
+        assert flow.step == Reply(Problem(Reason.OUTCOME_UNKNOWN), b"other")
+
+    def test_another_request_by_now_is_not_answered_with_its_answer(self):
+        theirs = replace(DONE, fingerprint=Fingerprint(b"another"))
+        flow = running().then(DECIDED, held(theirs))
+        assert flow.step == Reply(Problem(Reason.RESPONSE_NOT_KEPT), b"other")
+
+
+class TestNoOutcomeLeavesTheProcessBeforeItsDoneIsAcknowledged:
+    def test_while_the_store_is_away_the_answer_is_pending(self):
+        flow = running().then(DECIDED, Outage())
+        assert flow.step == Reply(Problem(Reason.OUTCOME_PENDING), b"me")
+        flow.then(None)
+        pauses = []
+        for _ in range(20):
+            flow.then(None)
+            assert flow.record().state is State.DONE
+            pauses.append(flow.then(Outage()).step)
+        assert pauses[-1] == Pause(LONGEST_PAUSE)
+        assert flow.then(None, Swapped(1.0)).step is None
+
+    def test_a_tombstone_is_kept_and_the_first_caller_has_the_whole_answer(self):
+        small = replace(ME, rules=replace(ME.rules, max_response_bytes=5))
+        flow = running(small).then(DECIDED)
+        assert flow.record().outcome == replace(ANSWER, messages=(), messages_dropped=True)
+        assert flow.then(Swapped(1.0)).step == MY_REPLY
+
+
+class TestACallerWhoWaitedForAnAttemptAndSeesItFailGetsThatFailure:
+    def waiting(self) -> Driven:
+        flow = Driven().then(held(RUNNING))
+        assert isinstance(flow.step, Wait)
+        assert flow.step.owner == b"other"
+        return flow
+
+    def test_in_the_same_process(self):
+        flow = self.waiting().then(Waited(Reply(FAILURE, b"other")))
+        assert flow.step == Reply(FAILURE, b"other", replayed=True)
+        assert flow.then(None).step is None
+
+    @pytest.mark.parametrize("left_behind", [NOTHING, held(OPEN), held(replace(OPEN, fingerprint=None))])
+    def test_in_another_process_it_is_told_to_send_the_call_again(self, left_behind):
+        flow = self.waiting().then(Waited(), left_behind)
+        assert isinstance(flow.step, Reply)
+        assert flow.step.answer == Problem(Reason.IN_PROGRESS)
+        assert flow.then(None).step is None
+
+    def test_the_answer_is_replayed(self):
+        assert self.waiting().then(Waited(), held(DONE)).step == Reply(ANSWER, b"other", replayed=True)
+
+    def test_a_wait_that_is_too_long_ends_in_progress(self):
+        flow = self.waiting().then(Waited(more=False))
+        assert flow.step == Reply(Problem(Reason.IN_PROGRESS), b"other")
+
+    def test_a_run_that_died_is_another_matter(self):
+        flow = self.waiting().then(Waited(), held(RUNNING, DEAD))
+        assert (flow.record().attempt, flow.swap().max_left) == (2, DEAD)
+
+    def test_to_look_changes_nothing(self):
+        look = self.waiting().then(Waited()).swap()
+        assert look.expected == look.new
+
+    def test_it_asks_ever_more_rarely_and_when_the_lease_ends(self):
+        flow = Driven()
+        waits = []
+        for left in (*[ALIVE] * 12, DEAD + 0.01):
+            flow.then(held(RUNNING, left))
+            assert isinstance(flow.step, Wait)
+            waits.append(flow.step.seconds)
+            flow.then(Waited())
+        assert waits[:2] == [0.05, pytest.approx(0.075)]
+        assert waits[-2:] == [1.0, pytest.approx(0.01)]
+
+
+class TestOnlyTheDeathOfAProcessLeavesRunningBehind:
+    def refused(self, call=ME) -> Driven:
+        flow = Driven(call).then(Outage())
+        assert flow.step == Reply(Problem(Reason.STORE_UNAVAILABLE))
+        return flow.then(None)
+
+    def test_a_claim_whose_reply_never_came_is_undone(self):
+        flow = self.refused()
+        assert flow.swap().expected == ME.first_claim().swap.new
+        assert (flow.record().state, flow.record().attempt) == (State.OPEN, 1)
+        assert flow.then(Swapped(ALIVE)).step is None
+
+    def test_a_claim_that_may_still_come_is_fenced_off(self):
+        flow = self.refused().then(NOTHING)
+        assert (flow.swap().expected, flow.record().state) == (None, State.OPEN)
+        assert flow.then(Swapped(0.0)).step is None
+
+    def test_a_claim_that_overtakes_the_fence_is_undone(self):
+        flow = self.refused().then(NOTHING, Held(ME.first_claim().swap.new, RETENTION))
+        assert flow.swap().expected == ME.first_claim().swap.new
+        assert flow.then(Swapped(RETENTION)).step is None
+
+    @pytest.mark.parametrize("there", [held(OPEN), held(RUNNING), held(DONE), held(UNKNOWN)])
+    def test_what_others_wrote_is_left_alone(self, there):
+        assert self.refused().then(there).step is None
+
+    def test_a_takeover_that_may_still_come_is_fenced_off_until_its_owner_has_moved_on(self):
+        flow = Driven().then(held(RUNNING, DEAD), Outage(), None, held(RUNNING, RETENTION))
+        assert (flow.swap().expected, flow.swap().max_left) == (RUNNING.to_bytes(), DEAD)
+        assert isinstance(flow.then(held(RUNNING, RETENTION)).step, Pause)
+        assert flow.then(None, held(DONE)).step is None
+
+    def test_it_goes_on_until_the_store_answers(self):
+        flow = self.refused()
+        undo = flow.swap()
+        for _ in range(20):
+            assert isinstance(flow.then(Outage()).step, Pause)
+            assert flow.then(None).step == undo
+
+    @pytest.mark.parametrize("call", [ME, STRICT])
+    def test_a_release_is_sent_until_the_store_answers(self, call):
+        flow = running(call).then(UNCLEAR)
+        release = flow.swap()
+        assert flow.then(Outage()).step == Reply(FAILURE, b"me")
+        assert flow.then(None, None, Outage(), None).step == release
+        assert flow.then(NOTHING).step is None
+
+    def test_a_store_that_is_set_up_wrongly_is_not_asked_again(self):
+        flow = Driven().then(Outage(misused=True))
+        assert flow.step == Reply(Problem(Reason.MISCONFIGURED))
+        assert flow.then(None).step is None
+
+
+class TestTheEndOfAHandler:
+    @pytest.mark.parametrize(
+        ("call", "ending", "left"),
+        [
+            (ME, Ending.UNCLEAR, State.OPEN),
+            (STRICT, Ending.UNCLEAR, State.UNKNOWN),
+            (STRICT, Ending.NOT_NOW, State.OPEN),
+        ],
+    )
+    def test_what_it_leaves(self, call, ending, left):
+        flow = running(call).then(Ended(FAILURE, ending))
+        assert (flow.record().state, flow.record().fingerprint) == (left, call.fingerprint)
+        assert flow.swap().ttl == (UNKNOWN_TTL if left is State.UNKNOWN else RETENTION)
+
+    def test_a_wrong_request_may_be_mended(self):
+        flow = running(STRICT).then(Ended(FAILURE, Ending.MENDABLE))
+        assert (flow.record().state, flow.record().fingerprint) == (State.OPEN, None)
+
+    @pytest.mark.parametrize(
+        ("left", "ttl"), [(900.0, 900.0), (0.0, 0.001), (math.inf, RETENTION), (0.0004, 0.001)]
+    )
+    def test_a_token_that_is_given_back_lives_as_long_as_it_would_have(self, left, ttl):
+        flow = Driven(TOKEN).then(Swapped(left), Ended(FAILURE, Ending.MENDABLE))
+        assert (flow.swap().ttl, flow.record().binding) == (ttl, TOKEN.binding)
+
+
+class TestRunningWhileTheStoreIsAway:
+    def test_the_call_runs_and_is_answered_and_its_outcome_is_kept_later(self):
+        flow = Driven(TRUSTING).then(Outage(), DECIDED, Outage())
+        assert flow.step == MY_REPLY
+        assert flow.then(None, None).record().state is State.DONE
+        assert flow.then(NOTHING).swap().expected is None
+        assert flow.then(Swapped(0.0)).step is None
+
+    def test_its_own_claim_may_come_late(self):
+        flow = Driven(TRUSTING).then(Outage(), DECIDED, NOTHING)
+        flow.then(Held(TRUSTING.first_claim().swap.new, RETENTION))
+        assert flow.swap().expected == TRUSTING.first_claim().swap.new
+        assert flow.then(Swapped(RETENTION)).step == MY_REPLY
+
+    def test_a_claim_of_which_nothing_is_known_is_given_back(self):
+        flow = Driven(TRUSTING).then(Outage(), UNCLEAR, NOTHING)
+        assert flow.step == Reply(FAILURE, b"me")
+        assert flow.then(None).swap().expected == TRUSTING.first_claim().swap.new
+        assert flow.then(NOTHING).swap().expected is None
+        assert flow.then(Swapped(0.0)).step is None
+
+    def test_one_who_waits_is_refused_all_the_same(self):
+        flow = Driven(TRUSTING).then(held(RUNNING), Waited(), Outage())
+        assert flow.step == Reply(Problem(Reason.STORE_UNAVAILABLE))
+
+
+def test_a_dead_run_is_given_up_and_its_calls_are_refused():
+    flow = Driven(STRICT).then(held(RUNNING, DEAD))
+    assert (flow.record().state, flow.swap().ttl, flow.swap().max_left) == (State.UNKNOWN, UNKNOWN_TTL, DEAD)
+    assert flow.then(Swapped(DEAD)).step == Reply(Problem(Reason.OUTCOME_UNKNOWN), b"other")
+    assert flow.then(None).step is None
+
+
+def test_a_dead_run_that_renews_in_the_last_moment_is_waited_for():
+    flow = Driven(STRICT).then(held(RUNNING, DEAD), held(RUNNING, RETENTION))
+    assert isinstance(flow.step, Wait)
