@@ -1,0 +1,40 @@
+"""The classes of a handler's end, code by code."""
+
+import pytest
+
+from idem_grpc.endings import ENDINGS, Ending, ending_of
+from idem_grpc.outcome import Code, Outcome
+from idem_grpc.policy import Rules
+from idem_grpc.problem import Problem, Reason
+
+DEFAULT = Rules.of("/a.B/C", []).replay_errors
+
+CLASSES = {
+    Ending.DECIDED: "OK NOT_FOUND ALREADY_EXISTS FAILED_PRECONDITION",
+    Ending.MENDABLE: "INVALID_ARGUMENT OUT_OF_RANGE UNIMPLEMENTED PERMISSION_DENIED UNAUTHENTICATED",
+    Ending.NOT_NOW: "RESOURCE_EXHAUSTED ABORTED",
+    Ending.UNCLEAR: "UNKNOWN INTERNAL DATA_LOSS UNAVAILABLE CANCELLED DEADLINE_EXCEEDED",
+}
+
+
+@pytest.mark.parametrize("code", Code, ids=lambda code: code.name)
+def test_every_code_has_one_class(code):
+    classes = [ending for ending, codes in CLASSES.items() if code.name in codes.split()]
+    assert classes == [ending_of(Outcome(code), DEFAULT)]
+
+
+@pytest.mark.parametrize("code", Code, ids=lambda code: code.name)
+def test_a_policy_may_keep_any_error(code):
+    assert ending_of(Outcome(code), frozenset({code})) is Ending.DECIDED
+
+
+def test_a_policy_may_keep_no_error():
+    assert ending_of(Outcome(Code.NOT_FOUND), frozenset()) is Ending.UNCLEAR
+    assert ending_of(Outcome(Code.OK), frozenset()) is Ending.DECIDED
+
+
+@pytest.mark.parametrize("reason", Reason)
+def test_a_refusal_passed_on_from_downstream_is_never_kept(reason):
+    refusal = Problem(reason).outcome()
+    assert ending_of(refusal, frozenset(Code)) is ENDINGS.get(reason.code, Ending.UNCLEAR)
+    assert ending_of(refusal, DEFAULT) is not Ending.DECIDED

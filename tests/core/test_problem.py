@@ -1,0 +1,127 @@
+"""Refusals as they stand on the wire, and how they are known again."""
+
+import pytest
+from google.protobuf import any_pb2
+from google.rpc import error_details_pb2, status_pb2
+from hypothesis import given
+from hypothesis import strategies as st
+
+from idem_grpc.outcome import Code, Outcome
+from idem_grpc.problem import (
+    DOMAIN,
+    PUSHBACK,
+    STATUS_DETAILS,
+    Problem,
+    Reason,
+    is_refusal,
+    pushback_ms,
+    reason_in,
+)
+
+CODES = {
+    Reason.KEY_REQUIRED: Code.INVALID_ARGUMENT,
+    Reason.KEY_INVALID: Code.INVALID_ARGUMENT,
+    Reason.KEY_REUSED: Code.INVALID_ARGUMENT,
+    Reason.TOKEN_UNKNOWN: Code.FAILED_PRECONDITION,
+    Reason.TOKEN_MISMATCH: Code.PERMISSION_DENIED,
+    Reason.IN_PROGRESS: Code.UNAVAILABLE,
+    Reason.OUTCOME_PENDING: Code.UNAVAILABLE,
+    Reason.OUTCOME_UNKNOWN: Code.FAILED_PRECONDITION,
+    Reason.RESPONSE_NOT_KEPT: Code.FAILED_PRECONDITION,
+    Reason.STORE_UNAVAILABLE: Code.UNAVAILABLE,
+}
+"""The table of the wire format, which clients in other languages rely on."""
+
+
+def details(outcome: Outcome) -> bytes:
+    value = outcome.trailer(STATUS_DETAILS)
+    assert isinstance(value, bytes)
+    return value
+
+
+def unpacked(outcome: Outcome, kind):
+    found = []
+    for detail in status_pb2.Status.FromString(details(outcome)).details:
+        message = kind()
+        if detail.Unpack(message):
+            found.append(message)
+    return found
+
+
+def foreign(domain: str, reason: str = "IN_PROGRESS") -> bytes:
+    status = status_pb2.Status(code=14)
+    status.details.add().Pack(error_details_pb2.ErrorInfo(domain=domain, reason=reason))
+    return status.SerializeToString()
+
+
+@pytest.mark.parametrize(("reason", "code"), CODES.items())
+def test_the_status_of_every_reason(reason, code):
+    assert reason.code is code
+    assert reason.retryable is (code is Code.UNAVAILABLE)
+
+
+@pytest.mark.parametrize("reason", Reason)
+def test_a_refusal_is_a_rich_status_that_agrees_with_itself(reason):
+    outcome = Problem(reason).outcome()
+    status = status_pb2.Status.FromString(details(outcome))
+    assert (status.code, status.message) == (outcome.code, outcome.details)
+    assert outcome.code is reason.code
+    assert outcome.details
+    (info,) = unpacked(outcome, error_details_pb2.ErrorInfo)
+    assert (info.domain, info.reason) == (DOMAIN, reason)
+    assert reason_in(details(outcome)) is reason
+    assert is_refusal(outcome)
+
+
+@pytest.mark.parametrize("reason", Reason)
+def test_only_what_may_succeed_later_says_when(reason):
+    outcome = Problem(reason).outcome(previous_attempts=1, uniform=lambda low, high: 1.0)
+    delays = [info.retry_delay.ToMilliseconds() for info in unpacked(outcome, error_details_pb2.RetryInfo)]
+    assert delays == ([1000] if reason.retryable else [])
+    assert outcome.trailer(PUSHBACK) == ("1000" if reason.retryable else None)
+
+
+def test_a_sentence_of_its_own():
+    assert Problem(Reason.KEY_INVALID, "two keys").outcome().details == "two keys"
+
+
+def test_the_pushback_grows_fourfold_to_ten_seconds():
+    waits = [pushback_ms(n, lambda low, high: 1.0) for n in range(6)]
+    assert waits == [250, 1000, 4000, 10_000, 10_000, 10_000]
+
+
+@given(st.integers(0, 10**9))
+def test_the_pushback_is_jittered_by_a_fifth(attempts):
+    middle = min(10_000, 250 * 4 ** min(attempts, 20))
+    assert 0.8 * middle <= pushback_ms(attempts) <= 1.2 * middle
+    assert pushback_ms(attempts, lambda low, high: low) == 0.8 * middle
+    assert pushback_ms(attempts, lambda low, high: high) == 1.2 * middle
+
+
+def test_a_refusal_is_known_by_our_domain():
+    assert reason_in(foreign(DOMAIN)) is Reason.IN_PROGRESS
+    assert reason_in(foreign("example.com")) is None
+    assert not is_refusal(Outcome(trailing_metadata=((STATUS_DETAILS, foreign("example.com")),)))
+
+
+def test_a_reason_of_a_later_version_is_a_refusal_all_the_same():
+    later = foreign(DOMAIN, "NOT_THOUGHT_OF_YET")
+    assert reason_in(later) is None
+    assert is_refusal(Outcome(trailing_metadata=((STATUS_DETAILS, later),)))
+
+
+def test_a_status_without_ours_is_no_refusal():
+    assert not is_refusal(Outcome(Code.UNAVAILABLE))
+    assert not is_refusal(Outcome(trailing_metadata=((STATUS_DETAILS, b""),)))
+
+
+def test_a_broken_detail_is_no_refusal():
+    broken = any_pb2.Any(type_url="type.googleapis.com/google.rpc.ErrorInfo", value=b"\xff")
+    status = status_pb2.Status(details=[broken]).SerializeToString()
+    assert reason_in(status) is None
+
+
+@given(st.binary())
+def test_whatever_the_bytes_nothing_is_raised(value):
+    reason_in(value)
+    is_refusal(Outcome(trailing_metadata=((STATUS_DETAILS, value),)))

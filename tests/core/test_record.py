@@ -1,0 +1,134 @@
+"""Records and outcomes come back from their bytes as they were, and other bytes do no harm."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from idem_grpc_pb.v1 import record_pb2
+
+from idem_grpc.fingerprint import Fingerprint
+from idem_grpc.outcome import Code, Outcome, Turn
+from idem_grpc.record import Binding, OnUnclear, Record, State
+
+small = st.binary(max_size=8)
+counts = st.integers(0, 2**32 - 1)
+fingerprints = st.builds(Fingerprint, small, small, counts, counts, st.booleans())
+text = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), max_size=8)
+metadata = st.lists(
+    st.tuples(st.sampled_from(["a", "b-c"]), text) | st.tuples(st.sampled_from(["a-bin"]), small), max_size=4
+).map(tuple)
+outcomes = st.builds(
+    Outcome,
+    st.sampled_from(Code),
+    st.text(max_size=8),
+    metadata,
+    metadata,
+    st.lists(small, max_size=3).map(tuple),
+    st.booleans(),
+    st.lists(st.builds(Turn, fingerprints, counts), max_size=2).map(tuple),
+)
+milliseconds = st.integers(0, 10**12).map(lambda count: count / 1000)
+common = {
+    "attempt": counts,
+    "owner": small,
+    "fingerprint": st.none() | fingerprints,
+    "binding": st.none() | st.builds(Binding, small, small),
+}
+records = st.one_of(
+    st.builds(Record, state=st.sampled_from([State.OPEN, State.UNKNOWN]), **common),
+    st.builds(Record, state=st.just(State.DONE), outcome=outcomes, **common),
+    st.builds(
+        Record,
+        state=st.just(State.RUNNING),
+        lease=milliseconds,
+        ttl=milliseconds,
+        on_unclear=st.sampled_from(OnUnclear),
+        **common,
+    ),
+)
+LATER = record_pb2.Record(state=record_pb2.STATE_OPEN).SerializeToString()
+
+
+@given(records)
+def test_a_record_comes_back_as_it_was(record):
+    value = record.to_bytes()
+    assert value
+    assert Record.from_bytes(value) == record
+    assert Record.from_bytes(value).to_bytes() == value
+
+
+@given(st.binary())
+def test_whatever_the_bytes_nothing_is_raised(value):
+    assert Record.from_bytes(value).state is not State.ABSENT
+
+
+@given(records, st.integers(0, 200), st.binary(max_size=3))
+def test_broken_bytes_of_ours_do_no_harm(record, at, with_what):
+    value = record.to_bytes()
+    Record.from_bytes(value[: at % len(value)] + with_what + value[at % len(value) + 1 :])
+
+
+def test_nothing_is_absent():
+    assert Record.from_bytes(None) == Record(state=State.ABSENT)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"",
+        b"\xff",
+        b"an operator's note",
+        record_pb2.Record(attempt=1).SerializeToString(),
+        record_pb2.Record(state=record_pb2.STATE_DONE).SerializeToString(),
+        LATER + b"\x08\x63",  # a state of a later version
+        replace(Record(state=State.DONE), outcome=Outcome()).to_bytes()
+        + b"\x42\x02\x08\x63",  # a code of one
+        Record(state=State.RUNNING).to_bytes() + b"\x38\x63",  # an on_unclear of one
+    ],
+)
+def test_what_no_version_of_ours_wrote_is_unreadable(value):
+    assert Record.from_bytes(value) == Record(state=State.UNREADABLE)
+
+
+def test_fields_of_a_later_version_are_passed_over():
+    assert Record.from_bytes(LATER + b"\xf8\x07\x01") == Record(state=State.OPEN)
+
+
+def test_an_on_unclear_that_is_not_given_is_rerun():
+    value = record_pb2.Record(state=record_pb2.STATE_RUNNING).SerializeToString()
+    assert Record.from_bytes(value).on_unclear is OnUnclear.RERUN
+
+
+def test_an_answer_may_be_an_empty_message_or_none():
+    for messages in ((), (b"",), (b"", b"")):
+        done = Record(state=State.DONE, outcome=Outcome(messages=messages))
+        outcome = Record.from_bytes(done.to_bytes()).outcome
+        assert outcome is not None
+        assert outcome.messages == messages
+
+
+def test_a_tombstone_keeps_all_but_the_messages():
+    turn = Turn(Fingerprint(b"raw"), 1)
+    outcome = Outcome(
+        Code.OK, "details", (("a", "1"),), (("b-bin", b"\xff"),), (b"12", b"345"), turns=(turn,)
+    )
+    assert outcome.limited_to(5) is outcome
+    assert outcome.limited_to(4) == replace(outcome, messages=(), turns=(), messages_dropped=True)
+
+
+def test_an_empty_message_has_a_place_even_where_nothing_larger_has():
+    assert Outcome(messages=(b"",)).limited_to(0) == Outcome(messages=(b"",))
+
+
+def test_the_last_of_several_trailers_counts():
+    outcome = Outcome(trailing_metadata=(("a", "1"), ("a", "2")))
+    assert outcome.trailer("a") == "2"
+    assert outcome.trailer("b") is None
+
+
+def test_fingerprints_match_by_either_digest_and_an_empty_one_matches_nothing():
+    assert Fingerprint(b"1", b"2").matches(Fingerprint(b"1", b"3"))
+    assert Fingerprint(b"1", b"2").matches(Fingerprint(b"4", b"2"))
+    assert not Fingerprint(b"1", b"2").matches(Fingerprint(b"2", b"1"))
+    assert not Fingerprint(b"1").matches(Fingerprint(b"2"))
