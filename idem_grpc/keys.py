@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
+from math import floor
 from urllib.parse import quote
 
 from idem_grpc.digest import as_uuid
@@ -54,7 +55,7 @@ def windowed(*parts: str | int, window: timedelta, at: datetime | None = None) -
         raise ValueError(f"window={window!r}: give a whole, positive number of seconds")
     if at is not None and at.tzinfo is None:
         raise ValueError(f"at={at!r}: give a time with a time zone, such as datetime.now(UTC)")
-    now = int((at or datetime.now(UTC)).timestamp())
+    now = floor((at or datetime.now(UTC)).timestamp())
     start = datetime.fromtimestamp(now - now % span, UTC)
     form = next(form for unit, form in _PRECISIONS if span % unit == 0)
     return structured(*parts, start.strftime(form))
