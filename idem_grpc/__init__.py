@@ -2,7 +2,7 @@
 
 from idem_grpc import keys
 from idem_grpc.execution import Execution, current
-from idem_grpc.policy import KeyRule, OnOutage, Policy
+from idem_grpc.policy import KeyRule, OnCancel, OnOutage, Policy
 from idem_grpc.problem import Reason
 from idem_grpc.record import OnUnclear
 from idem_grpc.reporter import Replied, Reporter
@@ -17,6 +17,7 @@ __all__ = [
     "CallInfo",
     "Execution",
     "KeyRule",
+    "OnCancel",
     "OnOutage",
     "OnUnclear",
     "Policy",

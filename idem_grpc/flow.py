@@ -132,7 +132,7 @@ def _replay(call: Call, reply: Reply) -> Steps:
     if isinstance(answer, Outcome) and answer.messages_dropped:
         answer = Problem(Reason.RESPONSE_NOT_KEPT)
     elif isinstance(answer, Outcome) and call.fingerprint is None and reply.requests is not None:
-        event = yield Compare(answer, reply.requests)
+        event = yield Compare(answer, reply.requests, reply.owner)
         assert isinstance(event, Compared)
         if not event.same:
             answer = Problem(Reason.KEY_REUSED)

@@ -39,6 +39,17 @@ class OnOutage(Enum):
     RUN = "run"
 
 
+class OnCancel(Enum):
+    """What becomes of a run whose caller goes away: by a cancel, a deadline or a lost connection.
+
+    FINISH: it goes on as if the caller were there, and its answer is kept for the retry.
+    CANCEL: it is told as it would be without us, and what it then makes of it is its end.
+    """
+
+    FINISH = "finish"
+    CANCEL = "cancel"
+
+
 class StatusCode(Protocol):
     """A grpc.StatusCode; the core does not import grpc."""
 
@@ -65,6 +76,8 @@ class Policy:
         its end is unclear to others; default 1 hour.
     on_unclear: default OnUnclear.RERUN. A payment whose second run would do harm wants FAIL.
     on_outage: default OnOutage.REFUSE. RUN goes with neither OnUnclear.FAIL nor KeyRule.TOKEN.
+    on_cancel: default OnCancel.FINISH. CANCEL is for handlers that must stop; being stopped
+        is an unclear end.
     replay_errors: status codes, apart from OK, that are an answer to keep; default
         NOT_FOUND, ALREADY_EXISTS and FAILED_PRECONDITION.
     ignore: request fields, as dotted paths, that do not tell one request from another.
@@ -82,6 +95,7 @@ class Policy:
     max_run: Duration | None = None
     on_unclear: OnUnclear | None = None
     on_outage: OnOutage | None = None
+    on_cancel: OnCancel | None = None
     replay_errors: Collection[StatusCode | str] | None = None
     ignore: Collection[str] | None = None
     max_response_bytes: int | None = None
@@ -90,7 +104,8 @@ class Policy:
         for name in ("retention", "lease", "max_run"):
             _check_duration(name, getattr(self, name), smallest=0.001)
         _check_duration("wait", self.wait, smallest=0)
-        for name, kind in (("key", KeyRule), ("on_unclear", OnUnclear), ("on_outage", OnOutage)):
+        choices = {"key": KeyRule, "on_unclear": OnUnclear, "on_outage": OnOutage, "on_cancel": OnCancel}
+        for name, kind in choices.items():
             value = getattr(self, name)
             if value is not None and not isinstance(value, kind):
                 raise TypeError(f"Policy({name}={value!r}): give a member of {kind.__name__}")
@@ -116,6 +131,7 @@ class Rules:
     max_run: float
     on_unclear: OnUnclear
     on_outage: OnOutage
+    on_cancel: OnCancel
     replay_errors: frozenset[Code]
     ignore: tuple[str, ...]
     max_response_bytes: int
@@ -142,6 +158,7 @@ class Rules:
             max_run=in_seconds(decided("max_run")),
             on_unclear=decided("on_unclear"),
             on_outage=decided("on_outage"),
+            on_cancel=decided("on_cancel"),
             replay_errors=_codes(decided("replay_errors")),
             ignore=tuple(sorted(set(decided("ignore")))),
             max_response_bytes=decided("max_response_bytes"),
@@ -207,6 +224,7 @@ BUILT_IN = Policy(
     max_run=timedelta(hours=1),
     on_unclear=OnUnclear.RERUN,
     on_outage=OnOutage.REFUSE,
+    on_cancel=OnCancel.FINISH,
     replay_errors=(Code.NOT_FOUND, Code.ALREADY_EXISTS, Code.FAILED_PRECONDITION),
     ignore=(),
     max_response_bytes=1024 * 1024,

@@ -34,7 +34,7 @@ class Reason(StrEnum):
     OUTCOME_UNKNOWN = "OUTCOME_UNKNOWN"
     RESPONSE_NOT_KEPT = "RESPONSE_NOT_KEPT"
     STORE_UNAVAILABLE = "STORE_UNAVAILABLE"
-    NOT_SUPPORTED = "NOT_SUPPORTED"
+    LEASE_LOST = "LEASE_LOST"
     MISCONFIGURED = "MISCONFIGURED"
 
     @property
@@ -79,7 +79,10 @@ _MEANING = {
         Code.UNAVAILABLE,
         "the idempotency store cannot be reached: nothing was run; send it again",
     ),
-    Reason.NOT_SUPPORTED: (Code.UNIMPLEMENTED, "this method cannot be called with an idempotency-key"),
+    Reason.LEASE_LOST: (
+        Code.ABORTED,
+        "another run of this call has taken over while its responses were sent: send it again for the answer",
+    ),
     Reason.MISCONFIGURED: (Code.INTERNAL, "this method's idempotency policy is at fault: nothing was run"),
 }
 

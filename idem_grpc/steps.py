@@ -36,11 +36,12 @@ class Compare:
     """Read the call's request stream as far as ``requests`` goes, and see that it is the same.
 
     Each response of ``outcome`` whose turn comes may be sent meanwhile, to a client that
-    takes turns. The event is Compared.
+    takes turns; they tell of the run of ``owner``. The event is Compared.
     """
 
     outcome: Outcome
     requests: Fingerprint
+    owner: bytes
 
 
 @dataclass(frozen=True, slots=True)

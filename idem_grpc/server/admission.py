@@ -11,7 +11,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 from idem_grpc import keys
 from idem_grpc.digest import digest, store_key, token_key
 from idem_grpc.execution import Execution, identity_of
-from idem_grpc.fingerprint import fingerprint
+from idem_grpc.fingerprint import Fingerprint, fingerprint
 from idem_grpc.judge import Call
 from idem_grpc.methods import Methods
 from idem_grpc.outcome import Code, Metadata, Outcome
@@ -23,6 +23,8 @@ from idem_grpc.scope import CallInfo, Scope, scope_of
 logger = logging.getLogger("idem_grpc")
 
 _OWNER_BYTES = 8
+
+Parse = Callable[[bytes], Any]
 
 
 class Refused(Exception):
@@ -120,18 +122,17 @@ class Admission:
             return None
         raise Refused(Problem(Reason.KEY_REQUIRED))
 
-    def admit(
-        self, rules: Rules, caller: Caller, raw: bytes, parse: Callable[[bytes], Any] | None
-    ) -> Admitted:
-        """Read the key, the scope and the request. Raises Refused where one of them is not valid."""
+    def admit(self, rules: Rules, caller: Caller, raw: bytes | None, parse: Parse | None) -> Admitted:
+        """Read the key, the scope and the request, of which a stream (``raw`` is None) comes later.
+
+        Raises Refused where one of them is not valid.
+        """
         key = _key_in(caller.metadata)
         scope = self._scope_of(caller)
-        request = _parsed(raw, parse)
-        try:
-            shown = fingerprint(caller.method, raw, request, rules.ignore)
-        except ValueError:
-            logger.exception("%s is refused: its idempotency policy is at fault", caller.method)
-            raise Refused(Problem(Reason.MISCONFIGURED)) from None
+        request, shown = None, None
+        if raw is not None:
+            request = parsed(raw, parse)
+            shown = _fingerprint(caller.method, raw, request, rules)
         owner = os.urandom(_OWNER_BYTES)
         if rules.key is KeyRule.TOKEN:
             binding = Binding(digest("operation", rules.operation.encode()), digest("scope", scope.encode()))
@@ -162,7 +163,16 @@ def _key_in(metadata: Metadata) -> str:
     return key
 
 
-def _parsed(raw: bytes, parse: Callable[[bytes], Any] | None) -> Any:
+def _fingerprint(method: str, raw: bytes, request: Any, rules: Rules) -> Fingerprint:
+    try:
+        return fingerprint(method, raw, request, rules.ignore)
+    except ValueError:
+        logger.exception("%s is refused: its idempotency policy is at fault", method)
+        raise Refused(Problem(Reason.MISCONFIGURED)) from None
+
+
+def parsed(raw: bytes, parse: Parse | None) -> Any:
+    """A request by the handler's own function. Raises Refused, as grpc does, where that fails."""
     if parse is None:
         return raw
     try:

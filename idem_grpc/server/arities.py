@@ -31,9 +31,16 @@ def behavior_of(handler: Handler) -> Behavior:
     return next(behavior for behavior in behaviors if behavior is not None)
 
 
+class NotSerialized(Exception):
+    """A handler's response cannot be sent."""
+
+
 def serialized(handler: Handler, response: Any) -> bytes:
-    """A response as bytes, by the handler's own function. Raises where that cannot be done."""
-    body = response if handler.response_serializer is None else handler.response_serializer(response)
+    """A response as bytes, by the handler's own function. Raises NotSerialized."""
+    try:
+        body = response if handler.response_serializer is None else handler.response_serializer(response)
+    except Exception as error:
+        raise NotSerialized(f"{type(response)} cannot be serialized") from error
     if not isinstance(body, bytes):
-        raise TypeError(f"the response of {type(response)} was serialized to {type(body)}, not to bytes")
+        raise NotSerialized(f"{type(response)} was serialized to {type(body)}, not to bytes")
     return body

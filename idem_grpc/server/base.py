@@ -17,7 +17,6 @@ from idem_grpc.problem import Problem, Reason
 from idem_grpc.reporter import Reporter
 from idem_grpc.scope import Scope
 from idem_grpc.server.admission import Admission, Caller, Refused
-from idem_grpc.server.arities import Handler
 from idem_grpc.server.keeper import Keeper
 from idem_grpc.server.replies import Answer, answer
 from idem_grpc.server.runs import Run, Runs
@@ -53,18 +52,21 @@ class Protection:
         self._reporter = reporter or Reporter()
         self._places = threading.Semaphore(max_waiters)
 
-    def plan(self, handler: Handler, details: grpc.HandlerCallDetails) -> Rules | Reply | None:
+    def plan(self, details: grpc.HandlerCallDetails) -> Rules | Reply | None:
         """The rules to protect a call by, the reply that refuses it, or None to let it through."""
         try:
-            rules = self.admission.rules(details.method, tuple(details.invocation_metadata))
+            return self.admission.rules(details.method, tuple(details.invocation_metadata))
         except Refused as refused:
             return Reply(refused.answer)
-        if rules is not None and (handler.request_streaming or handler.response_streaming):
-            return Reply(Problem(Reason.NOT_SUPPORTED, "streams take no idempotency-key yet"))
-        return rules
 
-    def answer(self, reply: Reply, caller: Caller) -> Answer:
-        """What is sent for a reply, which is also reported."""
+    def answer(self, reply: Reply, caller: Caller, streamed: bytes = b"") -> Answer:
+        """What is sent for a reply, which is also reported.
+
+        ``streamed`` is the owner of the run whose responses were sent already, if any: they
+        cannot be followed by the end of another.
+        """
+        if streamed and reply.owner != streamed:
+            reply = Reply(Problem(Reason.LEASE_LOST), reply.owner)
         sent, event = answer(reply, caller)
         try:
             self._reporter.replied(event)

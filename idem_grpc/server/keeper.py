@@ -63,7 +63,22 @@ class Keeper:
         try:
             yield
         finally:
-            lease.is_over = True
+            lease.over.set()
+
+    @contextmanager
+    def limiting(self, seconds: float, stop: Callable[[], object]) -> Iterator[None]:
+        """Call ``stop`` if the block takes longer than ``seconds``."""
+        is_over = False
+
+        def job() -> None:
+            if not is_over:
+                stop()
+
+        self._schedule(seconds, job)
+        try:
+            yield
+        finally:
+            is_over = True
 
     def finish(self, steps: Steps, step: Step, then: Callable[[], None]) -> None:
         """Bring a flow to its end that has replied and now asks for ``step``."""
@@ -100,7 +115,7 @@ class _Lease:
     rules: Rules
     lose: Callable[[], None]
     acknowledged: float
-    is_over: bool = False
+    over: threading.Event = field(default_factory=threading.Event)
     interval: float = field(init=False)
     ends: float = field(init=False)
 
@@ -109,7 +124,7 @@ class _Lease:
         self.ends = self.acknowledged + self.rules.max_run
 
     def __call__(self) -> float | None:
-        if self.is_over:
+        if self.over.is_set():
             return None
         sent = monotonic()
         if sent >= self.ends:
@@ -117,6 +132,8 @@ class _Lease:
             return None
         swap = self.swap
         seen = attempt(self.store, Swap(swap.key, swap.new, swap.new, swap.ttl))
+        if self.over.is_set():  # and what the run wrote at its end has overtaken this renewal
+            return None
         if isinstance(seen, Held):
             self.lose()
             return None

@@ -4,8 +4,9 @@ The real one follows the store, for an answer must not go out before it is kept;
 once the caller is gone, the handler must be able to finish as if it were not.
 """
 
+import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NoReturn
 
@@ -14,8 +15,10 @@ import grpc
 from idem_grpc.endings import Ending, ending_of
 from idem_grpc.execution import Execution
 from idem_grpc.outcome import Code, Metadata, Outcome
-from idem_grpc.policy import Rules
-from idem_grpc.server.admission import Caller
+from idem_grpc.policy import OnCancel, Rules
+from idem_grpc.server.admission import Caller, Refused
+from idem_grpc.server.arities import Handler, NotSerialized
+from idem_grpc.server.transcript import Incoming, Outgoing
 from idem_grpc.steps import Ended
 
 logger = logging.getLogger("idem_grpc")
@@ -27,11 +30,31 @@ NO_DEADLINE = 9e18
 class Recording:
     """What a handler said of its answer, and what it may know of its caller.
 
-    The methods here are alike in grpc and grpc.aio.
+    ``time_remaining`` is asked for the seconds to the deadline (None: there is none), and
+    ``is_gone`` whether the caller is. The methods here are alike in grpc and grpc.aio.
     """
 
-    def __init__(self, caller: Caller) -> None:
+    def __init__(
+        self,
+        caller: Caller,
+        execution: Execution,
+        rules: Rules,
+        handler: Handler,
+        *,
+        time_remaining: Callable[[], float | None],
+        is_gone: Callable[[], bool],
+    ) -> None:
+        self.incoming: Incoming | None = None
+        self._outgoing: Outgoing | None = None
+        if handler.request_streaming:
+            self.incoming = Incoming(caller.method, rules, handler.request_deserializer)
+        if handler.response_streaming:
+            self._outgoing = Outgoing(rules.max_response_bytes, self.incoming)
         self._caller = caller
+        self._execution = execution
+        self._rules = rules
+        self._real_time_remaining = time_remaining
+        self._is_gone = is_gone
         self._code: grpc.StatusCode | None = None
         self._details = ""
         self._initial: Metadata = ()
@@ -77,6 +100,11 @@ class Recording:
     def disable_next_message_compression(self) -> None:
         self._compresses_message = False
 
+    @property
+    def initial_metadata(self) -> Metadata:
+        """What the handler wants sent ahead of its responses."""
+        return self._initial
+
     def compress(self, context: Any) -> None:
         """Have the real context compress the answer as the handler wanted it."""
         if self._compression is not None:
@@ -102,55 +130,81 @@ class Recording:
         if trailing_metadata is not None:
             self._trailing = _metadata(trailing_metadata)
 
+    def _sees_caller_gone(self) -> bool:
+        return self._rules.on_cancel is OnCancel.CANCEL and self._is_gone()
+
+    def _time_remaining(self) -> float | None:
+        if self._is_gone() and not self._sees_caller_gone():
+            return None
+        return self._real_time_remaining()
+
+    def sends(self, message: bytes) -> None:
+        """Note a response of a stream. Raises CallerGone where a handler must stop for that."""
+        if self._sees_caller_gone():
+            raise CallerGone("the caller went away")
+        assert self._outgoing is not None
+        self._outgoing.add(message)
+
+    def caller_left(self) -> None:
+        """Tell a handler that must stop."""
+        if self._rules.on_cancel is OnCancel.CANCEL:
+            self.run_callbacks()
+
     def run_callbacks(self) -> None:
         """Call what the handler wants called at the end of its RPC: for it, that is the end of its run."""
-        for callback in self._callbacks:
+        callbacks, self._callbacks = self._callbacks, []
+        for callback in callbacks:
             try:
                 callback()
             except Exception:
                 logger.exception("Exception in a callback at the end of %s", self._caller.method)
 
-    def returned(self, serialize: Callable[[], bytes], execution: Execution, rules: Rules) -> Ended:
-        """The end of a handler that returned. ``serialize`` is asked for its response on success."""
-        if self.aborted or self._code not in (None, grpc.StatusCode.OK):
-            return self._ended(self._outcome(), execution, rules)
-        try:
-            message = serialize()
-        except Exception:
-            logger.exception("%s: Failed to serialize response!", self._caller.method)
-            outcome = Outcome(Code.INTERNAL, "Failed to serialize response!")
-            return Ended(outcome, execution.ending or Ending.UNCLEAR)
-        return self._ended(self._outcome((message,)), execution, rules)
+    def returned(self, serialize: Callable[[], bytes] | None) -> Ended:
+        """The end of a handler that returned.
 
-    def raised(self, error: BaseException, execution: Execution, rules: Rules) -> Ended:
+        ``serialize`` gives its response, if it does not stream them, and is asked on success.
+        """
+        if self.aborted or self._code not in (None, grpc.StatusCode.OK) or serialize is None:
+            return self._ended()
+        return self._ended((serialize(),))
+
+    def raised(self, error: BaseException) -> Ended:
         """The end of a handler that raised; an abort is raised too, and is no accident."""
         if self.aborted:
-            return self._ended(self._outcome(), execution, rules)
-        logger.error("Exception calling application: %s", error, exc_info=error)
-        if self._code in (None, grpc.StatusCode.OK):
-            self._code = grpc.StatusCode.UNKNOWN
-        self._details = self._details or f"Exception calling application: {error}"
-        return Ended(self._outcome(), execution.ending or Ending.UNCLEAR)
+            return self._ended()
+        if isinstance(error, Refused) and isinstance(error.answer, Outcome):  # a request that is none
+            self._code, self._details = grpc.StatusCode[error.answer.code.name], error.answer.details
+        elif isinstance(error, NotSerialized):
+            logger.error("%s: Failed to serialize response!", self._caller.method, exc_info=error)
+            self._code, self._details = grpc.StatusCode.INTERNAL, "Failed to serialize response!"
+        elif isinstance(error, (CallerGone, asyncio.CancelledError)):
+            self._code, self._details = grpc.StatusCode.CANCELLED, "the caller went away"
+        else:
+            logger.error("Exception calling application: %s", error, exc_info=error)
+            if self._code in (None, grpc.StatusCode.OK):
+                self._code = grpc.StatusCode.UNKNOWN
+            self._details = self._details or f"Exception calling application: {error}"
+        return self._ended(usual=Ending.UNCLEAR)
 
-    def _outcome(self, messages: tuple[bytes, ...] = ()) -> Outcome:
+    def _ended(self, messages: tuple[bytes, ...] = (), usual: Ending | None = None) -> Ended:
         name = "OK" if self._code is None else getattr(self._code, "name", "")
         code = Code.__members__.get(name, Code.UNKNOWN)
-        return Outcome(code, self._details, self._initial, self._trailing, messages)
-
-    @staticmethod
-    def _ended(outcome: Outcome, execution: Execution, rules: Rules) -> Ended:
-        return Ended(outcome, execution.ending or ending_of(outcome, rules.replay_errors))
+        outcome = Outcome(code, self._details, self._initial, self._trailing, messages)
+        if self._outgoing is not None:
+            outcome = self._outgoing.outcome(outcome)
+        ending = self._execution.ending or usual or ending_of(outcome, self._rules.replay_errors)
+        if self.incoming is None:
+            return Ended(outcome, ending)
+        if self.incoming.cut and ending is not Ending.NOT_NOW:
+            ending = Ending.UNCLEAR
+        return Ended(outcome, ending, self.incoming.so_far())
 
 
 class RecordingContext(Recording, grpc.ServicerContext):
-    """For handlers that run on a thread. ``real`` is asked for the deadline while it is active."""
-
-    def __init__(self, caller: Caller, time_remaining: Callable[[], float | None]) -> None:
-        super().__init__(caller)
-        self._time_remaining = time_remaining
+    """For handlers that run on a thread."""
 
     def is_active(self) -> bool:
-        return True
+        return not self._sees_caller_gone()
 
     def time_remaining(self) -> float:
         remaining = self._time_remaining()
@@ -180,17 +234,16 @@ class RecordingContext(Recording, grpc.ServicerContext):
 
 
 class AsyncRecordingContext(Recording, grpc.aio.ServicerContext[Any, Any]):
-    """The same for coroutines."""
+    """The same for coroutines. ``reader`` and ``writer`` serve its streams, if it has them."""
 
-    def __init__(self, caller: Caller, time_remaining: Callable[[], float | None]) -> None:
-        super().__init__(caller)
-        self._time_remaining = time_remaining
+    reader: Callable[[], Awaitable[Any]] | None = None
+    writer: Callable[[Any], Awaitable[None]] | None = None
 
     def time_remaining(self) -> Any:
         return self._time_remaining()
 
     def cancelled(self) -> bool:
-        return False
+        return self._sees_caller_gone()
 
     def done(self) -> bool:
         return self.aborted
@@ -202,10 +255,14 @@ class AsyncRecordingContext(Recording, grpc.aio.ServicerContext[Any, Any]):
         return self._details
 
     async def read(self) -> Any:
-        raise grpc.aio.UsageError("this method has no request stream to read from")
+        if self.reader is None:
+            raise grpc.aio.UsageError("this method has no request stream to read from")
+        return await self.reader()
 
     async def write(self, message: Any) -> None:
-        raise grpc.aio.UsageError("this method has no response stream to write to")
+        if self.writer is None:
+            raise grpc.aio.UsageError("this method has no response stream to write to")
+        await self.writer(message)
 
     async def send_initial_metadata(self, initial_metadata: Any) -> None:
         self.record_initial_metadata(initial_metadata)
@@ -216,6 +273,10 @@ class AsyncRecordingContext(Recording, grpc.aio.ServicerContext[Any, Any]):
 
     async def abort_with_status(self, status: grpc.Status) -> NoReturn:
         await self.abort(status.code, status.details, status.trailing_metadata)
+
+
+class CallerGone(grpc.RpcError):
+    """The caller went away: its request stream is cut, or a handler that must stop is told so."""
 
 
 class Aborted(Exception):

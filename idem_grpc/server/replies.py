@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import grpc
 
-from idem_grpc.outcome import Code, Metadata, Outcome
+from idem_grpc.outcome import Metadata, Outcome
 from idem_grpc.problem import Problem
 from idem_grpc.reporter import Replied
 from idem_grpc.server.admission import Caller
@@ -16,30 +16,42 @@ REPLAYED = "idempotency-replayed"
 
 @dataclass(frozen=True, slots=True)
 class Answer(grpc.Status):
-    """All that is sent at the end of a call. Serves as the status of ``abort_with_status``."""
+    """All that is sent for a reply. Serves as the status of ``abort_with_status``.
+
+    ``opening`` is the initial metadata of a stream of responses, which goes out with the
+    first of them and never earlier: on a failing attempt it would stop gRPC's own retries.
+    """
 
     code: grpc.StatusCode
     details: str
-    trailing_metadata: Metadata
     initial_metadata: Metadata
-    body: bytes
+    opening: Metadata
+    messages: tuple[bytes, ...]
+    trailing_metadata: Metadata
+
+
+def opening(initial_metadata: Metadata, owner: bytes) -> Metadata:
+    """The initial metadata of a stream of responses that tell of the run of ``owner``."""
+    return (*initial_metadata, (RUN, owner.hex()))
 
 
 def answer(reply: Reply, caller: Caller) -> tuple[Answer, Replied]:
     """A reply as it is sent to ``caller``, and as it is reported."""
     given = reply.answer
     outcome = given if isinstance(given, Outcome) else given.outcome(caller.previous_attempts)
+    run = reply.owner.hex()
     trailing = outcome.trailing_metadata
-    if reply.owner:
-        trailing += ((RUN, reply.owner.hex()),)
+    if run:
+        trailing += ((RUN, run),)
     if reply.replayed:
         trailing += ((REPLAYED, "true"),)
     sent = Answer(
         code=grpc.StatusCode[outcome.code.name],
         details=outcome.details,
-        trailing_metadata=trailing,
         initial_metadata=outcome.initial_metadata,
-        body=outcome.messages[0] if outcome.code is Code.OK else b"",
+        opening=opening(outcome.initial_metadata, reply.owner),
+        messages=outcome.messages,
+        trailing_metadata=trailing,
     )
     reason = given.reason if isinstance(given, Problem) else None
-    return sent, Replied(caller.method, outcome.code, reply.replayed, reason, reply.owner.hex())
+    return sent, Replied(caller.method, outcome.code, reply.replayed, reason, run)

@@ -1,0 +1,256 @@
+"""One call to a threaded server, from its arrival to its end.
+
+grpc never stops a handler's thread, so a flow runs where its call arrived. What is left
+of it after the reply goes to the keeper.
+"""
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextvars import copy_context
+from time import monotonic
+from typing import Any
+
+import grpc
+
+from idem_grpc.execution import running
+from idem_grpc.flow import flow
+from idem_grpc.outcome import Metadata
+from idem_grpc.policy import Rules
+from idem_grpc.server.admission import Admitted, Caller, Refused
+from idem_grpc.server.arities import Handler, behavior_of, serialized
+from idem_grpc.server.base import Protection
+from idem_grpc.server.keeper import attempt
+from idem_grpc.server.outlet import Outlet
+from idem_grpc.server.recording import CallerGone, RecordingContext
+from idem_grpc.server.replies import Answer, opening
+from idem_grpc.server.transcript import Incoming, compare
+from idem_grpc.steps import Compare, Compared, Ended, Event, Execute, Pause, Reply, Wait, Waited
+from idem_grpc.stores.protocol import Store
+from idem_grpc.swap import Swap
+
+
+class SyncCall:
+    """One call that arrived. ``request`` is its bytes, or an iterator of those of a stream."""
+
+    def __init__(
+        self,
+        store: Store,
+        protection: Protection,
+        handler: Handler,
+        caller: Caller,
+        context: grpc.ServicerContext,
+        request: Any,
+    ) -> None:
+        self._store = store
+        self._protection = protection
+        self._handler = handler
+        self._caller = caller
+        self._context = context
+        self._request = request
+        self._outlet = Outlet()
+        self._opening: Metadata = ()
+        self._is_opened = False
+        self._streamed = b""
+        self._recorded: RecordingContext | None = None
+        self._wake = threading.Event()
+        self._is_gone = False
+
+    def response(self, plan: Rules | Reply) -> bytes:
+        """Serve a method with one response, on the thread of its RPC."""
+        answer = self._protection.answer(plan if isinstance(plan, Reply) else self._reply(plan), self._caller)
+        self._end(answer)
+        return answer.messages[0] if answer.messages else b""
+
+    def responses(self, plan: Rules | Reply) -> Iterator[bytes]:
+        """Serve a method with a stream of responses.
+
+        grpc asks for no more of them once the caller is gone, so the flow has a thread
+        of its own.
+        """
+        sent = 0
+        if isinstance(plan, Reply):
+            reply = plan
+        else:
+            pending = self._beside(plan)
+            while (message := self._outlet.take()) is not None:
+                self._open(self._opening)
+                yield message
+                sent += 1
+            if self._is_gone:
+                return
+            reply = pending.result()
+        answer = self._protection.answer(reply, self._caller, self._streamed)
+        for message in answer.messages[sent:]:
+            self._open(answer.opening)
+            yield message
+        self._end(answer)
+
+    def _beside(self, rules: Rules) -> Future[Reply]:
+        pending = Future[Reply]()
+
+        def work() -> None:
+            try:
+                pending.set_result(self._reply(rules))
+            except BaseException as error:
+                pending.set_exception(error)
+            finally:
+                self._outlet.close()
+
+        threading.Thread(target=copy_context().run, args=(work,), name="idem_grpc stream").start()
+        return pending
+
+    def _open(self, initial_metadata: Metadata) -> None:
+        if not self._is_opened:
+            self._is_opened = True
+            if self._recorded is not None:
+                self._recorded.compress(self._context)
+            self._context.send_initial_metadata(initial_metadata)
+
+    def _end(self, answer: Answer) -> None:
+        """Send the status of an answer; to a caller that is gone, nothing."""
+        if not self._context.is_active():
+            return
+        if answer.initial_metadata:
+            self._open(answer.initial_metadata)
+        elif self._recorded is not None:
+            self._recorded.compress(self._context)
+        if answer.code is not grpc.StatusCode.OK:
+            self._context.abort_with_status(answer)
+        self._context.set_trailing_metadata(answer.trailing_metadata)
+
+    def _reply(self, rules: Rules) -> Reply:
+        """What to answer: by the time it is known, so does the store."""
+        raw = None if self._handler.request_streaming else self._request
+        try:
+            parse = self._handler.request_deserializer
+            admitted = self._protection.admission.admit(rules, self._caller, raw, parse)
+        except Refused as refused:
+            return Reply(refused.answer)
+        self._patience = self._protection.patience(rules, self._context.time_remaining())
+        if not self._context.add_callback(self._leave):
+            self._leave()
+        with self._protection.running(admitted.call, self._patience) as run:
+            reply = self._drive(admitted)
+            run.set_result(reply)
+        return reply
+
+    def _leave(self) -> None:
+        """The caller is gone: nothing more is sent, nor waited for on its account."""
+        self._is_gone = self._patience.gone = True
+        self._wake.set()
+        self._outlet.close()
+        if self._recorded is not None:
+            self._recorded.caller_left()
+
+    def _drive(self, admitted: Admitted) -> Reply:
+        steps = flow(admitted.call)
+        event: Event = None
+        sent = 0.0
+        while True:
+            match steps.send(event):
+                case Swap() as swap:
+                    sent = monotonic()
+                    event = attempt(self._store, swap)
+                case Wait() as wait:
+                    event = self._wait(wait)
+                case Execute() as execute:
+                    event = self._execute(execute, admitted, sent)
+                case Compare() as wanted:
+                    event = self._compare(wanted, admitted)
+                case Reply() as reply:
+                    self._protection.finish(steps, admitted.call.owner)
+                    return reply
+                case Pause():
+                    raise AssertionError("a flow pauses only after its reply")
+
+    def _wait(self, wait: Wait) -> Waited:
+        if self._patience.left() == 0:
+            return Waited(more=False)
+        run = self._protection.runs.find(wait.owner)
+        if run is None:
+            self._wake.wait(self._patience.until_poll(wait))
+            return Waited()
+        run.add_done_callback(lambda _: self._wake.set())
+        self._wake.wait(self._patience.left())
+        return Waited(run.result()) if run.done() else Waited(more=False)
+
+    def _execute(self, execute: Execute, admitted: Admitted, sent: float) -> Ended:
+        rules, owner = admitted.call.rules, admitted.call.owner
+        execution = admitted.execution(execute.record)
+        recording = self._recorded = RecordingContext(
+            self._caller,
+            execution,
+            rules,
+            self._handler,
+            time_remaining=self._context.time_remaining,
+            is_gone=lambda: self._is_gone or not self._context.is_active(),
+        )
+
+        def lose() -> None:
+            self._protection.lose(execution, self._caller, owner)
+
+        with self._protection.keeper.renewing(execute.swap, rules, lose, sent), running(execution):
+            ended = self._handle(recording, admitted)
+            recording.run_callbacks()
+        return ended
+
+    def _handle(self, recording: RecordingContext, admitted: Admitted) -> Ended:
+        incoming = recording.incoming
+        request = admitted.request if incoming is None else iter(lambda: self._next(incoming), _END)
+        try:
+            response = behavior_of(self._handler)(request, recording)
+            if not self._handler.response_streaming:
+                return recording.returned(lambda: serialized(self._handler, response))
+            for each in response:
+                message = serialized(self._handler, each)
+                recording.sends(message)
+                self._streamed = admitted.call.owner
+                self._put(message, opening(recording.initial_metadata, admitted.call.owner))
+            return recording.returned(None)
+        except BaseException as error:  # the thread is the pool's: nothing may end it but the call
+            return recording.raised(error)
+
+    def _put(self, message: bytes, initial_metadata: Metadata) -> None:
+        self._opening = initial_metadata
+        self._outlet.put(message)
+
+    def _next(self, incoming: Incoming) -> Any:
+        raw = self._read(incoming)
+        return _END if raw is None else incoming.take(raw)
+
+    def _read(self, incoming: Incoming) -> bytes | None:
+        """The next message of the request stream; None at its end. Raises CallerGone where it is cut."""
+        try:
+            raw: bytes = next(self._request)
+        except StopIteration:
+            if incoming.whole or self._context.is_active():
+                incoming.whole = True
+                return None
+            incoming.cut = True
+            raise CallerGone("the request stream was cut") from None
+        except grpc.RpcError:
+            incoming.cut = True
+            raise CallerGone("the request stream was cut") from None
+        return raw
+
+    def _compare(self, wanted: Compare, admitted: Admitted) -> Compared:
+        rules = admitted.call.rules
+        incoming = Incoming(self._caller.method, rules, self._handler.request_deserializer)
+        comparing = compare(incoming, wanted)
+        try:
+            with self._protection.keeper.limiting(rules.max_run, self._context.cancel):
+                response = next(comparing)
+                while True:
+                    if response is None:
+                        response = comparing.send(self._read(incoming))
+                    else:
+                        self._put(response, opening(wanted.outcome.initial_metadata, wanted.owner))
+                        response = comparing.send(None)
+        except StopIteration as end:
+            return Compared(end.value)
+        except (CallerGone, Refused):
+            return Compared(same=False)
+
+
+_END = object()
