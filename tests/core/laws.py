@@ -21,6 +21,7 @@ NEVER_HERE = (Reason.KEY_REUSED, Reason.TOKEN_UNKNOWN, Reason.TOKEN_MISMATCH, Re
 """All calls of a walk have the same request, and a token that is good for it."""
 
 read = lru_cache(maxsize=None)(Record.from_bytes)
+"""A walk reads few values many times."""
 
 
 class Laws:

@@ -22,17 +22,9 @@ def topology(processes) -> str:
     return {TOGETHER: "together", APART: "apart"}.get(processes, str(processes))
 
 
-@pytest.fixture
-def walk(record_property):
-    """Walk a scenario, and note in the report how far it went."""
-
-    def go(scenario: Scenario):
-        tally = Walk(scenario).run()
-        record_property("states", tally.states)
-        record_property("paths", tally.paths)
-        return tally
-
-    return go
+def states(scenario: Scenario) -> int:
+    """Walk a scenario, and tell how many states it has."""
+    return Walk(scenario).run().states
 
 
 both_topologies = pytest.mark.parametrize("processes", [TOGETHER, APART], ids=topology)
@@ -42,45 +34,51 @@ both_modes = pytest.mark.parametrize("on_unclear", [RERUN, FAIL], ids=lambda mod
 @both_topologies
 @both_modes
 @pytest.mark.parametrize("token", [False, True], ids=["own-key", "token"])
-def test_one_of_each_fault(walk, processes, on_unclear, token):
-    assert walk(Scenario(processes, (on_unclear,) * 2, ONE_OF_EACH, token=token)).states > 5000
+def test_one_of_each_fault(processes, on_unclear, token):
+    assert states(Scenario(processes, (on_unclear,) * 2, ONE_OF_EACH, token=token)) > 5000
 
 
 @both_topologies
 @both_modes
-def test_any_three_faults(walk, processes, on_unclear):
-    assert walk(Scenario(processes, (on_unclear,) * 2, THRICE)).states > 5000
+def test_any_three_faults(processes, on_unclear):
+    assert states(Scenario(processes, (on_unclear,) * 2, THRICE)) > 5000
 
 
 @both_modes
-def test_every_kind_of_failure(walk, on_unclear):
+def test_every_kind_of_failure(on_unclear):
     faults = ONE_OF_EACH._replace(failures=2, cancels=0)
-    assert walk(Scenario(APART, (on_unclear,) * 2, faults, failures=CLEAR)).states > 5000
+    assert states(Scenario(APART, (on_unclear,) * 2, faults, failures=CLEAR)) > 5000
 
 
 @both_modes
-def test_a_business_error_is_an_answer_like_any_other(walk, on_unclear):
-    walk(Scenario(APART, (on_unclear,) * 2, ONE_OF_EACH, decided=BUSINESS_ERRORS))
-
-
-def test_servers_that_differ_in_on_unclear(walk):
-    walk(Scenario(APART, (RERUN, FAIL), ONE_OF_EACH))
+def test_a_business_error_is_an_answer_like_any_other(on_unclear):
+    states(Scenario(APART, (on_unclear,) * 2, ONE_OF_EACH, decided=BUSINESS_ERRORS))
 
 
 @both_topologies
-def test_running_while_the_store_is_away(walk, processes):
+@both_modes
+def test_request_streams_are_compared_before_a_replay(processes, on_unclear):
+    assert states(Scenario(processes, (on_unclear,) * 2, ONE_OF_EACH, stream=True)) > 5000
+
+
+def test_servers_that_differ_in_on_unclear():
+    states(Scenario(APART, (RERUN, FAIL), ONE_OF_EACH))
+
+
+@both_topologies
+def test_running_while_the_store_is_away(processes):
     faults = THRICE._replace(failures=1)
-    walk(Scenario(processes, (RERUN,) * 2, faults, on_outage=OnOutage.RUN))
+    states(Scenario(processes, (RERUN,) * 2, faults, on_outage=OnOutage.RUN))
 
 
 @both_topologies
 @both_modes
-def test_a_store_that_forgets_everything(walk, processes, on_unclear):
+def test_a_store_that_forgets_everything(processes, on_unclear):
     """Runs can no longer be told apart then; flows end all the same, with one answer each."""
-    walk(Scenario(processes, (on_unclear,) * 2, WIPED))
+    states(Scenario(processes, (on_unclear,) * 2, WIPED))
 
 
 @pytest.mark.parametrize("processes", [(0, 1, 2), (0, 0, 1)], ids=topology)
 @both_modes
-def test_three_callers_and_any_two_faults(walk, processes, on_unclear):
-    assert walk(Scenario(processes, (on_unclear,) * 3, TWICE)).states > 50_000
+def test_three_callers_and_any_two_faults(processes, on_unclear):
+    assert states(Scenario(processes, (on_unclear,) * 3, TWICE)) > 50_000

@@ -11,6 +11,7 @@ answer can be another one, so that waiting is not a path without an end.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import NamedTuple
 
 from idem_grpc.endings import Ending
@@ -19,15 +20,16 @@ from idem_grpc.flow import flow
 from idem_grpc.judge import Call
 from idem_grpc.outcome import Code, Outcome
 from idem_grpc.policy import KeyRule, OnOutage, Policy, Rules
-from idem_grpc.record import Binding, OnUnclear, Record, State
-from idem_grpc.steps import Ended, Event, Execute, Outage, Wait, Waited
+from idem_grpc.record import Binding, OnUnclear, State
+from idem_grpc.steps import Compare, Compared, Ended, Event, Execute, Outage, Wait, Waited
 from idem_grpc.swap import Held, Swap, Swapped, may_swap
 from tests.core.history import Flow, Node
-from tests.core.laws import Laws
+from tests.core.laws import Laws, read
 
 LEASE = 10.0
 RETENTION = 40.0
 KEY = b"key"
+REQUEST = Fingerprint(b"raw", b"canonical")
 TOO_DEEP = 200
 """Longer than any path of a flow that ends: with its faults used up, a walk must stop."""
 
@@ -56,6 +58,7 @@ class Scenario:
     on_unclear: tuple[OnUnclear, ...]
     faults: Faults
     token: bool = False
+    stream: bool = False
     on_outage: OnOutage = OnOutage.REFUSE
     failures: tuple[Ending, ...] = (Ending.UNCLEAR,)
     decided: tuple[Code, ...] = (Code.OK, Code.OK, Code.OK)
@@ -74,7 +77,8 @@ class Scenario:
         )
         binding = Binding(b"operation", b"scope") if self.token else None
         owner = b"owner-%d" % number
-        return Call(KEY, owner, Fingerprint(b"raw", b"canonical"), Rules.of("/a.B/C", [policy]), binding)
+        shown = None if self.stream else REQUEST
+        return Call(KEY, owner, shown, Rules.of("/a.B/C", [policy]), binding)
 
 
 class At(NamedTuple):
@@ -183,13 +187,16 @@ class Walk:
                     if process == here and other.call.owner == owner and other.replies:
                         heard = Waited(other.replies[0])
                         yield Move(f"{number} waits: is told", self._sent(at, number, heard))
+            case Compare():
+                yield Move(f"{number} compares", self._sent(at, number, Compared(same=True)))
             case Execute():
                 yield from self._endings(at, number, node)
         yield from self._renewal(at, number, node)
 
     def _endings(self, at: At, number: int, node: Node) -> Iterator[Move]:
         owner = node.call.owner
-        done = Ended(Outcome(self.scenario.decided[number], messages=(owner,)), Ending.DECIDED)
+        outcome = Outcome(self.scenario.decided[number], messages=(owner,))
+        done = Ended(outcome, Ending.DECIDED, REQUEST if self.scenario.stream else None)
         yield Move(f"{number} ends decided", self._sent(at, number, done))
         if (faults := at.faults.without("failures")) is not None:
             for ending in self.scenario.failures:
@@ -214,7 +221,7 @@ class Walk:
             if store != at.store:
                 left = at.in_flight[:place] + at.in_flight[place + 1 :]
                 yield Move(f"{number} late {told(swap)}", at._replace(store=store, in_flight=left), number)
-        record = Record.from_bytes(at.store.value)
+        record = read(at.store.value)
         if record.state is State.RUNNING and at.store.ttl_left > record.ttl - record.lease:
             faults = at.faults.without("lapses")
             if faults is not None:
@@ -233,7 +240,7 @@ class Walk:
 
     def _later(self, at: At) -> At:
         left = at.store.ttl_left - LEASE
-        record = Record.from_bytes(at.store.value)
+        record = read(at.store.value)
         lapsed = at.lapsed
         if record.state is State.RUNNING:
             lapsed |= {n for n, call in enumerate(self.calls) if call.owner == record.owner}
@@ -260,6 +267,7 @@ def told(what: Swap | Swapped | Held) -> str:
             return "swapped"
 
 
+@cache
 def _state(value: bytes | None) -> str:
-    record = Record.from_bytes(value)
+    record = read(value)
     return f"{record.state.name}({record.attempt}, {record.owner.decode()})"
