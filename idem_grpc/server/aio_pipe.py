@@ -13,9 +13,10 @@ from idem_grpc.outcome import Metadata
 from idem_grpc.server.recording import CallerGone
 from idem_grpc.server.transcript import Incoming
 
-EOF_HOLD = 0.05
-"""Seconds for which the end of a request stream is held back. A stream that was cut looks
-the same in grpc.aio, and only the cancel that comes with it a little later tells."""
+EOF_HOLD = (0.005,) * 10
+"""Seconds for which the end of a request stream is held back, in steps. A stream that was cut
+looks the same in grpc.aio; only the cancel that comes with it tells, a millisecond or two
+later. In a process whose threads keep each other waiting it comes later, and so do the steps."""
 
 _CUT = object()
 
@@ -72,7 +73,8 @@ class Pipe:
                 await self._wanted.acquire()
                 raw = await context.read()
                 if raw is grpc.aio.EOF:
-                    await asyncio.sleep(EOF_HOLD)
+                    for step in EOF_HOLD:
+                        await asyncio.sleep(step)
                     self._requests.put_nowait(None)
                     return
                 self._requests.put_nowait(raw)
