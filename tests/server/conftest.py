@@ -9,7 +9,7 @@ import pytest
 from tests.server.client import Kind
 from tests.server.harness import FACES, Server, open_store
 
-KINDS = [Kind.UNARY]
+KINDS = [Kind.UNARY, Kind.SERVER_STREAM, Kind.CLIENT_STREAM, Kind.BIDI]
 
 Start = Callable[..., Server]
 

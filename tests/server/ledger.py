@@ -46,7 +46,7 @@ def run(
 
 
 def order(*runs: pb.LedgerRun, name: str = "", amount: int = 1299, filler: bytes = b"") -> pb.LedgerRequest:
-    """A request for an order of its own, whose nth run does the nth of ``runs``."""
+    """A request for an order of its own, whose nth attempt does the nth of ``runs``."""
     return pb.LedgerRequest(order=name or uuid4().hex, amount=amount, runs=runs, filler=filler)
 
 
@@ -157,7 +157,7 @@ class Ledger:
         """Note a run, and do what comes first in it; the initial metadata is the caller's to send."""
         execution = current()
         with self._lock:
-            number = len(self.runs(request))
+            number = len(self.runs(request)) if execution is None else execution.attempt - 1
             runs = request.runs or [pb.LedgerRun()]
             plan = runs[min(number, len(runs) - 1)]
             run = Run(request, plan, context, execution, uuid4().hex)

@@ -108,7 +108,9 @@ class LedgerRequest(google.protobuf.message.Message):
     """Where it stands in a stream of requests, from 0."""
     @property
     def runs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___LedgerRun]:
-        """The nth run of the order does the nth of these; the last one serves for all that follow."""
+        """The nth attempt (without a key: the nth run of the order) does the nth of these; the last one serves
+        for all that follow.
+        """
 
     def __init__(
         self,

@@ -1,0 +1,88 @@
+"""What a handler learns of its run, and says of it, through current()."""
+
+import uuid
+
+import grpc
+import pytest
+
+from idem_grpc import Policy, current, metadata
+from tests.server.ledger import order, run
+from tests.support.wait import until
+
+SHORT = Policy(lease=0.2, max_run=0.2, retention=600, wait=0)
+
+
+def runs(server, request):
+    return server.ledger.runs(request)
+
+
+def test_it_tells_what_the_key_stands_for(start, kind, key):
+    server = start(scope=metadata("x-tenant-id"), policies={kind.path: Policy(operation="pay")})
+    request = order()
+    assert server.client.call(kind, request, key, metadata=[("x-tenant-id", "acme")]).ok
+    (first,) = runs(server, request)
+    execution = first.execution
+    assert execution.key == key
+    assert (execution.operation, execution.scope, execution.attempt) == ("pay", "acme", 1)
+    assert not execution.lease_lost
+
+
+def test_the_operation_is_the_method_unless_the_policy_names_one(start, kind, key):
+    server, request = start(), order()
+    assert server.client.call(kind, request, key).ok
+    assert runs(server, request)[0].execution.operation == kind.path
+
+
+def test_there_is_none_outside_of_a_handler():
+    assert current() is None
+
+
+def test_attempts_are_counted_and_derived_ids_stay(start, kind, key):
+    server = start()
+    again = [run(code=grpc.StatusCode.ABORTED), run("RAISE"), run(code=grpc.StatusCode.UNAVAILABLE), run()]
+    request = order(*again)
+    answers = [server.client.call(kind, request, key) for _ in range(5)]
+    assert [answer.ok for answer in answers] == [False, False, False, True, True]
+    assert [run.execution.attempt for run in runs(server, request)] == [1, 2, 3, 4]
+    (derived,) = {run.derived for run in runs(server, request)}
+    assert str(uuid.UUID(derived)) == derived
+
+
+def test_derived_ids_differ_by_key_tenant_method_and_name(start, kind):
+    server = start(scope=metadata("x-tenant-id"))
+    request = order()
+    for key, tenant in (("one", "acme"), ("two", "acme"), ("one", "other")):
+        assert server.client.call(kind, request, key, metadata=[("x-tenant-id", tenant)]).ok
+    ids = {run.execution.derive(name) for run in runs(server, request) for name in ("charge", "mail")}
+    assert len(ids) == 6
+
+
+@pytest.mark.parametrize("url", ["sqlite", "redis"], indirect=True)
+def test_a_run_longer_than_max_run_is_told_that_it_lost_its_lease(start, url, kind, key):
+    one, other = start(url, default=SHORT), start(url, default=SHORT)
+    request = order(run(gate="slow"), run())
+    first = one.client.begin(kind, request, key)
+    one.ledger.gate("slow").await_arrival()
+    (slow,) = runs(one, request)
+    until(lambda: slow.execution.lease_lost)
+    second = other.client.persist(kind, request, key)
+    assert second.ok
+    assert runs(other, request)[0].execution.attempt == 2
+    one.ledger.gate("slow").open()
+    late = first.answer()
+    if kind.has_response_stream:  # some of what it sent is out, and is not what was kept
+        assert late.code is grpc.StatusCode.ABORTED
+    else:
+        assert late.essence == second.essence
+    assert one.record(key, kind).attempt == 2, "a late owner never overwrites its successor"
+
+
+def test_a_run_whose_lease_was_lost_to_nobody_is_kept(start, kind, key):
+    server, request = start(default=SHORT), order(run(gate="slow"))
+    first = server.client.begin(kind, request, key)
+    server.ledger.gate("slow").await_arrival()
+    until(lambda: runs(server, request)[0].execution.lease_lost)
+    server.ledger.gate("slow").open()
+    answer = first.answer()
+    assert answer.ok
+    assert server.client.call(kind, request, key).essence == answer.essence
