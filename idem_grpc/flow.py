@@ -30,6 +30,7 @@ from idem_grpc.judge import (
     WaitFor,
     judge,
     judge_late,
+    left_unknown_by,
 )
 from idem_grpc.outcome import Outcome
 from idem_grpc.policy import OnOutage
@@ -54,20 +55,21 @@ from idem_grpc.swap import Held, Swap, Swapped
 FIRST_POLL = 0.05
 LONGEST_POLL = 1.0
 FIRST_PAUSE = 0.1
-LONGEST_PAUSE = 5.0
+LONGEST_PAUSE = 1.0
 SHORTEST_TTL = 0.001
 
 
 @dataclass(frozen=True, slots=True)
 class _Claimed:
-    """A claim to execute. ``open_ttl``: the life, in seconds, of an OPEN record in its place.
+    """A claim to execute. ``unused_ttl``: the life, in seconds, of a key that was not used up.
 
     ``acknowledged`` is False for a call that runs although the store is away.
     """
 
     record: Record
     swap: Swap
-    open_ttl: float
+    first_of_request: bool
+    unused_ttl: float
     acknowledged: bool = True
 
 
@@ -144,7 +146,8 @@ def _claimed(call: Call, claim: Claim, seen: Swapped) -> _Claimed:
     is_unused_token = call.binding is not None and claim.record.attempt == 1
     # No store takes a life of nothing or without an end, but it may well measure one.
     left = max(seen.ttl_left, SHORTEST_TTL) if math.isfinite(seen.ttl_left) else call.rules.retention
-    return _Claimed(claim.record, claim.swap, left if is_unused_token else call.rules.retention)
+    unused_ttl = left if is_unused_token else call.rules.retention
+    return _Claimed(claim.record, claim.swap, claim.first_of_request, unused_ttl)
 
 
 def _look(claim: Swap) -> Swap:
@@ -155,8 +158,14 @@ def _look(claim: Swap) -> Swap:
 def _without_store(call: Call, verdict: Verdict, outage: Outage) -> Generator[Step, Event, _Claimed | None]:
     """The store went away before it was known whether the call may run."""
     if isinstance(verdict, Claim) and call.rules.on_outage is OnOutage.RUN and not outage.misused:
-        return _Claimed(verdict.record, verdict.swap, call.rules.retention, acknowledged=False)
-    yield Reply(Problem(Reason.MISCONFIGURED if outage.misused else Reason.STORE_UNAVAILABLE))
+        ttl = call.rules.retention
+        return _Claimed(verdict.record, verdict.swap, verdict.first_of_request, ttl, acknowledged=False)
+    if outage.misused:
+        yield Reply(Problem(Reason.MISCONFIGURED))
+    elif isinstance(verdict, WaitFor):
+        yield Reply(Problem(Reason.IN_PROGRESS), verdict.owner)
+    else:
+        yield Reply(Problem(Reason.STORE_UNAVAILABLE))
     if isinstance(verdict, Claim) and not outage.misused:
         opened = replace(verdict.record, state=State.OPEN)
         yield from _give_back(verdict.swap, opened, call.rules.retention)
@@ -173,7 +182,7 @@ def _give_back(claim: Swap, left: Record, ttl: float) -> Steps:
     fence = replace(undo, expected=claim.expected, max_left=claim.max_left)
     while True:
         seen = yield from _insist(undo)
-        if isinstance(seen, Swapped) or seen.value not in (undo.expected, fence.expected):
+        if not isinstance(seen, Held) or seen.value not in (undo.expected, fence.expected):
             return
         if seen.value == undo.expected:  # an owner who renewed: the claim can still meet its death
             yield Pause(LONGEST_PAUSE)
@@ -197,7 +206,7 @@ def _keep(call: Call, claimed: _Claimed, ended: Ended) -> Steps:
                 reply, is_over = mine, True
             case Outage():
                 pending = Reply(Problem(Reason.OUTCOME_PENDING), call.owner)
-                reply, is_over = pending if claimed.acknowledged else mine, False
+                reply, is_over = pending if claimed.acknowledged else mine, seen.misused
             case Held():
                 match judge_late(call, seen):
                     case Overwrite(expected, max_left):
@@ -222,27 +231,41 @@ def _keep(call: Call, claimed: _Claimed, ended: Ended) -> Steps:
 
 def _release(call: Call, claimed: _Claimed, ended: Ended) -> Steps:
     """Give the key back, or mark its end as unclear, and reply with the handler's own failure."""
-    if ended.ending is Ending.UNCLEAR and call.rules.on_unclear is OnUnclear.FAIL:
-        left, ttl = replace(claimed.record, state=State.UNKNOWN), UNKNOWN_TTL
-    elif ended.ending is Ending.MENDABLE:
-        left, ttl = replace(claimed.record, state=State.OPEN, fingerprint=None), claimed.open_ttl
-    else:
-        left, ttl = replace(claimed.record, state=State.OPEN), claimed.open_ttl
+    left, ttl = _left_by(call, claimed, ended.ending)
     release = Swap(call.key, claimed.swap.new, left.to_bytes(), ttl)
     seen = yield release
     yield Reply(ended.outcome, call.owner)
     if not claimed.acknowledged and not isinstance(seen, Swapped):
         yield from _give_back(claimed.swap, left, ttl)
-    elif isinstance(seen, Outage):
+        return
+    if isinstance(seen, Outage):
         yield Pause(FIRST_PAUSE)
-        yield from _insist(release)
+        seen = yield from _insist(release)
+    if isinstance(seen, Held) and ended.ending is not Ending.UNCLEAR and left_unknown_by(call, seen):
+        yield from _insist(replace(release, expected=seen.value))
 
 
-def _insist(swap: Swap) -> Generator[Step, Event, Swapped | Held]:
-    """Send a swap until the store answers."""
+def _left_by(call: Call, claimed: _Claimed, ending: Ending) -> tuple[Record, float]:
+    """The record that an attempt leaves which has no answer to keep, and its life in seconds.
+
+    The request is forgotten, for the caller to mend it, only if no earlier attempt at it
+    may have had an effect.
+    """
+    opened = replace(claimed.record, state=State.OPEN)
+    if ending is Ending.MENDABLE and claimed.first_of_request:
+        return replace(opened, fingerprint=None), claimed.unused_ttl
+    if ending is not Ending.UNCLEAR:
+        return opened, claimed.unused_ttl
+    if call.rules.on_unclear is OnUnclear.FAIL:
+        return replace(claimed.record, state=State.UNKNOWN), UNKNOWN_TTL
+    return opened, call.rules.retention
+
+
+def _insist(swap: Swap) -> Generator[Step, Event, Swapped | Held | Outage]:
+    """Send a swap until the store answers, or never will."""
     for pause in _growing(FIRST_PAUSE, 2, LONGEST_PAUSE):
         seen = yield swap
-        if isinstance(seen, (Swapped, Held)):
+        if isinstance(seen, (Swapped, Held)) or (isinstance(seen, Outage) and seen.misused):
             return seen
         yield Pause(pause)
     raise AssertionError("pauses never end")

@@ -43,17 +43,19 @@ class Call:
 
     def claim(self, found: Record, expected: bytes | None, max_left: float | None = None) -> "Claim":
         """The next attempt after ``found``, which the store holds as ``expected``."""
+        is_strict = self.rules.on_unclear is OnUnclear.FAIL  # then a dead owner is not forgotten earlier
         record = Record(
             state=State.RUNNING,
             attempt=found.attempt + 1,
             owner=self.owner,
             fingerprint=None if self.fingerprint is None else found.fingerprint or self.fingerprint,
             lease=self.rules.lease,
-            ttl=self.rules.retention,
+            ttl=max(self.rules.retention, UNKNOWN_TTL) if is_strict else self.rules.retention,
             on_unclear=self.rules.on_unclear,
             binding=self.binding,
         )
-        return Claim(record, Swap(self.key, expected, record.to_bytes(), record.ttl, max_left))
+        swap = Swap(self.key, expected, record.to_bytes(), record.ttl, max_left)
+        return Claim(record, swap, first_of_request=found.fingerprint is None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +88,14 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Swap ``record`` in, and run the handler if that succeeds."""
+    """Swap ``record`` in, and run the handler if that succeeds.
+
+    ``first_of_request``: no earlier attempt at this request is on record.
+    """
 
     record: Record
     swap: Swap
+    first_of_request: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +162,12 @@ def judge(call: Call, held: Held, *, waited: bool = False) -> Verdict:
 def judge_late(call: Call, held: Held) -> Verdict:
     """What the owner of a finished run does on finding ``held`` instead of its own record."""
     return _decide(LATE, Finding(call, held, Record.from_bytes(held.value), waited=True))
+
+
+def left_unknown_by(call: Call, held: Held) -> bool:
+    """Whether others took the owner of a run for dead which it, alive, can still give back."""
+    record = Record.from_bytes(held.value)
+    return record.state is State.UNKNOWN and record.owner == call.owner
 
 
 def _decide(table: tuple[Rule, ...], finding: Finding) -> Verdict:

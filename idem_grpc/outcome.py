@@ -99,4 +99,4 @@ def _metadatum(pair: tuple[str, str | bytes]) -> outcome_pb2.Metadatum:
 
 def _pair(metadatum: outcome_pb2.Metadatum) -> tuple[str, str | bytes]:
     is_binary = metadatum.key.endswith("-bin")
-    return metadatum.key, metadatum.value if is_binary else metadatum.value.decode()
+    return metadatum.key, metadatum.value if is_binary else metadatum.value.decode(errors="replace")

@@ -55,7 +55,7 @@ _MEANING = {
     Reason.SCOPE_UNKNOWN: (Code.UNAUTHENTICATED, "the call does not tell whose idempotency-key this is"),
     Reason.TOKEN_UNKNOWN: (
         Code.FAILED_PRECONDITION,
-        "this token was never issued, has expired or was revoked: nothing was run; get a new token",
+        "this token was never issued, has expired or was revoked: this call was not run; get a new token",
     ),
     Reason.TOKEN_MISMATCH: (
         Code.PERMISSION_DENIED,

@@ -299,9 +299,9 @@ class TestRunningWhileTheStoreIsAway:
         assert flow.then(NOTHING).swap().expected is None
         assert flow.then(Swapped(0.0)).step is None
 
-    def test_one_who_waits_is_refused_all_the_same(self):
+    def test_one_who_saw_a_run_is_told_so_and_runs_nothing(self):
         flow = Driven(TRUSTING).then(held(RUNNING), Waited(), Outage())
-        assert flow.step == Reply(Problem(Reason.STORE_UNAVAILABLE))
+        assert flow.step == Reply(Problem(Reason.IN_PROGRESS), b"other")
 
 
 def test_a_dead_run_is_given_up_and_its_calls_are_refused():

@@ -1,0 +1,82 @@
+"""What an attempt leaves behind that has no answer to keep: for how long, and for which request."""
+
+from dataclasses import replace
+
+import pytest
+
+from idem_grpc.endings import Ending
+from idem_grpc.judge import UNKNOWN_TTL
+from idem_grpc.outcome import Outcome
+from idem_grpc.problem import Problem, Reason
+from idem_grpc.record import State
+from idem_grpc.steps import Ended, Outage, Pause, Reply, Waited
+from idem_grpc.swap import Swapped
+from tests.core.test_flow import DECIDED, FAILURE, Driven, running
+from tests.core.test_judge import ME, OPEN, RETENTION, RUNNING, STRICT, TOKEN, UNKNOWN, held, mine
+
+MENDABLE = Ended(FAILURE, Ending.MENDABLE)
+NOT_NOW = Ended(FAILURE, Ending.NOT_NOW)
+UNCLEAR = Ended(FAILURE, Ending.UNCLEAR)
+
+
+def test_the_caller_may_mend_a_request_that_was_tried_once():
+    assert running().then(MENDABLE).record().fingerprint is None
+
+
+@pytest.mark.parametrize("left", [OPEN, RUNNING], ids=["ended unclear", "died"])
+def test_but_not_one_of_which_an_earlier_attempt_may_have_had_an_effect(left):
+    flow = Driven().then(held(left, 1.0), Swapped(1.0), MENDABLE)
+    assert flow.record().state is State.OPEN
+    assert flow.record().fingerprint == ME.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("ended", "life"),
+    [(MENDABLE, 5.0), (NOT_NOW, 5.0), (UNCLEAR, RETENTION)],
+    ids=["mendable", "not now", "unclear"],
+)
+def test_a_token_comes_back_with_the_life_it_had_left_unless_it_may_be_used_up(ended, life):
+    flow = Driven(TOKEN).then(Swapped(5.0), ended)
+    assert (flow.record().state, flow.swap().ttl) == (State.OPEN, life)
+
+
+def test_a_dead_owner_is_remembered_as_long_as_its_unclear_end_would_be():
+    assert Driven(STRICT).swap().ttl == Driven(STRICT).record().ttl == UNKNOWN_TTL
+
+
+class TestAnOwnerTakenForDeadThatLives:
+    @pytest.mark.parametrize("ended", [MENDABLE, NOT_NOW])
+    def test_gives_the_key_back_if_it_knows_that_nothing_happened(self, ended):
+        unknown = held(mine(UNKNOWN))
+        flow = running(STRICT).then(ended, unknown)
+        assert flow.step == Reply(FAILURE, b"me")
+        flow.then(None)
+        assert (flow.swap().expected, flow.record().state) == (unknown.value, State.OPEN)
+        assert flow.then(Swapped(1.0)).step is None
+
+    def test_leaves_it_if_it_does_not(self):
+        flow = running(STRICT).then(UNCLEAR, held(mine(UNKNOWN)))
+        assert flow.step == Reply(FAILURE, b"me")
+        assert flow.then(None).step is None
+
+    def test_leaves_alone_what_is_not_its_own(self):
+        flow = running(STRICT).then(NOT_NOW, held(replace(UNKNOWN, owner=b"other")))
+        assert flow.then(None).step is None
+
+
+class TestAStoreThatWillNeverAnswer:
+    def test_is_not_asked_again_for_an_answer(self):
+        flow = running().then(DECIDED, Outage(misused=True))
+        assert flow.step == Reply(Problem(Reason.OUTCOME_PENDING), b"me")
+        assert flow.then(None).step is None
+
+    def test_nor_for_a_release(self):
+        flow = running().then(NOT_NOW, Outage())
+        assert isinstance(flow.then(None).step, Pause)
+        assert flow.then(None, Outage(misused=True)).step is None
+
+
+def test_an_outcome_that_was_dropped_while_it_was_sent_is_not_told_to_those_who_waited():
+    dropped = Reply(Outcome(messages_dropped=True), b"other")
+    flow = Driven().then(held(RUNNING), Waited(dropped))
+    assert flow.step == Reply(Problem(Reason.RESPONSE_NOT_KEPT), b"other")
