@@ -1,17 +1,17 @@
-"""One thread per interceptor that keeps promises to the store.
+"""The thread of an interceptor that renews the leases of running handlers.
 
-It renews the leases of running handlers, and brings flows to their end whose reply has
-gone out: the store must come to know even if it is away for now. It has a store
-connection of its own, so neither a busy pool nor a blocked event loop stops it.
+It has a store connection of its own where the store has several, so neither a busy pool
+nor a blocked event loop stops it. Flows whose reply has gone out while the store was away
+are brought to their end by a second thread, since each of them may have to wait for it.
 """
 
 import heapq
 import itertools
 import logging
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from time import monotonic
 
 from idem_grpc.policy import Rules
@@ -21,7 +21,8 @@ from idem_grpc.swap import Held, Swap, Swapped
 
 logger = logging.getLogger("idem_grpc")
 
-_RENEWALS_PER_LEASE = 3
+RENEWALS_PER_LEASE = 3
+MAX_TAILS = 1000
 
 
 def attempt(store: Store, swap: Swap) -> Swapped | Held | Outage:
@@ -42,14 +43,12 @@ def failed(error: Exception) -> Outage:
 
 
 class Keeper:
-    """Runs jobs when they are due. A job returns after how many seconds it is due again, or None."""
+    """Keeps promises to the store, for as long as the process lives."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._due: list[tuple[float, int, Callable[[], float | None]]] = []
-        self._order = itertools.count()
-        self._changed = threading.Condition()
-        self._thread: threading.Thread | None = None
+        self._leases = _Worker("idem_grpc leases")
+        self._tails = _Worker("idem_grpc tails")
 
     @contextmanager
     def renewing(self, swap: Swap, rules: Rules, lose: Callable[[], None], sent: float) -> Iterator[None]:
@@ -59,47 +58,89 @@ class Keeper:
         ``max_run`` is over. ``sent`` is the monotonic time at which ``swap`` was sent.
         """
         lease = _Lease(self._store, swap, rules, lose, sent)
-        self._schedule(lease.interval, lease)
-        try:
+        with self._leases.working(lease.interval, lease):
             yield
-        finally:
-            lease.over.set()
 
     @contextmanager
     def limiting(self, seconds: float, stop: Callable[[], object]) -> Iterator[None]:
         """Call ``stop`` if the block takes longer than ``seconds``."""
-        is_over = False
+        with self._leases.working(seconds, _Limit(stop)):
+            yield
 
-        def job() -> None:
-            if not is_over:
-                stop()
+    def finish(self, steps: Steps, step: Step, then: Callable[[], None]) -> None:
+        """Bring a flow to its end that has replied and now asks for ``step``.
 
-        self._schedule(seconds, job)
+        A flow too many is left as if the process had died: its lease will run out.
+        """
+        if len(self._tails) < MAX_TAILS:
+            self._tails.start(0, _Tail(self._store, steps, step, then))
+        else:
+            logger.error("too many idempotency records wait for the store: one is left as it is")
+            steps.close()
+            then()
+
+
+class _Job(ABC):
+    """Something to do at its time, until it is over."""
+
+    is_over = False
+
+    @abstractmethod
+    def run(self) -> float | None:
+        """Do it. Returns after how many seconds it is due again, if it is."""
+
+
+class _Worker:
+    """A thread that runs jobs when they are due, started by the first."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._due: list[tuple[float, int, _Job]] = []
+        self._order = itertools.count()
+        self._stale = 0
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+
+    def __len__(self) -> int:
+        return len(self._due)
+
+    @contextmanager
+    def working(self, delay: float, job: _Job) -> Iterator[None]:
+        """Start a job, which is over when the block ends."""
+        self.start(delay, job)
         try:
             yield
         finally:
-            is_over = True
+            self._forget(job)
 
-    def finish(self, steps: Steps, step: Step, then: Callable[[], None]) -> None:
-        """Bring a flow to its end that has replied and now asks for ``step``."""
-        self._schedule(0, _Tail(self._store, steps, step, then))
-
-    def _schedule(self, delay: float, job: Callable[[], float | None]) -> None:
+    def start(self, delay: float, job: _Job) -> None:
+        """Run a job in ``delay`` seconds."""
         with self._changed:
             heapq.heappush(self._due, (monotonic() + delay, next(self._order), job))
             if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="idem_grpc keeper", daemon=True)
+                self._thread = threading.Thread(target=self._work, name=self._name, daemon=True)
                 self._thread.start()
-            self._changed.notify()
+            elif self._due[0][2] is job:
+                self._changed.notify()
+
+    def _forget(self, job: _Job) -> None:
+        """Jobs that are over are dropped from the heap when they are the greater part of it."""
+        with self._changed:
+            job.is_over = True
+            self._stale += 1
+            if self._stale > 100 and 2 * self._stale > len(self._due):
+                self._due = [entry for entry in self._due if not entry[2].is_over]
+                heapq.heapify(self._due)
+                self._stale = 0
 
     def _work(self) -> None:
         while True:
             job = self._next()
-            delay = job()
+            delay = None if job.is_over else job.run()
             if delay is not None:
-                self._schedule(delay, job)
+                self.start(delay, job)
 
-    def _next(self) -> Callable[[], float | None]:
+    def _next(self) -> _Job:
         with self._changed:
             while True:
                 wait = self._due[0][0] - monotonic() if self._due else None
@@ -108,61 +149,63 @@ class Keeper:
                 self._changed.wait(wait)
 
 
-@dataclass(slots=True)
-class _Lease:
-    store: Store
-    swap: Swap
-    rules: Rules
-    lose: Callable[[], None]
-    acknowledged: float
-    over: threading.Event = field(default_factory=threading.Event)
-    interval: float = field(init=False)
-    ends: float = field(init=False)
+class _Lease(_Job):
+    def __init__(
+        self, store: Store, swap: Swap, rules: Rules, lose: Callable[[], None], acknowledged: float
+    ) -> None:
+        self._store = store
+        self._renewal = Swap(swap.key, swap.new, swap.new, swap.ttl)
+        self._lease = rules.lease
+        self._lose = lose
+        self._acknowledged = acknowledged
+        self._ends = acknowledged + rules.max_run
+        self.interval = rules.lease / RENEWALS_PER_LEASE
 
-    def __post_init__(self) -> None:
-        self.interval = self.rules.lease / _RENEWALS_PER_LEASE
-        self.ends = self.acknowledged + self.rules.max_run
-
-    def __call__(self) -> float | None:
-        if self.over.is_set():
-            return None
+    def run(self) -> float | None:
         sent = monotonic()
-        if sent >= self.ends:
-            self.lose()
+        if sent >= self._ends:
+            self._lose()
             return None
-        swap = self.swap
-        seen = attempt(self.store, Swap(swap.key, swap.new, swap.new, swap.ttl))
-        if self.over.is_set():  # and what the run wrote at its end has overtaken this renewal
+        seen = attempt(self._store, self._renewal)
+        if self.is_over:  # and what the run wrote at its end has overtaken this renewal
             return None
         if isinstance(seen, Held):
-            self.lose()
+            self._lose()
             return None
         if isinstance(seen, Swapped):
-            self.acknowledged = sent
-        elif sent - self.acknowledged >= self.rules.lease:
-            self.lose()
-        return min(self.interval, self.ends - sent)
+            self._acknowledged = sent
+        elif sent - self._acknowledged >= self._lease:
+            self._lose()
+        return min(self.interval, self._ends - sent)
 
 
-@dataclass(slots=True)
-class _Tail:
-    store: Store
-    steps: Steps
-    step: Step
-    then: Callable[[], None]
+class _Limit(_Job):
+    def __init__(self, stop: Callable[[], object]) -> None:
+        self._stop = stop
 
-    def __call__(self) -> float | None:
+    def run(self) -> None:
+        self._stop()
+
+
+class _Tail(_Job):
+    def __init__(self, store: Store, steps: Steps, step: Step, then: Callable[[], None]) -> None:
+        self._store = store
+        self._steps = steps
+        self._step = step
+        self._then = then
+
+    def run(self) -> float | None:
         try:
             while True:
-                if isinstance(self.step, Pause):
-                    pause = self.step.seconds
-                    self.step = self.steps.send(None)
+                if isinstance(self._step, Pause):
+                    pause = self._step.seconds
+                    self._step = self._steps.send(None)
                     return pause
-                assert isinstance(self.step, Swap), self.step
-                self.step = self.steps.send(attempt(self.store, self.step))
+                assert isinstance(self._step, Swap), self._step
+                self._step = self._steps.send(attempt(self._store, self._step))
         except StopIteration:
             pass
         except Exception:
             logger.exception("an idempotency record could not be brought up to date")
-        self.then()
+        self._then()
         return None
