@@ -1,0 +1,55 @@
+"""Servers for a test, in every style of handlers and on every store that it asks for."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from tests.server.conftest import key, kind, url
+from tests.server.harness import Server, open_store
+from tests.streams.servers import SERVERS
+
+__all__ = ["key", "kind", "url"]  # fixtures are found by name
+
+Start = Callable[..., Server]
+
+
+@pytest.fixture(params=list(SERVERS))
+def style(request) -> str:
+    """How the handlers are written, and so for which of the two faces."""
+    return str(request.param)
+
+
+@pytest.fixture
+def namespace() -> str:
+    return uuid4().hex
+
+
+@pytest.fixture
+def open_one(style, namespace) -> Callable[..., Any]:
+    """Open a store for a server of this style: ``open_one(where)``."""
+
+    def open_one(where: str = "memory:") -> Any:
+        return open_store("sync" if style == "sync" else "aio", where, namespace)
+
+    return open_one
+
+
+@pytest.fixture
+def start(style, open_one) -> Iterator[Start]:
+    """Start a server of this style: ``start(where, **settings)``; see Server for the settings.
+
+    All servers of a test share a namespace, so that on one store they know one another's keys.
+    """
+    servers: list[Server] = []
+
+    def start(where: str = "memory:", *, store: Any = None, **settings: Any) -> Server:
+        servers.append(SERVERS[style](open_one(where) if store is None else store, **settings))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.ledger.open_all()
+    for server in servers:
+        server.close()
