@@ -167,6 +167,7 @@ class Client:
         own = (("grpc.use_local_subchannel_pool", 1), *MESSAGE_SIZE)
         retries = () if any(name == "grpc.enable_retries" for name, _ in options) else (NO_RETRIES,)
         settings = (*own, *retries, *options)
+        self._sent: list[Pending] = []  # grpc cancels a call that nobody holds
         self.channel = (
             grpc.insecure_channel(address, settings)
             if credentials is None
@@ -189,7 +190,9 @@ class Client:
         method: Any = getattr(self.channel, kind.arity)(kind.path)
         send = method if kind.has_response_stream else method.future
         body = iter(requests) if kind.has_request_stream else requests[0]
-        return Pending(send(body, metadata=sent, timeout=timeout), kind.has_response_stream)
+        call = Pending(send(body, metadata=sent, timeout=timeout), kind.has_response_stream)
+        self._sent.append(call)
+        return call
 
     def call(self, kind: Kind, request: pb.LedgerRequest | bytes, key: Any = None, **options: Any) -> Answer:
         """Send a call and wait for its answer; the arguments are those of ``begin``."""

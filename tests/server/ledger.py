@@ -18,7 +18,7 @@ from tests_pb.v1 import ledger_pb2 as pb
 
 from idem_grpc import Execution, current
 
-DEADLINE = 60.0  # seconds to wait for what must happen
+DEADLINE = 30.0  # seconds to wait for what must happen
 SERVICE = "tests.v1.LedgerService"
 STATUS_DETAILS = "grpc-status-details-bin"
 

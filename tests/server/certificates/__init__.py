@@ -1,0 +1,23 @@
+"""An authority, a server and two clients, good until 2120. They are good for nothing but these tests."""
+
+from pathlib import Path
+
+import grpc
+
+
+def _read(name: str) -> bytes:
+    return Path(__file__).with_name(name).read_bytes()
+
+
+def _client(name: str) -> grpc.ChannelCredentials:
+    return grpc.ssl_channel_credentials(_read("ca.pem"), _read(f"{name}.key"), _read(f"{name}.pem"))
+
+
+ALICE = _client("alice")
+BOB = _client("bob")
+
+
+def server_credentials() -> grpc.ServerCredentials:
+    """A server named localhost that asks every client for a certificate."""
+    pair = (_read("localhost.key"), _read("localhost.pem"))
+    return grpc.ssl_server_credentials([pair], _read("ca.pem"), require_client_auth=True)

@@ -1,0 +1,61 @@
+"""Stores that tell a test what is asked of them: real ones, with a look at what goes by."""
+
+import threading
+
+from idem_grpc.stores.protocol import AsyncStore, Store
+from idem_grpc.swap import Held, Swap, Swapped
+
+
+class Watched(Store):
+    """Notes every swap that goes to ``inner``."""
+
+    def __init__(self, inner: Store) -> None:
+        self.namespace = inner.namespace
+        self.inner = inner
+        self._lock = threading.Lock()
+        self.swaps: list[Swap] = []
+
+    def note(self, swap: Swap) -> None:
+        with self._lock:
+            self.swaps.append(swap)
+
+    def swap(
+        self, key: bytes, expected: bytes | None, new: bytes | None, ttl: float, max_left: float | None = None
+    ) -> Swapped | Held:
+        self.note(Swap(key, expected, new, ttl, max_left))
+        return self.inner.swap(key, expected, new, ttl, max_left)
+
+    def check(self) -> None:
+        self.inner.check()
+
+    def close(self) -> None:
+        self.inner.close()
+
+
+class AsyncWatched(AsyncStore):
+    """The same for asyncio. What the keeper's thread asks is noted too."""
+
+    def __init__(self, inner: AsyncStore) -> None:
+        self.namespace = inner.namespace
+        self.inner = inner
+        self.blocking: Watched = Watched(inner.blocking)
+
+    @property
+    def swaps(self) -> list[Swap]:
+        return self.blocking.swaps
+
+    async def swap(
+        self, key: bytes, expected: bytes | None, new: bytes | None, ttl: float, max_left: float | None = None
+    ) -> Swapped | Held:
+        self.blocking.note(Swap(key, expected, new, ttl, max_left))
+        return await self.inner.swap(key, expected, new, ttl, max_left)
+
+    async def check(self) -> None:
+        await self.inner.check()
+
+    async def aclose(self) -> None:
+        await self.inner.aclose()
+
+
+def watched(store: Store | AsyncStore) -> Watched | AsyncWatched:
+    return Watched(store) if isinstance(store, Store) else AsyncWatched(store)

@@ -1,0 +1,134 @@
+"""Wrong settings fail at construction, saying how to mend them; what slips through refuses its calls."""
+
+from datetime import timedelta
+from typing import Any
+
+import grpc
+import pytest
+from tests_pb.v1 import ledger_pb2
+
+import idem_grpc
+import idem_grpc.aio
+from idem_grpc import SHARED, KeyRule, OnOutage, OnUnclear, Policy, Reason
+from tests.server.ledger import SERVICE, order
+
+UNARY = f"/{SERVICE}/Unary"
+SHORT_RETENTION = Policy(retention=timedelta(minutes=1))
+
+
+@pytest.fixture
+def build(face):
+    """Make an interceptor of this face on a store in memory."""
+    its = {"sync": idem_grpc, "aio": idem_grpc.aio}[face]
+
+    def build(**settings):
+        return its.ServerInterceptor(**{"store": its.open_store("memory:"), "scope": SHARED, **settings})
+
+    return build
+
+
+WRONG = {
+    "a service unknown": ({"services": ["tests.v1.LegerService"]}, r"no service 'tests\.v1\.LegerService'"),
+    "a method unknown": (
+        {"services": [SERVICE], "policies": {f"/{SERVICE}/Unry": Policy()}},
+        r"Unry.* match no method",
+    ),
+    "a pattern of nothing": ({"policies": {SERVICE: Policy()}}, r"neither '/pkg\.Service/Method' nor"),
+    "a pattern with a star too many": (
+        {"policies": {"/*/*": Policy()}},
+        r"neither '/pkg\.Service/Method' nor",
+    ),
+    "not a policy": ({"policies": {UNARY: {"lease": 3}}}, r"give a Policy"),
+    "retention of few leases": (
+        {"services": [SERVICE], "default": SHORT_RETENTION},
+        r"at least four leases",
+    ),
+    "a contradiction between layers": (
+        {
+            "services": [SERVICE],
+            "default": Policy(on_outage=OnOutage.RUN),
+            "policies": {UNARY: Policy(on_unclear=OnUnclear.FAIL)},
+        },
+        r"use OnOutage\.REFUSE",
+    ),
+    "a token that runs in an outage": (
+        {"services": [SERVICE], "default": Policy(on_outage=OnOutage.RUN, key=KeyRule.TOKEN)},
+        r"use OnOutage\.REFUSE",
+    ),
+    "a field unknown": (
+        {"services": [SERVICE], "policies": {UNARY: Policy(ignore=["amonut"])}},
+        r"no field 'amonut'",
+    ),
+    "waiters below none": ({"max_waiters": -1}, r"give 0 or more"),
+    "no scope": ({"scope": None}, r"give SHARED, PEER, metadata"),
+    "a scope by name": ({"scope": "x-tenant-id"}, r"give SHARED, PEER, metadata"),
+}
+
+
+@pytest.mark.parametrize(("settings", "sentence"), WRONG.values(), ids=WRONG)
+def test_wrong_settings_say_what_is_wrong(build, settings, sentence):
+    with pytest.raises((ValueError, TypeError), match=sentence):
+        build(**settings)
+
+
+def test_a_scope_has_no_default(face):
+    its = {"sync": idem_grpc, "aio": idem_grpc.aio}[face]
+    with pytest.raises(TypeError, match="scope"):
+        its.ServerInterceptor(its.open_store("memory:"))
+
+
+def test_the_store_of_the_other_face_is_refused(build, face):
+    other = {"sync": idem_grpc.aio, "aio": idem_grpc}[face].open_store("memory:")
+    with pytest.raises(TypeError, match="open_store"):
+        build(store=other)
+    with pytest.raises(TypeError, match="open_store"):
+        build(store="redis://localhost")
+
+
+def test_services_may_be_descriptors(build):
+    service = ledger_pb2.DESCRIPTOR.services_by_name["LedgerService"]
+    build(services=[service], policies={f"/{SERVICE}/*": Policy(lease=1), UNARY: Policy(ignore=["amount"])})
+    with pytest.raises(ValueError, match="Unry"):
+        build(services=[service], policies={f"/{SERVICE}/Unry": Policy()})
+
+
+FAULTS = {
+    "contradiction": Policy(retention=timedelta(minutes=1)),
+    "field": Policy(ignore=["amonut"]),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+def test_a_fault_found_at_the_first_call_refuses_it(start, kind, key, fault):
+    server = start(policies={kind.path: fault})
+    for keys in (key, key, None):
+        answer = server.client.call(kind, order(), keys)
+        assert (answer.code, answer.reason) == (grpc.StatusCode.INTERNAL, Reason.MISCONFIGURED)
+    assert not server.ledger.all_runs
+
+
+def test_a_method_that_no_descriptor_knows_is_protected_by_the_default(start, key):
+    calls = []
+
+    def pay(request, context):
+        calls.append(request)
+        return b"%d" % len(calls)
+
+    service: dict[str, Any] = {"Pay": grpc.unary_unary_rpc_method_handler(pay)}
+    server = start(handlers=[grpc.method_handlers_generic_handler("tests.v1.Unknown", service)])
+    pay_it = server.client.channel.unary_unary("/tests.v1.Unknown/Pay")
+    assert {pay_it(b"12 EUR", metadata=[("idempotency-key", key)]) for _ in range(3)} == {b"1"}
+    assert calls == [b"12 EUR"]
+    with pytest.raises(grpc.RpcError) as refused:
+        pay_it(b"13 EUR", metadata=[("idempotency-key", key)])
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_ignored_fields_tell_no_request_from_another(start, kind, key):
+    server = start(policies={kind.path: Policy(ignore=["amount"])})
+    request = order(amount=1)
+    first = server.client.call(kind, request, key)
+    second = server.client.call(kind, order(name=request.order, amount=2), key)
+    assert first.ok
+    assert second.essence == first.essence
+    assert server.client.call(kind, order(amount=2), key).reason is Reason.KEY_REUSED

@@ -1,0 +1,137 @@
+"""Duplicates of a running call: who waits, where, how long, and for what."""
+
+from functools import partial
+
+import grpc
+import pytest
+
+from idem_grpc import Policy, Reason
+from tests.server.client import Kind
+from tests.server.harness import open_store
+from tests.server.ledger import order, run
+from tests.server.stores import watched
+from tests.support.wait import until
+
+IN_PROGRESS = (grpc.StatusCode.UNAVAILABLE, Reason.IN_PROGRESS)
+PATIENT = Policy(wait=600)
+
+
+@pytest.fixture
+def at_work(kind, key):
+    """Start a call whose handler stands at its gate when this returns."""
+
+    def at_work(server, request):
+        call = server.client.begin(kind, request, key)
+        server.ledger.gate("at work").await_arrival()
+        return call
+
+    return at_work
+
+
+def settled(calls):
+    return sum(call.done() for call in calls)
+
+
+def test_duplicates_in_one_process_wait_without_asking_the_store(face, start, kind, key, at_work):
+    store = watched(open_store(face, "memory:", "waiting"))
+    server, request = start(store=store, max_waiters=20, default=PATIENT), order(run(gate="at work"))
+    first = at_work(server, request)
+    duplicates = [server.client.begin(kind, request, key) for _ in range(20)]
+    until(lambda: len(store.swaps) == 21)  # each has come to the store once, and been told
+    server.ledger.gate("at work").open()
+    answers = [call.answer() for call in duplicates]
+    assert {answer.essence for answer in answers} == {first.answer().essence}
+    assert all(answer.replayed for answer in answers)
+    assert len(store.swaps) == 22, "the claim, what each duplicate found, and what was kept"
+    assert len(server.ledger.runs(request)) == 1
+
+
+def test_a_caller_who_waited_and_sees_it_fail_gets_that_failure(face, start, kind, key, at_work):
+    store = watched(open_store(face, "memory:", "waiting"))
+    server = start(store=store, max_waiters=20, default=PATIENT)
+    request = order(run(code=grpc.StatusCode.ABORTED, details="busy", gate="at work"))
+    first = at_work(server, request)
+    duplicates = [server.client.begin(kind, request, key) for _ in range(20)]
+    until(lambda: len(store.swaps) == 21)
+    server.ledger.gate("at work").open()
+    answers = [call.answer() for call in (first, *duplicates)]
+    assert {(answer.code, answer.details) for answer in answers} == {(grpc.StatusCode.ABORTED, "busy")}
+    assert len({answer.run for answer in answers}) == 1
+    assert len(server.ledger.runs(request)) == 1
+
+
+@pytest.mark.parametrize("url", ["sqlite", "redis"], indirect=True)
+def test_in_another_process_it_is_told_in_progress(face, start, url, kind, key, at_work):
+    one = start(url, default=PATIENT)
+    store = watched(open_store(face, url, one.store.namespace))
+    other = start(store=store, max_waiters=5, default=PATIENT)
+    request = order(run(code=grpc.StatusCode.ABORTED, gate="at work"))
+    first = at_work(one, request)
+    duplicates = [other.client.begin(kind, request, key) for _ in range(5)]
+    until(lambda: len(store.swaps) >= 10)  # each has looked at least once, or some of them often
+    one.ledger.gate("at work").open()
+    assert first.answer().code is grpc.StatusCode.ABORTED
+    answers = [call.answer() for call in duplicates]
+    assert {(answer.code, answer.reason) for answer in answers} == {IN_PROGRESS}
+    assert not other.ledger.all_runs
+
+
+@pytest.mark.parametrize("url", ["sqlite", "redis"], indirect=True)
+def test_across_processes_it_is_waited_for_by_looking(start, url, kind, key, at_work):
+    one, other = start(url, default=PATIENT), start(url, default=PATIENT)
+    request = order(run(gate="at work"))
+    first = at_work(one, request)
+    duplicate = other.client.begin(kind, request, key)
+    one.ledger.gate("at work").open()
+    answer = duplicate.answer()
+    assert answer.essence == first.answer().essence
+    assert answer.replayed
+    assert not other.ledger.all_runs
+
+
+def test_who_waits_is_told_when_the_wait_is_over(start, kind, key, at_work):
+    server, request = start(default=Policy(wait=0.1)), order(run(gate="at work"))
+    first = at_work(server, request)
+    answer = server.client.call(kind, request, key)
+    assert (answer.code, answer.reason) == IN_PROGRESS
+    server.ledger.gate("at work").open()
+    assert answer.run == first.answer().run
+
+
+@pytest.mark.parametrize("face", ["sync"], indirect=True)
+def test_duplicates_do_not_starve_the_pool(start, kind, key, at_work):
+    """24 of them press on 8 threads, of which the run has one and those who may wait have two."""
+    server = start(workers=8, max_waiters=2, default=PATIENT)
+    request, unrelated = order(run(gate="at work")), [order() for _ in range(40)]
+    first = at_work(server, request)
+    duplicates = [server.client.begin(kind, request, key) for _ in range(24)]
+    for other in unrelated:
+        assert server.client.call(kind, other, other.order).ok
+    until(lambda: settled(duplicates) == 22)
+    assert server.client.call(Kind.READ, order()).ok
+    assert settled(duplicates) == 22
+    assert not first.done()
+    server.ledger.gate("at work").open()
+    answers = [call.answer() for call in duplicates]
+    assert sum((answer.code, answer.reason) == IN_PROGRESS for answer in answers) == 22
+    assert [answer.essence for answer in answers if answer.ok] == [first.answer().essence] * 2
+    assert len(server.ledger.runs(request)) == 1
+
+
+def test_a_place_to_wait_is_given_back(face, start, kind, key, at_work):
+    store = watched(open_store(face, "memory:", "waiting"))
+    server, request = start(store=store, max_waiters=1, default=PATIENT), order(run(gate="at work"))
+    first = at_work(server, request)
+
+    def came(duplicates):
+        return len(store.swaps) == 1 + duplicates
+
+    for number in range(3):
+        gone = server.client.begin(kind, request, key)
+        until(partial(came, number + 1))
+        gone.cancel()
+        until(lambda: server.drain(0) == 1)  # all but the first are over
+    waiter = server.client.begin(kind, request, key)
+    until(partial(came, 4))
+    server.ledger.gate("at work").open()
+    assert waiter.answer().essence == first.answer().essence
