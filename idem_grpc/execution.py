@@ -4,11 +4,38 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from threading import Event
+from threading import Event, Lock
 
 from idem_grpc.digest import as_uuid, digest
 from idem_grpc.endings import Ending
 from idem_grpc.record import Record
+
+
+class Calls:
+    """The calls that a run makes downstream, counted, so that each has its own derived key."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._made: dict[tuple[str, str], int] = {}
+        self._under_way: set[tuple[str, str]] = set()
+
+    def begin(self, method: str, step: str) -> int:
+        """The ordinal of a call to ``method`` in ``step``. Raises RuntimeError if one is under way."""
+        with self._lock:
+            if (method, step) in self._under_way:
+                raise RuntimeError(
+                    f"a keyed handler calls {method} while it is calling it already: which of the two"
+                    " gets which derived key would be chance. Name each of them with keys.step(…)"
+                )
+            self._under_way.add((method, step))
+            ordinal = self._made.get((method, step), 0)
+            self._made[method, step] = ordinal + 1
+            return ordinal
+
+    def end(self, method: str, step: str) -> None:
+        """The call is over."""
+        with self._lock:
+            self._under_way.discard((method, step))
 
 
 @dataclass(slots=True)
@@ -21,7 +48,7 @@ class Execution:
     attempt: 1 for the first run under this key, more after a run that left nothing.
         It fences off late writers; it does not make an effect happen exactly once.
 
-    ``identity``, ``lost`` and ``ending`` are the interceptor's side of it.
+    ``identity``, ``lost``, ``ending`` and ``calls`` are the interceptors' side of it.
     """
 
     key: str
@@ -31,6 +58,7 @@ class Execution:
     identity: bytes = field(repr=False)
     lost: Event = field(default_factory=Event, repr=False)
     ending: Ending | None = field(default=None, repr=False)
+    calls: Calls = field(default_factory=Calls, repr=False)
 
     @property
     def lease_lost(self) -> bool:

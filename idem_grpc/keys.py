@@ -10,18 +10,12 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
 from math import floor
-from urllib.parse import quote
 
 from idem_grpc.digest import as_uuid
+from idem_grpc.keytext import MAX_LENGTH, METADATA_KEY, escaped, is_valid
+from idem_grpc.sources import FromRequest
 
-METADATA_KEY = "idempotency-key"
-MAX_LENGTH = 255
-_UNESCAPED = "".join(chr(c) for c in range(0x21, 0x7F) if chr(c) not in ":%")
-
-
-def is_valid(key: str) -> bool:
-    """Whether a key may be sent: 1 to 255 characters of 0x21 to 0x7E."""
-    return 1 <= len(key) <= MAX_LENGTH and all("\x21" <= character <= "\x7e" for character in key)
+__all__ = ["METADATA_KEY", "from_request", "is_valid", "step", "structured", "unique", "using", "windowed"]
 
 
 def structured(*parts: str | int) -> str:
@@ -33,7 +27,7 @@ def structured(*parts: str | int) -> str:
     """
     if not parts or "" in parts:
         raise ValueError(f"keys.structured{parts!r}: every part must say something; none may be empty")
-    key = ":".join(quote(str(part), safe=_UNESCAPED) for part in parts)
+    key = ":".join(escaped(str(part)) for part in parts)
     if len(key) > MAX_LENGTH:
         raise ValueError(f"the key {key[:40]!r}… has {len(key)} characters; at most {MAX_LENGTH} may be sent")
     return key
@@ -64,12 +58,26 @@ def windowed(*parts: str | int, window: timedelta, at: datetime | None = None) -
 _PRECISIONS = ((86400, "%Y%m%d"), (3600, "%Y%m%dT%H"), (60, "%Y%m%dT%H%M"), (1, "%Y%m%dT%H%M%S"))
 
 
-def unique() -> str:
-    """A new UUIDv7 (RFC 9562): the time in milliseconds, then 74 random bits."""
+def unique(_: object = None) -> str:
+    """A new UUIDv7 (RFC 9562): the time in milliseconds, then 74 random bits.
+
+    Itself a source for ``client_interceptors(keys=…)``: one key for every logical call.
+    """
     return as_uuid(time.time_ns() // 1_000_000 << 80 | int.from_bytes(os.urandom(10), "big"), version=7)
 
 
-_pending: ContextVar[str | None] = ContextVar("idem_grpc_key", default=None)
+def from_request(template: str) -> FromRequest:
+    """A source for ``client_interceptors(keys=…)`` that makes the key of fields of the request.
+
+    ``from_request("order:{user_id}:{item.sku}")`` names fields by dotted paths. Their values
+    are escaped as in ``structured``; an empty one raises ValueError at the call. Raises
+    ValueError for a template that cannot make a key.
+    """
+    return FromRequest(template)
+
+
+_pending: ContextVar[list[str] | None] = ContextVar("idem_grpc_key", default=None)
+_step: ContextVar[str] = ContextVar("idem_grpc_step", default="")
 
 
 @contextmanager
@@ -80,8 +88,40 @@ def using(key: str) -> Iterator[None]:
     """
     if not is_valid(key):
         raise ValueError(f"the key {key[:40]!r} may not be sent: give 1 to 255 characters of 0x21 to 0x7E")
-    token = _pending.set(key)
+    token = _pending.set([key])
     try:
         yield
     finally:
         _pending.reset(token)
+
+
+def take_pending() -> str | None:
+    """The key that ``using`` holds for the next call, which is this one."""
+    pending = _pending.get()
+    return pending.pop() if pending else None
+
+
+@contextmanager
+def step(name: str) -> Iterator[None]:
+    """Name the keys that are derived in this context, inside a keyed handler.
+
+    Calls to one method get their keys by order. Where order is left to chance, as between
+    threads or tasks, each needs a step of its own::
+
+        with keys.step(f"item-{item.sku}"):
+            inventory.Reserve(...)
+
+    Steps nest. Raises ValueError for an empty name.
+    """
+    if not name:
+        raise ValueError("keys.step(''): give the step a name that is the same in every attempt")
+    token = _step.set(structured(_step.get() or "step", name))
+    try:
+        yield
+    finally:
+        _step.reset(token)
+
+
+def current_step() -> str:
+    """The step that this code is in; empty outside any."""
+    return _step.get()

@@ -14,7 +14,7 @@ from google.protobuf.descriptor_pb2 import MethodOptions
 from idem_grpc.fingerprint import check_ignored
 from idem_grpc.policy import Policy, Rules
 
-_PATTERN = re.compile(r"/[\w.]+/(\w+|\*)")
+PATTERN = re.compile(r"/[\w.]+/(\w+|\*)")
 _INFRASTRUCTURE = ("/grpc.health.", "/grpc.reflection.", "/grpc.channelz.", "/idem.v1.TokenService/")
 _REMEMBERED = 4096  # generic handlers take any name, so a caller could have us remember without end
 
@@ -35,7 +35,7 @@ class Methods:
         services: Iterable[str | ServiceDescriptor] = (),
     ) -> None:
         for pattern, policy in policies.items():
-            if not _PATTERN.fullmatch(pattern):
+            if not PATTERN.fullmatch(pattern):
                 raise ValueError(
                     f"policies: {pattern!r} is neither '/pkg.Service/Method' nor '/pkg.Service/*'"
                 )
@@ -48,12 +48,12 @@ class Methods:
 
     def _rules(self, method: str) -> Rules | None:
         """The rules of a method; None if it passes through. Raises ValueError at a fault."""
-        service_wide = method[: method.rfind("/")] + "/*"
+        service_wide = pattern_of_service(method)
         named = method in self._policies
         if method.startswith(_INFRASTRUCTURE) and not (named or service_wide in self._policies):
             return None
-        descriptor = _find_method(method)
-        if descriptor is not None and _has_no_side_effects(descriptor) and not named:
+        descriptor = find_method(method)
+        if has_no_side_effects(descriptor) and not named:
             return None
         given = (self._policies.get(method), self._policies.get(service_wide), self._default)
         rules = Rules.of(method, [policy for policy in given if policy is not None])
@@ -87,13 +87,29 @@ def _find_service(name: str) -> ServiceDescriptor:
         ) from None
 
 
-def _find_method(method: str) -> MethodDescriptor | None:
+@lru_cache(_REMEMBERED)
+def find_method(method: str) -> MethodDescriptor | None:
+    """The descriptor of "/pkg.Service/Method", if its generated module is imported."""
     try:
         return descriptor_pool.Default().FindMethodByName(method.lstrip("/").replace("/", "."))
     except KeyError:
         return None
 
 
-def _has_no_side_effects(descriptor: MethodDescriptor) -> bool:
-    options = descriptor.GetOptions()
-    return bool(options.idempotency_level == MethodOptions.NO_SIDE_EFFECTS)
+def has_no_side_effects(descriptor: MethodDescriptor | None) -> bool:
+    """Whether the contract declares a method NO_SIDE_EFFECTS: it needs no key."""
+    return descriptor is not None and _level(descriptor) == MethodOptions.NO_SIDE_EFFECTS
+
+
+def is_idempotent(descriptor: MethodDescriptor | None) -> bool:
+    """Whether the contract declares a method safe to send again without a key."""
+    return descriptor is not None and _level(descriptor) != MethodOptions.IDEMPOTENCY_UNKNOWN
+
+
+def _level(descriptor: MethodDescriptor) -> int:
+    return int(descriptor.GetOptions().idempotency_level)
+
+
+def pattern_of_service(method: str) -> str:
+    """The pattern that stands for all methods of a method's service."""
+    return method[: method.rfind("/")] + "/*"

@@ -116,7 +116,7 @@ class Policy:
         if isinstance(self.ignore, str):
             raise TypeError(f"Policy(ignore={self.ignore!r}): give a collection of fields, not one string")
         if self.replay_errors is not None:
-            _codes(self.replay_errors)
+            codes_of("Policy(replay_errors=…)", self.replay_errors)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,7 +159,7 @@ class Rules:
             on_unclear=decided("on_unclear"),
             on_outage=decided("on_outage"),
             on_cancel=decided("on_cancel"),
-            replay_errors=_codes(decided("replay_errors")),
+            replay_errors=codes_of("Policy(replay_errors=…)", decided("replay_errors")),
             ignore=tuple(sorted(set(decided("ignore")))),
             max_response_bytes=decided("max_response_bytes"),
         )
@@ -203,15 +203,15 @@ def _check_duration(name: str, duration: Duration | None, *, smallest: float) ->
 _LONGEST = timedelta(days=3653).total_seconds()
 
 
-def _codes(codes: Iterable[StatusCode | str]) -> frozenset[Code]:
+def codes_of(setting: str, codes: Iterable[StatusCode | str]) -> frozenset[Code]:
+    """Status codes, however given, for ``setting``. Raises TypeError or ValueError."""
     if isinstance(codes, str):
-        raise TypeError(f"Policy(replay_errors={codes!r}): give a collection of status codes, not one string")
+        raise TypeError(f"{setting}: give a collection of status codes, not one string ({codes!r})")
     names = [code if isinstance(code, str) else getattr(code, "name", repr(code)) for code in codes]
     for name in names:
         if name not in Code.__members__ or name == "OK":
             raise ValueError(
-                f"Policy(replay_errors=…): {name} is not a status code other than OK:"
-                " give members of grpc.StatusCode"
+                f"{setting}: {name} is not a status code other than OK: give members of grpc.StatusCode"
             )
     return frozenset(Code[name] for name in names)
 

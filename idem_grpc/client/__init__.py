@@ -1,0 +1,1 @@
+"""The client interceptors, for grpc and grpc.aio."""

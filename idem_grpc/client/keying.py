@@ -1,0 +1,99 @@
+"""Which key a call bears: the first that is given, in an order that is the same everywhere.
+
+The call's own metadata; ``keys.using``; a key made of the request; inside a keyed handler,
+a key derived from the handler's own; any other source. A call has one key, chosen before
+its first attempt.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from idem_grpc.digest import as_uuid, digest
+from idem_grpc.execution import Execution, current
+from idem_grpc.keys import current_step, take_pending
+from idem_grpc.keytext import METADATA_KEY, is_valid
+from idem_grpc.methods import PATTERN, find_method, has_no_side_effects, is_idempotent, pattern_of_service
+from idem_grpc.sources import FromRequest, Outgoing
+
+KeySource = Callable[[Outgoing], Any]
+"""Makes the key of a call: a string, or None for no key. In aio it may return an awaitable of either."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """The key of a call: ``key`` to be added to its metadata (None: nothing is), which may be an
+    awaitable in aio. ``is_safe``: the call may be sent again. ``end`` is called when it is over."""
+
+    key: Any
+    is_safe: bool
+    end: Callable[[], None] = lambda: None
+
+
+class Keying:
+    """Chooses the keys of a channel's calls.
+
+    ``keys`` is a source for all methods, or maps "/pkg.Service/Method" or "/pkg.Service/*"
+    to sources; ``derive`` switches derived keys. Raises ValueError or TypeError for
+    patterns and templates that are at fault.
+    """
+
+    def __init__(self, keys: KeySource | Mapping[str, KeySource] | None, derive: bool) -> None:
+        self._derive = derive
+        self._default: KeySource | None = None
+        self._sources: dict[str, KeySource] = {}
+        if isinstance(keys, Mapping):
+            self._sources = dict(keys)
+        elif keys is not None:
+            self._default = keys
+        for pattern, source in self._sources.items():
+            if not PATTERN.fullmatch(pattern):
+                raise ValueError(f"keys: {pattern!r} is not '/pkg.Service/Method' or '/pkg.Service/*'")
+            descriptor = find_method(pattern)
+            if isinstance(source, FromRequest) and descriptor is not None:
+                source.check(descriptor.input_type)
+        for source in (self._default, *self._sources.values()):
+            if source is not None and not callable(source):
+                raise TypeError(
+                    f"keys: {source!r} is no source: give keys.unique, keys.from_request(…) or a function"
+                )
+
+    def choose(self, outgoing: Outgoing) -> Chosen:
+        """The key of a call. Raises whatever its source does, and RuntimeError as Calls.begin."""
+        descriptor = find_method(outgoing.method)
+        is_safe = is_idempotent(descriptor)
+        if any(key == METADATA_KEY for key, _ in outgoing.metadata):
+            return Chosen(None, is_safe=True)
+        if has_no_side_effects(descriptor):
+            return Chosen(None, is_safe=True)
+        if (given := take_pending()) is not None:
+            return Chosen(given, is_safe=True)
+        source = self._source(outgoing.method)
+        execution = current() if self._derive else None
+        if execution is not None and not isinstance(source, FromRequest):
+            return _derived(execution, outgoing.method)
+        key = None if source is None else source(outgoing)
+        return Chosen(key, is_safe=is_safe or key is not None)
+
+    def _source(self, method: str) -> KeySource | None:
+        return self._sources.get(method) or self._sources.get(pattern_of_service(method)) or self._default
+
+
+def checked(key: Any) -> str | None:
+    """A key as its source gave it. Raises ValueError if it may not be sent."""
+    if key is not None and not (isinstance(key, str) and is_valid(key)):
+        raise ValueError(f"a key source gave {key!r}: a key has 1 to 255 characters of 0x21 to 0x7E")
+    return key
+
+
+def _derived(execution: Execution, method: str) -> Chosen:
+    """A key that is the same whenever this handler, run again, makes this call.
+
+    It is made of the record's name, so that tenants and methods never meet, of the
+    request, so that a mended one is new downstream too, and of the call's place.
+    """
+    step = current_step()
+    ordinal = execution.calls.begin(method, step)
+    place = (method.encode(), step.encode(), str(ordinal).encode())
+    key = as_uuid(int.from_bytes(digest("downstream", execution.identity, *place), "big"), version=8)
+    return Chosen(key, is_safe=True, end=lambda: execution.calls.end(method, step))

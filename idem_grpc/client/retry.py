@@ -1,0 +1,196 @@
+"""When a call is sent again, and after how long: gRPC's retry design (proposal A6).
+
+A generator that does no I/O, with a clock of its caller's: it yields the attempts to make
+and the time to wait between them, and is sent how each attempt failed. Other than A6, it
+has no cap of five attempts, a duplicate of a call that still runs costs nothing, and an
+attempt can have a deadline of its own.
+"""
+
+import random
+import threading
+from collections.abc import Callable, Collection, Generator
+from dataclasses import dataclass, field
+from time import monotonic
+
+from idem_grpc.outcome import Code
+from idem_grpc.policy import Duration, StatusCode, codes_of, in_seconds
+from idem_grpc.problem import Reason
+
+JITTER = (0.8, 1.2)
+"""Each backoff is multiplied by a random number between these, as A6 has it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How much a channel may retry: the token bucket of A6, shared by its calls.
+
+    Every attempt that fails with a code to retry takes a token, and every call that
+    succeeds puts back ``ratio`` of one; there is no retry while no more than half of
+    ``max_tokens`` are left. The defaults let a channel make 50 retries in a row, and in
+    the long run one for each ten calls that succeed.
+    """
+
+    max_tokens: float = 100
+    ratio: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.max_tokens <= 0 or self.ratio <= 0:
+            raise ValueError(f"{self}: both must be positive; Retry(budget=None) sets no limit")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retry:
+    """How calls that bear a key, or are marked idempotent, are sent again.
+
+    max_attempts: how often a call is sent at most; default 10.
+    initial_backoff, max_backoff, multiplier: the nth retry is made after
+        initial_backoff x multiplier^(n-1), at most max_backoff, give or take a fifth;
+        default 100 ms, 5 s and 2. A longer pushback of the server is obeyed, and starts anew.
+    codes: status codes that are worth another attempt; default UNAVAILABLE. Besides,
+        RESOURCE_EXHAUSTED is one if the server says when to come back.
+    attempt_timeout: the deadline of a single attempt, which is the one that the server
+        sees; None (the default) for the call's own. A lost reply is then noticed early.
+    budget: limits the retries of the channel; None for no limit.
+    max_request_bytes: a request stream is kept up to this size to be sent again; a call
+        whose stream is larger is not retried. Default 1 MiB.
+
+    Durations are timedeltas or seconds. The call's own deadline always wins. Raises
+    ValueError or TypeError for settings that make no sense.
+    """
+
+    max_attempts: int = 10
+    initial_backoff: Duration = 0.1
+    max_backoff: Duration = 5.0
+    multiplier: float = 2.0
+    codes: Collection[StatusCode | str] = (Code.UNAVAILABLE,)
+    attempt_timeout: Duration | None = None
+    budget: Budget | None = field(default_factory=Budget)
+    max_request_bytes: int = 1024 * 1024
+
+    def __post_init__(self) -> None:
+        if self.max_attempts < 1:
+            raise ValueError(f"Retry(max_attempts={self.max_attempts}): give 1 or more; 1 never retries")
+        if not 0 < in_seconds(self.initial_backoff) <= in_seconds(self.max_backoff):
+            raise ValueError(
+                f"Retry(initial_backoff={self.initial_backoff!r}, max_backoff={self.max_backoff!r}):"
+                " both must be positive, and the first not above the second"
+            )
+        if self.multiplier < 1:
+            raise ValueError(f"Retry(multiplier={self.multiplier}): give 1 or more")
+        if self.attempt_timeout is not None and in_seconds(self.attempt_timeout) <= 0:
+            raise ValueError(f"Retry(attempt_timeout={self.attempt_timeout!r}): must be positive")
+        if self.max_request_bytes < 0:
+            raise ValueError(f"Retry(max_request_bytes={self.max_request_bytes}): give 0 or more")
+        codes_of("Retry(codes=…)", self.codes)
+
+    def backoff(self, retry: int, uniform: Callable[[float, float], float] = random.uniform) -> float:
+        """Seconds before the nth retry in a row, counted from 1."""
+        base = in_seconds(self.initial_backoff) * self.multiplier ** min(retry - 1, 64)
+        return min(base, in_seconds(self.max_backoff)) * uniform(*JITTER)
+
+
+class Tokens:
+    """What is left of a channel's budget. For threads."""
+
+    def __init__(self, budget: Budget | None) -> None:
+        self._budget = budget
+        self._left = budget.max_tokens if budget is not None else 0.0
+        self._lock = threading.Lock()
+
+    def put_back(self) -> None:
+        """A call succeeded."""
+        if self._budget is not None:
+            with self._lock:
+                self._left = min(self._left + self._budget.ratio, self._budget.max_tokens)
+
+    def take(self) -> bool:
+        """An attempt failed: whether there may be another."""
+        if self._budget is None:
+            return True
+        with self._lock:
+            self._left = max(self._left - 1, 0.0)
+            return self._left > self._budget.max_tokens / 2
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """Send the call, with a deadline in ``timeout`` seconds, if any."""
+
+    timeout: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """Wait before the next attempt."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """How an attempt failed.
+
+    ``pushback`` is what the server said of when to come back, in seconds: negative if it
+    said not to, None if it said nothing. ``can_resend`` is False once the call cannot be
+    sent again, whatever the status: its stream is too large to keep, or was handed over.
+    """
+
+    code: Code
+    reason: Reason | None = None
+    pushback: float | None = None
+    can_resend: bool = True
+
+
+def attempts(
+    retry: Retry,
+    tokens: Tokens,
+    *,
+    timeout: float | None,
+    may_retry: bool,
+    clock: Callable[[], float] = monotonic,
+    uniform: Callable[[float, float], float] = random.uniform,
+) -> Generator[Attempt | Backoff, Failure | None, None]:
+    """The attempts to make at one call. Is sent the Failure of each; None if it succeeded.
+
+    ``timeout`` is the call's own, in seconds; ``may_retry`` tells that the call bears a
+    key or is marked idempotent. What the last attempt came to is the end of the call.
+    """
+    ends = None if timeout is None else clock() + timeout
+    attempt_timeout = None if retry.attempt_timeout is None else in_seconds(retry.attempt_timeout)
+    made = in_a_row = 0
+    while True:
+        left = None if ends is None else max(ends - clock(), 0.0)
+        is_cut_short = attempt_timeout is not None and (left is None or attempt_timeout < left)
+        failure = yield Attempt(attempt_timeout if is_cut_short else left)
+        if failure is None:
+            tokens.put_back()
+            return
+        if not (may_retry and failure.can_resend and _is_worth_it(failure, retry, is_cut_short)):
+            return
+        if failure.reason not in _FREE:
+            made += 1
+            if not tokens.take() or made >= retry.max_attempts:
+                return
+        if failure.pushback is not None and failure.pushback < 0:
+            return
+        in_a_row += 1
+        wait = max(retry.backoff(in_a_row, uniform), failure.pushback or 0.0)
+        if failure.pushback is not None and failure.reason not in _FREE:
+            in_a_row = 0
+        if ends is not None and clock() + wait >= ends:
+            return
+        yield Backoff(wait)
+
+
+_FREE = (Reason.IN_PROGRESS, Reason.OUTCOME_PENDING)
+"""The call itself is well, and its answer is on its way: neither an attempt nor a token is lost."""
+
+
+def _is_worth_it(failure: Failure, retry: Retry, is_cut_short: bool) -> bool:
+    if failure.reason is not None:
+        return failure.reason.retryable
+    if failure.code is Code.DEADLINE_EXCEEDED:
+        return is_cut_short
+    if failure.code is Code.RESOURCE_EXHAUSTED and failure.pushback is not None:
+        return True
+    return failure.code in codes_of("Retry(codes=…)", retry.codes)
