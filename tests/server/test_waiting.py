@@ -13,6 +13,7 @@ from tests.server.stores import watched
 from tests.support.wait import until
 
 IN_PROGRESS = (grpc.StatusCode.UNAVAILABLE, Reason.IN_PROGRESS)
+OTHERS = 30
 PATIENT = Policy(wait=600)
 
 
@@ -28,6 +29,13 @@ def at_work(kind, key):
     return at_work
 
 
+def serve_others(server):
+    """Unrelated calls, one after the other: those who came before have long begun to wait."""
+    for _ in range(OTHERS):
+        other = order()
+        assert server.client.call(Kind.UNARY, other, other.order).ok
+
+
 def settled(calls):
     return sum(call.done() for call in calls)
 
@@ -38,11 +46,13 @@ def test_duplicates_in_one_process_wait_without_asking_the_store(face, start, ki
     first = at_work(server, request)
     duplicates = [server.client.begin(kind, request, key) for _ in range(20)]
     until(lambda: len(store.swaps) == 21)  # each has come to the store once, and been told
+    serve_others(server)
+    assert len(store.swaps) == 21 + 2 * OTHERS, "nobody looks again"
     server.ledger.gate("at work").open()
     answers = [call.answer() for call in duplicates]
     assert {answer.essence for answer in answers} == {first.answer().essence}
     assert all(answer.replayed for answer in answers)
-    assert len(store.swaps) == 22, "the claim, what each duplicate found, and what was kept"
+    assert len(store.swaps) == 21 + 2 * OTHERS + 1, "all there is to do is to keep the answer"
     assert len(server.ledger.runs(request)) == 1
 
 
@@ -53,6 +63,7 @@ def test_a_caller_who_waited_and_sees_it_fail_gets_that_failure(face, start, kin
     first = at_work(server, request)
     duplicates = [server.client.begin(kind, request, key) for _ in range(20)]
     until(lambda: len(store.swaps) == 21)
+    serve_others(server)
     server.ledger.gate("at work").open()
     answers = [call.answer() for call in (first, *duplicates)]
     assert {(answer.code, answer.details) for answer in answers} == {(grpc.StatusCode.ABORTED, "busy")}
@@ -102,11 +113,10 @@ def test_who_waits_is_told_when_the_wait_is_over(start, kind, key, at_work):
 def test_duplicates_do_not_starve_the_pool(start, kind, key, at_work):
     """24 of them press on 8 threads, of which the run has one and those who may wait have two."""
     server = start(workers=8, max_waiters=2, default=PATIENT)
-    request, unrelated = order(run(gate="at work")), [order() for _ in range(40)]
+    request = order(run(gate="at work"))
     first = at_work(server, request)
     duplicates = [server.client.begin(kind, request, key) for _ in range(24)]
-    for other in unrelated:
-        assert server.client.call(kind, other, other.order).ok
+    serve_others(server)
     until(lambda: settled(duplicates) == 22)
     assert server.client.call(Kind.READ, order()).ok
     assert settled(duplicates) == 22

@@ -1,0 +1,76 @@
+"""What a call costs on Redis: two scripts for the first, one for each duplicate."""
+
+from uuid import uuid4
+
+import pytest
+
+from tests.server.client import Kind
+from tests.server.ledger import order
+
+COMMANDS = ("evalsha", "eval", "script|load")
+
+
+@pytest.fixture
+def server(start, own_redis_server):
+    """One that is connected to a Redis of its own, which knows the script."""
+    server = start(own_redis_server.url)
+    for kind in Kind:
+        server.client.call(kind, order(), uuid4().hex)
+    return server
+
+
+@pytest.fixture
+def spent(own_redis_server):
+    """What a call makes Redis do, by command. A script's own commands are counted as well, elsewhere."""
+
+    def counts():
+        with own_redis_server.client() as client:
+            stats = client.info("commandstats")
+        return [stats.get(f"cmdstat_{command}", {"calls": 0})["calls"] for command in COMMANDS]
+
+    def spent(call):
+        before = counts()
+        call()
+        return dict(
+            zip(COMMANDS, (now - then for now, then in zip(counts(), before, strict=True)), strict=True)
+        )
+
+    return spent
+
+
+def test_first_call_and_replay(server, spent, kind, key):
+    request = order()
+    assert spent(lambda: server.client.call(kind, request, key)) == {
+        "evalsha": 2,
+        "eval": 0,
+        "script|load": 0,
+    }
+    for _ in range(3):
+        assert spent(lambda: server.client.call(kind, request, key)) == {
+            "evalsha": 1,
+            "eval": 0,
+            "script|load": 0,
+        }
+    assert len(server.ledger.runs(request)) == 1
+
+
+def test_a_refusal_is_one_script(server, spent, kind, key):
+    server.client.call(kind, order(), key)
+    assert spent(lambda: server.client.call(kind, order(), key))["evalsha"] == 1
+
+
+def test_what_is_not_protected_costs_nothing(server, spent, kind, key):
+    free = {"evalsha": 0, "eval": 0, "script|load": 0}
+    assert spent(lambda: server.client.call(kind, order())) == free
+    assert spent(lambda: server.client.call(Kind.READ, order(), key)) == free
+
+
+def test_a_redis_that_forgot_the_script_is_told_again(server, own_redis_server, kind, key):
+    request = order()
+    with own_redis_server.client() as client:
+        client.script_flush()
+        first = server.client.call(kind, request, key)
+        client.script_flush()
+    assert first.ok
+    assert server.client.call(kind, request, key).essence == first.essence
+    assert len(server.ledger.runs(request)) == 1
