@@ -19,6 +19,8 @@ from idem_grpc.sources import FromRequest, Outgoing
 KeySource = Callable[[Outgoing], Any]
 """Makes the key of a call: a string, or None for no key. In aio it may return an awaitable of either."""
 
+_ALL = "*"
+
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
@@ -40,20 +42,17 @@ class Keying:
 
     def __init__(self, keys: KeySource | Mapping[str, KeySource] | None, derive: bool) -> None:
         self._derive = derive
-        self._default: KeySource | None = None
-        self._sources: dict[str, KeySource] = {}
-        if isinstance(keys, Mapping):
-            self._sources = dict(keys)
-        elif keys is not None:
-            self._default = keys
+        self._sources = dict(keys) if isinstance(keys, Mapping) else {}
         for pattern, source in self._sources.items():
             if not PATTERN.fullmatch(pattern):
                 raise ValueError(f"keys: {pattern!r} is not '/pkg.Service/Method' or '/pkg.Service/*'")
             descriptor = find_method(pattern)
             if isinstance(source, FromRequest) and descriptor is not None:
                 source.check(descriptor.input_type)
-        for source in (self._default, *self._sources.values()):
-            if source is not None and not callable(source):
+        if keys is not None and not isinstance(keys, Mapping):
+            self._sources[_ALL] = keys
+        for source in self._sources.values():
+            if not callable(source):
                 raise TypeError(
                     f"keys: {source!r} is no source: give keys.unique, keys.from_request(…) or a function"
                 )
@@ -76,7 +75,8 @@ class Keying:
         return Chosen(key, is_safe=is_safe or key is not None)
 
     def _source(self, method: str) -> KeySource | None:
-        return self._sources.get(method) or self._sources.get(pattern_of_service(method)) or self._default
+        patterns = (method, pattern_of_service(method), _ALL)
+        return next((self._sources[pattern] for pattern in patterns if pattern in self._sources), None)
 
 
 def checked(key: Any) -> str | None:
