@@ -198,7 +198,7 @@ class AioCall:
         with self._protection.keeper.renewing(execute.swap, rules, lose, sent), running(execution):
             try:
                 serving: Awaitable[Any] = self._serve(recording, admitted)
-                if rules.on_cancel is OnCancel.CANCEL:
+                if rules.on_cancel is OnCancel.CANCEL and kind is AsyncRecordingContext:
                     serving = self._handling = asyncio.ensure_future(serving)
                 response = await serving
                 streams = self._handler.response_streaming
@@ -227,7 +227,8 @@ class AioCall:
                 yield request
 
         if not isinstance(recording, AsyncRecordingContext):
-            return await asyncio.to_thread(self._serve_on_thread, recording, admitted, send, receive)
+            serving = asyncio.to_thread(self._serve_on_thread, recording, admitted, send, receive)
+            return await _to_its_end(asyncio.ensure_future(serving))
         if incoming is not None:
             recording.reader = partial(receive, grpc.aio.EOF)
         if self._handler.response_streaming:
@@ -279,6 +280,16 @@ class AioCall:
             return Compared(end.value)
         except (CallerGone, Refused, TimeoutError, asyncio.CancelledError):
             return Compared(same=False)
+
+
+async def _to_its_end(thread: asyncio.Future[Any]) -> Any:
+    """Await what runs on a thread: no cancel stops that, so none may have us think it ended."""
+    while True:
+        try:
+            return await asyncio.shield(thread)
+        except asyncio.CancelledError:
+            if thread.done():
+                raise
 
 
 def _is_async(behavior: Any) -> bool:
