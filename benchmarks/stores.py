@@ -1,4 +1,4 @@
-"""What a swap costs in each store: python benchmarks/stores.py
+"""What a swap costs in each store: python -m benchmarks stores
 
 A claim writes, a replay finds the key held and writes nothing. Times vary from
 one host to the next; the ratios say more.
@@ -6,17 +6,14 @@ one host to the next; the ratios say more.
 
 import asyncio
 import math
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from statistics import median
 from typing import Any
 from uuid import uuid4
-
-sys.path.insert(0, str(Path(__file__).parent.parent))  # for tests.support, when run as a script
 
 from idem_grpc.stores import AsyncStore, Store, open_async_store, open_store
 from tests.support.redis_server import RedisServer
@@ -24,6 +21,21 @@ from tests.support.redis_server import RedisServer
 TTL = 3600.0
 ROUNDS = 7
 VALUE = bytes(100)
+
+
+@contextmanager
+def redis_server() -> Iterator[RedisServer | None]:
+    """A server that is ended afterwards; None, and a word of it, if none can be started."""
+    try:
+        server = RedisServer()
+    except RuntimeError as error:
+        print(f"without Redis: {error}")
+        yield None
+        return
+    try:
+        yield server
+    finally:
+        server.stop()
 
 
 def per_swap(store: Store, swaps: int) -> tuple[float, float]:
@@ -77,28 +89,26 @@ def bytes_per_record(server: RedisServer) -> int:
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory(prefix="idem-benchmark-") as folder:
-        server = RedisServer()
-        try:
-            urls = {
-                "memory": ("memory:", 2000),
-                "sqlite normal": (f"sqlite:///{folder}/normal.db", 500),
-                "sqlite full": (f"sqlite:///{folder}/full.db?synchronous=full", 40),
-                "redis, tcp": (server.url, 500),
-                "redis, socket": (f"unix://{server.socket}", 500),
-            }
-            print(f"{'microseconds':<24}{'claim':>9}{'replay':>9}{'claim, ratio to memory':>26}")
-            base = math.nan
-            for name, (url, swaps) in urls.items():
-                with open_store(url) as store:
-                    claim, replay = per_swap(store, swaps)
-                base = claim if name == "memory" else base
-                print(f"{name:<24}{claim:>9.1f}{replay:>9.1f}{claim / base:>25.1f}×")
-                claim, replay = asyncio.run(per_async_swap(open_async_store(url), swaps))
-                print(f"{name + ', asyncio':<24}{claim:>9.1f}{replay:>9.1f}{claim / base:>25.1f}×")
+    with tempfile.TemporaryDirectory(prefix="idem-benchmark-") as folder, redis_server() as server:
+        urls = {
+            "memory": ("memory:", 2000),
+            "sqlite normal": (f"sqlite:///{folder}/normal.db", 500),
+            "sqlite full": (f"sqlite:///{folder}/full.db?synchronous=full", 40),
+        }
+        if server is not None:
+            urls["redis, tcp"] = (server.url, 500)
+            urls["redis, socket"] = (f"unix://{server.socket}", 500)
+        print(f"{'microseconds':<24}{'claim':>9}{'replay':>9}{'claim, ratio to memory':>26}")
+        base = math.nan
+        for name, (url, swaps) in urls.items():
+            with open_store(url) as store:
+                claim, replay = per_swap(store, swaps)
+            base = claim if name == "memory" else base
+            print(f"{name:<24}{claim:>9.1f}{replay:>9.1f}{claim / base:>25.1f}×")
+            claim, replay = asyncio.run(per_async_swap(open_async_store(url), swaps))
+            print(f"{name + ', asyncio':<24}{claim:>9.1f}{replay:>9.1f}{claim / base:>25.1f}×")
+        if server is not None:
             print(f"\nbytes per record in redis, for a value of {len(VALUE)}: {bytes_per_record(server)}")
-        finally:
-            server.stop()
 
 
 if __name__ == "__main__":
