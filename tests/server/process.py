@@ -1,0 +1,40 @@
+"""A server as a process of its own: ``python -m tests.server.process FACE URL NAMESPACE SETTINGS``.
+
+SETTINGS is JSON: the interceptor's, with ``default`` as the fields of a Policy. It says its
+port first, then every event of its ledger, one a line; it opens the gates that it is told
+to on its standard input, and ends when that does.
+"""
+
+import json
+import sys
+from typing import Any
+
+from idem_grpc import OnUnclear, Policy
+from tests.server.harness import FACES, open_store
+from tests.server.ledger import Ledger
+
+
+def say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def settings(given: str) -> dict[str, Any]:
+    found = json.loads(given)
+    policy = found.pop("default", {})
+    if "on_unclear" in policy:
+        policy["on_unclear"] = OnUnclear[policy["on_unclear"]]
+    return {**found, "default": Policy(**policy)}
+
+
+def main(face: str, url: str, namespace: str, given: str) -> None:
+    ledger = Ledger(tell=say)
+    server = FACES[face](open_store(face, url, namespace), ledger=ledger, **settings(given))
+    say(f"port {server.address.rpartition(':')[2]}")
+    for line in sys.stdin:
+        ledger.gate(line.strip()).open()
+    server.close()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

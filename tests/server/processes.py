@@ -1,0 +1,84 @@
+"""Servers that are processes of their own, to be killed as a machine kills them."""
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from tests_pb.v1 import ledger_pb2 as pb
+
+from tests.server.client import Client
+from tests.server.ledger import DEADLINE
+from tests.support.wait import until
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+class ServerProcess:
+    """A server of tests.server.process. Raises AssertionError if it does not come up."""
+
+    def __init__(self, face: str, url: str, namespace: str, **settings: Any) -> None:
+        command = [sys.executable, "-m", "tests.server.process", face, url, namespace, json.dumps(settings)]
+        self._process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._events: list[str] = []
+        self._port: queue.Queue[str | None] = queue.Queue()
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+        self._client: Client | None = None
+
+    @property
+    def client(self) -> Client:
+        if self._client is None:
+            port = self._port.get(timeout=DEADLINE)
+            assert port is not None, f"the server ended at its start, with {self._process.wait()}"
+            self._client = Client(f"127.0.0.1:{port}")
+        return self._client
+
+    def attempts(self, request: pb.LedgerRequest) -> list[int]:
+        """The attempts at an order that ran here."""
+        told = [event.split() for event in list(self._events)]
+        return [int(words[2]) for words in told if words[:2] == ["run", request.order]]
+
+    def await_gate(self, name: str) -> None:
+        """Wait until a handler stands at a gate."""
+        until(lambda: f"gate {name}" in self._events)
+
+    def open(self, gate: str) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(gate + "\n")
+        self._process.stdin.flush()
+
+    def kill(self) -> None:
+        """SIGKILL, and all that it had said before is heard."""
+        self._process.kill()
+        self._process.wait()
+        self._reader.join()
+
+    def close(self) -> None:
+        if self._client is not None:
+            self._client.channel.close()
+        self.kill()
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            pipe.close()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            word, _, rest = line.strip().partition(" ")
+            if word == "port":
+                self._port.put(rest)
+            else:
+                self._events.append(line.strip())
+        self._port.put(None)

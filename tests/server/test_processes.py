@@ -1,0 +1,105 @@
+"""Several server processes on one store, and what is left when one of them is killed."""
+
+from concurrent.futures import ThreadPoolExecutor
+from uuid import uuid4
+
+import grpc
+import pytest
+
+from idem_grpc import Reason
+from tests.server.client import Kind
+from tests.server.ledger import order, run
+from tests.server.processes import ServerProcess
+from tests.support.wait import until
+
+pytestmark = pytest.mark.parametrize("url", ["sqlite", "redis"], indirect=True)
+AT_WORK = "at-work"
+SHORT = {"lease": 0.5, "retention": 600, "wait": 5}
+
+
+@pytest.fixture(params=[Kind.UNARY, Kind.BIDI], ids=lambda kind: kind.value)
+def kind(request):
+    """The first and the last; what lies between has nothing to add to the life of a process."""
+    return request.param
+
+
+@pytest.fixture
+def processes(face, url):
+    """Start so many servers on that store, all at once."""
+    started = []
+    namespace = uuid4().hex
+
+    def processes(count, **settings):
+        for _ in range(count):
+            started.append(ServerProcess(face, url, namespace, **settings))
+        for process in started:
+            assert process.client.call(Kind.READ, order()).ok
+        return started
+
+    yield processes
+    for process in started:
+        process.close()
+
+
+def attempts(processes, request):
+    return sorted(attempt for process in processes for attempt in process.attempts(request))
+
+
+def test_200_duplicates_at_once_are_one_run(processes, url, kind, key):
+    servers = processes(2 if url.startswith("sqlite") else 3)
+    request = order(run(gate=AT_WORK))
+
+    def persist(number):
+        return servers[number % len(servers)].client.persist(kind, request, key)
+
+    with ThreadPoolExecutor(200) as pool:
+        calls = [pool.submit(persist, number) for number in range(200)]
+        until(lambda: attempts(servers, request))
+        for process in servers:
+            process.open(AT_WORK)
+        answers = [call.result() for call in calls]
+    assert {answer.code for answer in answers} == {grpc.StatusCode.OK}
+    assert len({answer.essence for answer in answers}) == 1
+    assert attempts(servers, request) == [1]
+
+
+def test_when_a_server_is_killed_in_mid_call_another_runs_it_again(processes, kind, key):
+    one, other = processes(2, default=SHORT)
+    request = order(run(gate=AT_WORK), run())
+    call = one.client.begin(kind, request, key)
+    one.await_gate(AT_WORK)
+    assert other.client.call(kind, request, key, timeout=0.3).code is not grpc.StatusCode.OK
+    one.kill()
+    assert call.answer().code is grpc.StatusCode.UNAVAILABLE
+    answer = other.client.persist(kind, request, key)
+    assert answer.ok
+    assert (one.attempts(request), other.attempts(request)) == ([1], [2])
+    again = other.client.call(kind, request, key)
+    assert again.essence == answer.essence
+    assert again.replayed
+
+
+def test_when_a_server_is_killed_in_mid_call_none_runs_it_again_where_that_is_forbidden(processes, kind, key):
+    one, other = processes(2, default={**SHORT, "on_unclear": "FAIL"})
+    request = order(run(gate=AT_WORK), run())
+    one.client.begin(kind, request, key)
+    one.await_gate(AT_WORK)
+    one.kill()
+    for _ in range(2):
+        answer = other.client.persist(kind, request, key)
+        assert (answer.code, answer.reason) == (
+            grpc.StatusCode.FAILED_PRECONDITION,
+            Reason.OUTCOME_UNKNOWN,
+        )
+    assert attempts([one, other], request) == [1]
+
+
+def test_an_answer_survives_the_kill_of_its_server(processes, kind, key):
+    one, other = processes(2)
+    request = order(run())
+    first = one.client.call(kind, request, key)
+    one.kill()
+    answer = other.client.call(kind, request, key)
+    assert answer.essence == first.essence
+    assert answer.replayed
+    assert attempts([one, other], request) == [1]
