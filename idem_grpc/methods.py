@@ -5,17 +5,20 @@ Code below this never matches names.
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import lru_cache
 
 from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.descriptor_pb2 import MethodOptions
 
+from idem_grpc.contract import declared_key_rule, declared_policies, ignored_fields, key_fields
 from idem_grpc.fingerprint import check_ignored
-from idem_grpc.policy import Policy, Rules
+from idem_grpc.policy import KeyRule, Policy, Rules
 
 PATTERN = re.compile(r"/[\w.]+/(\w+|\*)")
 _INFRASTRUCTURE = ("/grpc.health.", "/grpc.reflection.", "/grpc.channelz.", "/idem.v1.TokenService/")
+_STRENGTH = (KeyRule.OPTIONAL, KeyRule.REQUIRED, KeyRule.TOKEN)
 _REMEMBERED = 4096  # generic handlers take any name, so a caller could have us remember without end
 
 
@@ -55,11 +58,12 @@ class Methods:
         descriptor = find_method(method)
         if has_no_side_effects(descriptor) and not named:
             return None
-        given = (self._policies.get(method), self._policies.get(service_wide), self._default)
-        rules = Rules.of(method, [policy for policy in given if policy is not None])
-        if descriptor is not None:
-            check_ignored(descriptor.input_type, rules.ignore)
-        return rules
+        given = [self._policies.get(method), self._policies.get(service_wide)]
+        in_code = [policy for policy in given if policy is not None]
+        if descriptor is None:
+            return Rules.of(method, [*in_code, self._default])
+        rules = Rules.of(method, [*in_code, *declared_policies(descriptor), self._default])
+        return _with_contract(rules, method, descriptor)
 
     def _check(self, services: Iterable[str | ServiceDescriptor]) -> None:
         known: set[str] = set()
@@ -85,6 +89,26 @@ def _find_service(name: str) -> ServiceDescriptor:
             f"services: no service {name!r} is known: mend the name (as in 'pkg.Service'),"
             " or import its generated module first"
         ) from None
+
+
+def _with_contract(rules: Rules, method: str, descriptor: MethodDescriptor) -> Rules:
+    """Rules as the contract completes them. Raises ValueError where the two contradict each other."""
+    where = f"{descriptor.containing_service.file.name}: {method}"
+    declared = declared_key_rule(descriptor)
+    if declared is not None and _STRENGTH.index(rules.key) < _STRENGTH.index(declared):
+        raise ValueError(
+            f"{where} declares key {declared.name}, which code may not weaken to {rules.key.name}:"
+            " change the contract, or leave the policy's key out"
+        )
+    fields = key_fields(descriptor)
+    if fields is not None and (rules.key is not KeyRule.REQUIRED or descriptor.client_streaming):
+        raise ValueError(
+            f"{where} has fields of ROLE_KEY, which make the key of a single request: they go with"
+            f" KEY_RULE_REQUIRED alone (here it is {rules.key.name}), and not with a request stream"
+        )
+    check_ignored(descriptor.input_type, rules.ignore)
+    ignore = {*rules.ignore, *ignored_fields(descriptor.input_type)}
+    return replace(rules, ignore=tuple(sorted(ignore)), key_fields=fields)
 
 
 @lru_cache(_REMEMBERED)

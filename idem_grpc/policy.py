@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from idem_grpc.outcome import Code
 from idem_grpc.record import OnUnclear
+from idem_grpc.sources import FromRequest
 
 Duration = timedelta | float
 """A timedelta, or a number of seconds."""
@@ -121,7 +122,10 @@ class Policy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """A policy with every field decided, durations in seconds."""
+    """A policy with every field decided, durations in seconds.
+
+    ``key_fields`` makes the key of the request's own fields, if the contract has it so.
+    """
 
     operation: str
     key: KeyRule
@@ -135,6 +139,7 @@ class Rules:
     replay_errors: frozenset[Code]
     ignore: tuple[str, ...]
     max_response_bytes: int
+    key_fields: FromRequest | None = None
 
     @classmethod
     def of(cls, method: str, layers: Iterable[Policy]) -> "Rules":

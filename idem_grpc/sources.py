@@ -86,5 +86,5 @@ class FromRequest:
             value = getattr(value, name)
         text = value.hex() if isinstance(value, bytes) else str(value)
         if not text:
-            raise ValueError(f"keys.from_request({self._template!r}): the request's {path!r} is empty")
+            raise ValueError(f"the request has nothing in {path!r}, which its key is made of")
         return escaped(text)

@@ -9,11 +9,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from google.protobuf.descriptor import MethodDescriptor
+
+from idem_grpc.contract import declared_key_rule, key_fields
 from idem_grpc.digest import as_uuid, digest
 from idem_grpc.execution import Execution, current
-from idem_grpc.keys import current_step, take_pending
+from idem_grpc.keys import current_step, take_pending, unique
 from idem_grpc.keytext import METADATA_KEY, is_valid
 from idem_grpc.methods import PATTERN, find_method, has_no_side_effects, is_idempotent, pattern_of_service
+from idem_grpc.policy import KeyRule
 from idem_grpc.sources import FromRequest, Outgoing
 
 KeySource = Callable[[Outgoing], Any]
@@ -67,7 +71,7 @@ class Keying:
             return Chosen(None, is_safe=True)
         if (given := take_pending()) is not None:
             return Chosen(given, is_safe=True)
-        source = self._source(outgoing.method)
+        source = self._source(outgoing.method) or _contract_source(descriptor)
         execution = current() if self._derive else None
         if execution is not None and not isinstance(source, FromRequest):
             return _derived(execution, outgoing.method)
@@ -77,6 +81,15 @@ class Keying:
     def _source(self, method: str) -> KeySource | None:
         patterns = (method, pattern_of_service(method), _ALL)
         return next((self._sources[pattern] for pattern in patterns if pattern in self._sources), None)
+
+
+def _contract_source(descriptor: MethodDescriptor | None) -> KeySource | None:
+    """Where a method's contract makes the key of the request, or says that it needs one."""
+    if descriptor is None:
+        return None
+    if (fields := key_fields(descriptor)) is not None:
+        return fields
+    return unique if declared_key_rule(descriptor) in (KeyRule.OPTIONAL, KeyRule.REQUIRED) else None
 
 
 def checked(key: Any) -> str | None:

@@ -19,6 +19,7 @@ from idem_grpc.policy import KeyRule, Policy, Rules
 from idem_grpc.problem import Problem, Reason
 from idem_grpc.record import Binding, Record
 from idem_grpc.scope import CallInfo, Scope, scope_of
+from idem_grpc.sources import Outgoing
 
 logger = logging.getLogger("idem_grpc")
 
@@ -120,6 +121,8 @@ class Admission:
             return rules
         if rules.key is KeyRule.OPTIONAL:
             return None
+        if rules.key_fields is not None:
+            return rules
         raise Refused(Problem(Reason.KEY_REQUIRED))
 
     def admit(self, rules: Rules, caller: Caller, raw: bytes | None, parse: Parse | None) -> Admitted:
@@ -133,6 +136,8 @@ class Admission:
         if raw is not None:
             request = parsed(raw, parse)
             shown = _fingerprint(caller.method, raw, request, rules)
+        if key is None:
+            key = _key_of(Outgoing(caller.method, request, caller.metadata), rules)
         owner = os.urandom(_OWNER_BYTES)
         if rules.key is KeyRule.TOKEN:
             binding = Binding(digest("operation", rules.operation.encode()), digest("scope", scope.encode()))
@@ -151,8 +156,21 @@ class Admission:
             raise Refused(Problem(Reason.SCOPE_UNKNOWN)) from error
 
 
-def _key_in(metadata: Metadata) -> str:
+def _key_of(call: Outgoing, rules: Rules) -> str:
+    """The key that the contract makes of the request."""
+    try:
+        key = "" if rules.key_fields is None else rules.key_fields(call)
+    except ValueError as error:
+        raise Refused(Problem(Reason.KEY_REQUIRED, str(error))) from None
+    if not keys.is_valid(key):
+        raise Refused(Problem(Reason.KEY_INVALID, "the key that is made of the request is too long"))
+    return key
+
+
+def _key_in(metadata: Metadata) -> str | None:
     values = {value for key, value in metadata if key == keys.METADATA_KEY}
+    if not values:
+        return None
     if len(values) > 1:
         raise Refused(Problem(Reason.KEY_INVALID, "the call has two different idempotency-keys"))
     key = values.pop()

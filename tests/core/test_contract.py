@@ -1,0 +1,116 @@
+"""What a contract declares, and who has the last word where code says something else."""
+
+import re
+from datetime import timedelta
+
+import pytest
+from tests_pb.v1 import contract_pb2, ledger_pb2
+
+from idem_grpc.contract import declared_key_rule, ignored_fields, key_fields
+from idem_grpc.methods import Methods, find_method
+from idem_grpc.outcome import Code
+from idem_grpc.policy import KeyRule, Policy
+from idem_grpc.record import OnUnclear
+from idem_grpc.sources import Outgoing
+
+CONTRACT = "/tests.v1.ContractService/"
+CONTRADICTION = "/tests.v1.ContradictionService/"
+
+
+def rules(method, policies=None, default=None):
+    found = Methods(policies or {}, default or Policy()).rules(CONTRACT + method)
+    assert found is not None
+    return found
+
+
+def test_a_method_that_says_nothing_has_what_its_service_says():
+    plain = rules("Plain")
+    assert (plain.key, plain.retention, plain.on_unclear) == (KeyRule.REQUIRED, 600, OnUnclear.FAIL)
+    assert plain.operation == CONTRACT + "Plain"
+
+
+def test_all_that_a_contract_can_say():
+    full = rules("Full")
+    assert full.operation == "tests.full"
+    assert full.key is KeyRule.TOKEN
+    assert (full.retention, full.lease, full.wait) == (900, 5, 1.5)
+    assert full.on_unclear is OnUnclear.RERUN
+    assert full.replay_errors == {Code.NOT_FOUND, Code.ABORTED}
+    assert full.max_response_bytes == 0
+
+
+def test_fields_are_decided_one_by_one_and_code_goes_first():
+    policies = {
+        CONTRACT + "Full": Policy(wait=2),
+        CONTRACT + "*": Policy(wait=3, lease=4, max_run=100),
+    }
+    full = rules("Full", policies, default=Policy(max_run=200, max_response_bytes=7))
+    assert (full.wait, full.lease, full.max_run) == (2, 4, 100)
+    assert (full.retention, full.max_response_bytes) == (900, 0)
+
+
+def test_the_default_goes_after_the_contract():
+    assert rules("Plain", default=Policy(retention=timedelta(hours=1))).retention == 600
+    assert rules("Plain", default=Policy(wait=1)).wait == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "weaker"),
+    [("Plain", KeyRule.OPTIONAL), ("Full", KeyRule.REQUIRED), ("FromFields", KeyRule.OPTIONAL)],
+)
+def test_code_cannot_weaken_a_declared_key_rule(method, weaker):
+    with pytest.raises(ValueError, match=rf"contract\.proto: {CONTRACT}{method} declares key .* weaken"):
+        Methods({CONTRACT + method: Policy(key=weaker)}, Policy(), services=["tests.v1.ContractService"])
+
+
+def test_code_can_strengthen_it():
+    assert rules("Plain", {CONTRACT + "Plain": Policy(key=KeyRule.TOKEN)}).key is KeyRule.TOKEN
+
+
+def test_a_key_is_made_of_the_fields_that_have_that_role():
+    source = rules("FromFields").key_fields
+    assert source is not None
+    request = contract_pb2.FromFieldsRequest(request_id="a:b", amount=3)
+    assert source(Outgoing(CONTRACT + "FromFields", request, ())) == "a%3Ab"
+    with pytest.raises(ValueError, match="request_id"):
+        source(Outgoing(CONTRACT + "FromFields", contract_pb2.FromFieldsRequest(), ()))
+
+
+def test_ignored_fields_are_found_inside_messages_and_a_type_inside_itself_ends():
+    assert list(ignored_fields(contract_pb2.FromFieldsRequest.DESCRIPTOR)) == [
+        "trace",
+        "part.seen_by",
+        "parts.seen_by",
+    ]
+    assert rules("FromFields", {CONTRACT + "FromFields": Policy(ignore=["amount"])}).ignore == (
+        "amount",
+        "part.seen_by",
+        "parts.seen_by",
+        "trace",
+    )
+
+
+def test_methods_without_side_effects_pass_through():
+    assert Methods({}, Policy()).rules(CONTRACT + "Read") is None
+
+
+@pytest.mark.parametrize(
+    ("method", "says"),
+    [("Stream", "ROLE_KEY"), ("Short", "four leases"), ("Code", "NOT_A_CODE")],
+)
+def test_a_contradiction_names_the_method(method, says):
+    with pytest.raises(ValueError, match=rf"{re.escape(CONTRADICTION + method)}|{method}.*") as error:
+        Methods({}, Policy()).rules(CONTRADICTION + method)
+    assert says in str(error.value)
+
+
+def test_a_service_that_is_listed_is_checked_whole_at_the_start():
+    with pytest.raises(ValueError, match=r"tests\.v1\.ContradictionService"):
+        Methods({}, Policy(), services=["tests.v1.ContradictionService"])
+
+
+def test_what_a_client_learns_of_a_method():
+    assert declared_key_rule(find_method(CONTRACT + "Plain")) is KeyRule.REQUIRED
+    assert key_fields(find_method(CONTRACT + "Plain")) is None
+    assert key_fields(find_method(CONTRACT + "FromFields")) is not None
+    assert declared_key_rule(ledger_pb2.DESCRIPTOR.services_by_name["LedgerService"].methods[0]) is None
