@@ -1,0 +1,228 @@
+"""The public surface as users write it, for ``make type`` to check: nothing here is run.
+
+A line that must be an error says which one; mypy complains if it is none.
+"""
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from typing import assert_type
+
+import grpc
+from examples_pb.checkout.v1 import payments_pb2
+from google.protobuf.descriptor import ServiceDescriptor
+
+import idem_grpc
+import idem_grpc.aio
+from idem_grpc import (
+    PEER,
+    SHARED,
+    CallInfo,
+    Execution,
+    KeyRule,
+    OnCancel,
+    OnOutage,
+    OnUnclear,
+    Policy,
+    Reason,
+    Replied,
+    Reporter,
+    ServerInterceptor,
+    Store,
+    StoreError,
+    StoreUnavailable,
+    current,
+    keys,
+    metadata,
+    open_store,
+)
+from idem_grpc.testing import AsyncStoreContract, StoreContract
+
+# Policies: all fields, each in every form that it may have.
+
+Policy()
+Policy(
+    operation="payments.charge",
+    key=KeyRule.REQUIRED,
+    retention=timedelta(hours=24),
+    lease=30,
+    wait=2.5,
+    max_run=timedelta(minutes=5),
+    on_unclear=OnUnclear.FAIL,
+    on_outage=OnOutage.REFUSE,
+    on_cancel=OnCancel.CANCEL,
+    replay_errors=[grpc.StatusCode.NOT_FOUND],
+    ignore=["client_version", "trace.id"],
+    max_response_bytes=1024,
+)
+Policy(replay_errors={grpc.StatusCode.NOT_FOUND, grpc.StatusCode.ABORTED}, ignore=())
+Policy(replay_errors=("NOT_FOUND", "ALREADY_EXISTS"))
+
+Policy(KeyRule.REQUIRED)  # type: ignore[call-arg, arg-type]  # fields are given by name
+Policy(key="required")  # type: ignore[arg-type]  # the rule is an enum
+Policy(key=True)  # type: ignore[arg-type]  # the rule is an enum
+Policy(retention="24h")  # type: ignore[arg-type]  # durations are no strings
+Policy(replay_errors=grpc.StatusCode.NOT_FOUND)  # type: ignore[arg-type]  # it takes several
+Policy(retries=3)  # type: ignore[call-arg]  # there is no such field
+Policy().key = KeyRule.TOKEN  # type: ignore[misc]  # a policy is frozen
+
+
+# Scopes.
+
+
+def tenant(call: CallInfo) -> str:
+    assert_type(call.method, str)
+    assert_type(call.peer_identities, tuple[bytes, ...])
+    return f"{call.method}:{dict(call.metadata)['x-tenant-id']!r}"
+
+
+def nobody(call: CallInfo) -> None: ...
+
+
+# The interceptor for threads.
+
+store = open_store("redis://localhost:6379/0", namespace="payments")
+assert_type(store, Store)
+assert_type(store.check(), None)
+with open_store("memory:") as entered:
+    assert_type(entered, Store)
+
+SERVICE: ServiceDescriptor = payments_pb2.DESCRIPTOR.services_by_name["PaymentService"]
+POLICIES: Mapping[str, Policy] = {"/examples.checkout.v1.PaymentService/*": Policy(key=KeyRule.REQUIRED)}
+
+
+class Metrics(Reporter):
+    def replied(self, event: Replied) -> None:
+        assert_type(event.method, str)
+        assert_type(event.reason, Reason | None)
+        assert_type(event.replayed, bool)
+        assert_type(event.code.name, str)
+        assert_type(event.run, str)
+
+    def lease_lost(self, method: str, run: str) -> None:
+        assert_type((method, run), tuple[str, str])
+
+
+interceptor = ServerInterceptor(
+    store,
+    scope=metadata("x-tenant-id"),
+    services=["examples.checkout.v1.PaymentService", SERVICE],
+    policies=POLICIES,
+    default=Policy(lease=10),
+    max_waiters=8,
+    reporter=Metrics(),
+)
+ServerInterceptor(store, scope=SHARED)
+ServerInterceptor(store, scope=PEER)
+ServerInterceptor(store, scope=tenant)
+ServerInterceptor(store, scope=lambda call: call.method)
+
+ServerInterceptor(store)  # type: ignore[call-arg]  # a scope has no default
+ServerInterceptor(store, SHARED)  # type: ignore[call-arg]  # settings are given by name
+ServerInterceptor(store, scope="x-tenant-id")  # type: ignore[arg-type]  # a scope is a function
+ServerInterceptor(store, scope=nobody)  # type: ignore[arg-type]  # a scope says something
+ServerInterceptor(store, scope=metadata)  # type: ignore[arg-type]  # it was not given a name
+ServerInterceptor("memory:", scope=SHARED)  # type: ignore[arg-type]  # a URL is no store
+ServerInterceptor(store, scope=SHARED, policies=[Policy()])  # type: ignore[arg-type]  # policies have names
+
+server = grpc.server(ThreadPoolExecutor(8), interceptors=[interceptor])
+assert_type(interceptor.drain(), int)
+assert_type(interceptor.drain(10), int)
+assert_type(interceptor.drain(timedelta(seconds=10)), int)
+interceptor.drain("10s")  # type: ignore[arg-type]  # durations are no strings
+
+
+# The interceptor for asyncio: the same names, and stores that do not mix.
+
+
+async def serve() -> None:
+    async with idem_grpc.aio.open_store("sqlite:///idem.db", namespace="payments") as aio_store:
+        assert_type(aio_store, idem_grpc.aio.Store)
+        await aio_store.check()
+        aio_interceptor = idem_grpc.aio.ServerInterceptor(
+            aio_store,
+            scope=idem_grpc.aio.metadata("x-tenant-id"),
+            policies=POLICIES,
+            default=idem_grpc.aio.Policy(on_unclear=idem_grpc.aio.OnUnclear.FAIL),
+            reporter=Metrics(),
+        )
+        grpc.aio.server(interceptors=[aio_interceptor])
+        assert_type(await aio_interceptor.drain(timedelta(seconds=10)), int)
+
+        idem_grpc.aio.ServerInterceptor(aio_store)  # type: ignore[call-arg]  # a scope has no default
+        idem_grpc.aio.ServerInterceptor(store, scope=SHARED)  # type: ignore[arg-type]  # a store for threads
+        ServerInterceptor(aio_store, scope=SHARED)  # type: ignore[arg-type]  # a store for asyncio
+        aio_interceptor.drain(10) + 1  # type: ignore[operator]  # it was not awaited
+        aio_store.close()  # type: ignore[attr-defined]  # it is called aclose
+        await aio_store.aclose()
+
+
+# In a handler.
+
+
+def charge(request: payments_pb2.ChargeRequest, context: grpc.ServicerContext) -> payments_pb2.ChargeResponse:
+    run = current()
+    assert_type(run, Execution | None)
+    current().keep()  # type: ignore[union-attr]  # there is none without a key
+    if run is not None:
+        assert_type(run.key, str)
+        assert_type(run.operation, str)
+        assert_type(run.scope, str)
+        assert_type(run.attempt, int)
+        assert_type(run.lease_lost, bool)
+        assert_type(run.derive("payment"), str)
+        assert_type(run.keep(), None)
+        assert_type(run.release(), None)
+        run.derive()  # type: ignore[call-arg]  # an id has a name
+        run.lease_lost = True  # type: ignore[misc]  # it tells, and is not told
+    return payments_pb2.ChargeResponse()
+
+
+# Keys.
+
+assert_type(keys.structured("order", "uid123", 456), str)
+assert_type(keys.windowed("task", "uid123", window=timedelta(hours=1)), str)
+assert_type(keys.windowed("task", window=timedelta(hours=1), at=datetime.now(UTC)), str)
+assert_type(keys.unique(), str)
+with keys.using(keys.unique()):
+    pass
+
+keys.structured("order", None)  # type: ignore[arg-type]  # a part says something
+keys.windowed("task")  # type: ignore[call-arg]  # a window has no default
+keys.windowed("task", window=3600)  # type: ignore[arg-type]  # a window is a timedelta
+
+
+# Reasons and errors.
+
+
+def is_worth_a_retry(reason: Reason) -> bool:
+    assert_type(reason.code.name, str)
+    return reason.retryable and reason is not Reason.IN_PROGRESS
+
+
+def reached() -> bool:
+    try:
+        store.check()
+    except StoreUnavailable:
+        return False
+    except StoreError as error:
+        raise SystemExit(str(error)) from error
+    return True
+
+
+# Stores of one's own.
+
+
+class TestMyStore(StoreContract):
+    def make_store(self) -> Store:
+        return open_store("memory:")
+
+
+class TestMyAsyncStore(AsyncStoreContract):
+    def make_store(self) -> idem_grpc.aio.Store:
+        return idem_grpc.aio.open_store("memory:")
+
+
+class TestOfTheOtherKind(StoreContract):
+    def make_store(self) -> idem_grpc.aio.Store:  # type: ignore[override]  # AsyncStoreContract is for these
+        return idem_grpc.aio.open_store("memory:")
