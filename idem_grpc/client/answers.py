@@ -56,7 +56,7 @@ def _pushback(entries: dict[str, str | bytes]) -> float | None:
     if text is not None:
         try:
             return int(text) / 1000
-        except ValueError:
+        except (ValueError, OverflowError):
             return -1.0
     details = entries.get(STATUS_DETAILS)
     return _retry_info(details) if isinstance(details, bytes) else None

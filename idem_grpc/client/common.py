@@ -71,6 +71,8 @@ class Trial:
         self._steps = attempts(retry, tokens, timeout=timeout, may_retry=may_retry, clock=clock)
         self.made = 0
         """How often the call was sent."""
+        self.was_held_back = False
+        """Whether another attempt was called for, and ``can_resend`` forbade it."""
 
     def attempt(self) -> float | None:
         """Begin the next attempt. Returns its timeout in seconds, or None for no deadline."""
@@ -89,7 +91,8 @@ class Trial:
         """The seconds to wait before the next attempt; None if the call is over."""
         try:
             step = self._steps.send(failure(code, trailing_metadata, can_resend=can_resend))
-        except StopIteration:
+        except StopIteration as end:
+            self.was_held_back = end.value
             return None
         assert not isinstance(step, Attempt)
         return step.seconds
@@ -142,7 +145,8 @@ class Sent:
 
 
 TOO_LARGE = "it was not sent again, since its request stream is larger than Retry(max_request_bytes=…)"
-ANOTHER_RUN = "its stream could not be resumed, since the new answer is not known to be of the same run"
+NO_RUN = "it was not sent again, since the answer that was begun does not tell which run it is of"
+ANOTHER_RUN = "its stream could not be resumed, since the new answer is not of the same run"
 
 
 class Handed:

@@ -149,11 +149,12 @@ def attempts(
     may_retry: bool,
     clock: Callable[[], float] = monotonic,
     uniform: Callable[[float, float], float] = random.uniform,
-) -> Generator[Attempt | Backoff, Failure | None, None]:
+) -> Generator[Attempt | Backoff, Failure | None, bool]:
     """The attempts to make at one call. Is sent the Failure of each; None if it succeeded.
 
     ``timeout`` is the call's own, in seconds; ``may_retry`` tells that the call bears a
     key or is marked idempotent. What the last attempt came to is the end of the call.
+    Returns whether another one was called for, and only lacked what to send.
     """
     ends = None if timeout is None else clock() + timeout
     attempt_timeout = None if retry.attempt_timeout is None else in_seconds(retry.attempt_timeout)
@@ -164,21 +165,23 @@ def attempts(
         failure = yield Attempt(attempt_timeout if is_cut_short else left)
         if failure is None:
             tokens.put_back()
-            return
-        if not (may_retry and failure.can_resend and _is_worth_it(failure, retry, is_cut_short)):
-            return
+            return False
+        if not (may_retry and _is_worth_it(failure, retry, is_cut_short)):
+            return False
+        if not failure.can_resend:
+            return True
         if failure.reason not in _FREE:
             made += 1
             if not tokens.take() or made >= retry.max_attempts:
-                return
+                return False
         if failure.pushback is not None and failure.pushback < 0:
-            return
+            return False
         in_a_row += 1
         wait = max(retry.backoff(in_a_row, uniform), failure.pushback or 0.0)
         if failure.pushback is not None and failure.reason not in _FREE:
             in_a_row = 0
         if ends is not None and clock() + wait >= ends:
-            return
+            return False
         yield Backoff(wait)
 
 
