@@ -4,12 +4,16 @@ from idem_grpc import keys
 from idem_grpc.execution import Execution, current
 from idem_grpc.policy import KeyRule, OnCancel, OnOutage, Policy
 from idem_grpc.problem import Reason
+from idem_grpc.protofiles import proto_path
 from idem_grpc.record import OnUnclear
 from idem_grpc.reporter import Replied, Reporter
 from idem_grpc.scope import PEER, SHARED, CallInfo, metadata
 from idem_grpc.server.sync import ServerInterceptor
 from idem_grpc.stores import open_store
 from idem_grpc.stores.protocol import Store, StoreError, StoreUnavailable
+from idem_grpc.tokens.issuing import Operation
+from idem_grpc.tokens.keys import TokenKeys
+from idem_grpc.tokens.service import TokenServicer, add_token_service
 
 __all__ = [
     "PEER",
@@ -20,6 +24,7 @@ __all__ = [
     "OnCancel",
     "OnOutage",
     "OnUnclear",
+    "Operation",
     "Policy",
     "Reason",
     "Replied",
@@ -28,8 +33,12 @@ __all__ = [
     "Store",
     "StoreError",
     "StoreUnavailable",
+    "TokenKeys",
+    "TokenServicer",
+    "add_token_service",
     "current",
     "keys",
     "metadata",
     "open_store",
+    "proto_path",
 ]

@@ -39,7 +39,7 @@ def store_key(namespace: str, operation: str, scope: bytes, key: str) -> bytes:
     the name tell anything about a person.
     """
     parts = (namespace.encode(), operation.encode(), scope, key.encode())
-    return _named(namespace, digest("key", *parts, size=24))
+    return base64.urlsafe_b64encode(digest("key", *parts, size=24))
 
 
 def token_key(namespace: str, token: str) -> bytes:
@@ -48,11 +48,7 @@ def token_key(namespace: str, token: str) -> bytes:
     Operation and scope stand in the record instead, so that a token used
     elsewhere is recognised as a mismatch, not as unknown.
     """
-    return _named(namespace, digest("token", namespace.encode(), token.encode(), size=24))
-
-
-def _named(namespace: str, name: bytes) -> bytes:
-    return namespace.encode() + b":" + base64.urlsafe_b64encode(name)
+    return base64.urlsafe_b64encode(digest("token", namespace.encode(), token.encode(), size=24))
 
 
 def as_uuid(bits: int, version: int) -> str:

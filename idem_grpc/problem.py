@@ -99,17 +99,24 @@ class Problem:
     ) -> Outcome:
         """The refusal as an answer. ``previous_attempts`` is the client's own count of them."""
         code, usual = _MEANING[self.reason]
-        status = status_pb2.Status(code=code, message=self.message or usual)
-        status.details.add().Pack(error_details_pb2.ErrorInfo(reason=self.reason, domain=DOMAIN))
-        trailing: Metadata = ()
-        if self.reason.retryable:
-            delay = pushback_ms(previous_attempts, uniform)
-            retry_delay = duration_pb2.Duration()
-            retry_delay.FromMilliseconds(delay)
-            status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=retry_delay))
-            trailing = ((PUSHBACK, str(delay)),)
-        trailing += ((STATUS_DETAILS, status.SerializeToString()),)
-        return Outcome(code=code, details=status.message, trailing_metadata=trailing)
+        delay = pushback_ms(previous_attempts, uniform) if self.reason.retryable else None
+        return status_outcome(code, self.message or usual, delay, self.reason)
+
+
+def status_outcome(
+    code: Code, message: str, delay_ms: int | None = None, reason: Reason | None = None
+) -> Outcome:
+    """A failure as a google.rpc.Status. ``delay_ms``: after how many milliseconds to come back, if at all."""
+    status = status_pb2.Status(code=code, message=message)
+    trailing: Metadata = ()
+    if reason is not None:
+        status.details.add().Pack(error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN))
+    if delay_ms is not None:
+        retry_delay = duration_pb2.Duration()
+        retry_delay.FromMilliseconds(delay_ms)
+        status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=retry_delay))
+        trailing = ((PUSHBACK, str(delay_ms)),)
+    return Outcome(code, message, trailing_metadata=(*trailing, (STATUS_DETAILS, status.SerializeToString())))
 
 
 def pushback_ms(previous_attempts: int, uniform: Callable[[float, float], float] = random.uniform) -> int:

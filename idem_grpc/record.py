@@ -8,6 +8,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError
 from idem_grpc_pb.v1 import record_pb2
 
+from idem_grpc.digest import digest
 from idem_grpc.fingerprint import Fingerprint
 from idem_grpc.outcome import Outcome
 
@@ -40,6 +41,11 @@ class Binding:
 
     operation: bytes
     scope: bytes
+
+    @classmethod
+    def of(cls, operation: str, scope: str) -> Self:
+        """The binding of a token that is issued for ``operation`` to ``scope``."""
+        return cls(digest("operation", operation.encode()), digest("scope", scope.encode()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

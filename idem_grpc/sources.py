@@ -1,6 +1,7 @@
 """Where the key of a call comes from, as a client is told it."""
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from string import Formatter
@@ -24,6 +25,14 @@ class Outgoing:
     method: str
     request: Any
     metadata: tuple[tuple[str, str | bytes], ...]
+
+
+class SingleUse(ABC):
+    """A source whose keys are not to be had again: a handler that is run again would send others."""
+
+    @abstractmethod
+    def __call__(self, outgoing: Outgoing, /) -> Any:
+        """The key of a call."""
 
 
 class FromRequest:

@@ -14,12 +14,12 @@ at the top of conftest.py; nothing here needs pytest otherwise.
 
 import asyncio
 import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import Any, TypeVar
 
 from idem_grpc.stores.contract import TTL, StoreChecks, look, raises
 from idem_grpc.stores.protocol import AsyncStore, Store, StoreError
-from idem_grpc.swap import Held, Swapped
+from idem_grpc.swap import Held, Swap, Swapped
 
 __all__ = ["AsyncStoreContract", "StoreContract"]
 
@@ -115,6 +115,9 @@ class _OnALoop(Store):
         max_left: float | None = None,
     ) -> Swapped | Held:
         return self.run(self.inner.swap(key, expected, new, ttl, max_left))
+
+    def swap_many(self, swaps: Sequence[Swap]) -> list[Swapped | Held]:
+        return self.run(self.inner.swap_many(swaps))
 
     def check(self) -> None:
         self.run(self.inner.check())

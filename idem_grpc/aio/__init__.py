@@ -9,6 +9,7 @@ from idem_grpc import (
     OnCancel,
     OnOutage,
     OnUnclear,
+    Operation,
     Policy,
     Reason,
     Replied,
@@ -22,6 +23,9 @@ from idem_grpc import (
 from idem_grpc.server.aio import ServerInterceptor
 from idem_grpc.stores import open_async_store as open_store
 from idem_grpc.stores.protocol import AsyncStore as Store
+from idem_grpc.tokens.keys import AsyncTokenKeys as TokenKeys
+from idem_grpc.tokens.service import AsyncTokenServicer as TokenServicer
+from idem_grpc.tokens.service import add_async_token_service as add_token_service
 
 __all__ = [
     "PEER",
@@ -32,6 +36,7 @@ __all__ = [
     "OnCancel",
     "OnOutage",
     "OnUnclear",
+    "Operation",
     "Policy",
     "Reason",
     "Replied",
@@ -40,6 +45,9 @@ __all__ = [
     "Store",
     "StoreError",
     "StoreUnavailable",
+    "TokenKeys",
+    "TokenServicer",
+    "add_token_service",
     "current",
     "keys",
     "metadata",

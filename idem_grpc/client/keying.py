@@ -18,7 +18,7 @@ from idem_grpc.keys import current_step, take_pending, unique
 from idem_grpc.keytext import METADATA_KEY, is_valid
 from idem_grpc.methods import PATTERN, find_method, has_no_side_effects, is_idempotent, pattern_of_service
 from idem_grpc.policy import KeyRule
-from idem_grpc.sources import FromRequest, Outgoing
+from idem_grpc.sources import FromRequest, Outgoing, SingleUse
 
 KeySource = Callable[[Outgoing], Any]
 """Makes the key of a call: a string, or None for no key. In aio it may return an awaitable of either."""
@@ -72,6 +72,11 @@ class Keying:
         if (given := take_pending()) is not None:
             return Chosen(given, is_safe=True)
         source = self._source(outgoing.method) or _contract_source(descriptor)
+        if isinstance(source, SingleUse) and current() is not None:
+            raise RuntimeError(
+                f"{outgoing.method} takes a token, and a keyed handler that is run again would take"
+                " another: have the handler's caller send the token, and pass it on with keys.using(…)"
+            )
         execution = current() if self._derive else None
         if execution is not None and not isinstance(source, FromRequest):
             return _derived(execution, outgoing.method)

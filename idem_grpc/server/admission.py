@@ -9,7 +9,7 @@ from typing import Any
 from google.protobuf.descriptor import ServiceDescriptor
 
 from idem_grpc import keys
-from idem_grpc.digest import digest, store_key, token_key
+from idem_grpc.digest import store_key, token_key
 from idem_grpc.execution import Execution, identity_of
 from idem_grpc.fingerprint import Fingerprint, fingerprint
 from idem_grpc.judge import Call
@@ -103,7 +103,7 @@ class Admission:
                 f"scope={scope!r}: give SHARED, PEER, metadata('name') or a function of CallInfo,"
                 " which says who shares keys and answers"
             )
-        self._namespace = namespace
+        self.namespace = namespace
         self._scope = scope
         self._methods = Methods(policies, default, services)
 
@@ -131,7 +131,7 @@ class Admission:
         Raises Refused where one of them is not valid.
         """
         key = _key_in(caller.metadata)
-        scope = self._scope_of(caller)
+        scope = self.scope_of(caller)
         request, shown = None, None
         if raw is not None:
             request = parsed(raw, parse)
@@ -140,14 +140,15 @@ class Admission:
             key = _key_of(Outgoing(caller.method, request, caller.metadata), rules)
         owner = os.urandom(_OWNER_BYTES)
         if rules.key is KeyRule.TOKEN:
-            binding = Binding(digest("operation", rules.operation.encode()), digest("scope", scope.encode()))
-            call = Call(token_key(self._namespace, key), owner, shown, rules, binding)
+            binding = Binding.of(rules.operation, scope)
+            call = Call(token_key(self.namespace, key), owner, shown, rules, binding)
         else:
-            name = store_key(self._namespace, rules.operation, scope.encode(), key)
+            name = store_key(self.namespace, rules.operation, scope.encode(), key)
             call = Call(name, owner, shown, rules)
         return Admitted(call, key, scope, request)
 
-    def _scope_of(self, caller: Caller) -> str:
+    def scope_of(self, caller: Caller) -> str:
+        """Whose call it is. Raises Refused where that is not told."""
         info = CallInfo(caller.method, caller.metadata, caller.peer_identities or (), caller.auth_context)
         try:
             return scope_of(self._scope, info)

@@ -39,9 +39,9 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
     ) -> None:
         if not isinstance(store, AsyncStore):
             raise TypeError(f"store={store!r}: give a store of idem_grpc.aio.open_store")
-        self._store = store
+        self.store = store
         self._tasks: set[asyncio.Task[Reply]] = set()
-        self._protection = Protection(
+        self.protection = Protection(
             store.blocking,
             scope=scope,
             services=services,
@@ -54,7 +54,7 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
     async def drain(self, timeout: Duration | None = None) -> int:
         """As ``idem_grpc.ServerInterceptor.drain``."""
         return await asyncio.to_thread(
-            self._protection.runs.drain, None if timeout is None else in_seconds(timeout)
+            self.protection.runs.drain, None if timeout is None else in_seconds(timeout)
         )
 
     async def intercept_service(
@@ -65,14 +65,14 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
-        plan = self._protection.plan(handler_call_details)
+        plan = self.protection.plan(handler_call_details)
         if plan is None:
             return handler
         method = handler_call_details.method
 
         async def behavior(request: Any, context: Any) -> bytes | None:
             raw = None if handler.request_streaming else request
-            call = AioCall(self._store, self._protection, handler, Caller.of(method, context), context, raw)
+            call = AioCall(self.store, self.protection, handler, Caller.of(method, context), context, raw)
             return await call.serve(plan, self._tasks)
 
         return raw_handler(handler, behavior)

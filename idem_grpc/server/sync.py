@@ -52,8 +52,8 @@ class ServerInterceptor(grpc.ServerInterceptor):
             raise TypeError(
                 f"store={store!r}: give a store of idem_grpc.open_store (idem_grpc.aio has its own)"
             )
-        self._store = store
-        self._protection = Protection(
+        self.store = store
+        self.protection = Protection(
             store,
             scope=scope,
             services=services,
@@ -69,7 +69,7 @@ class ServerInterceptor(grpc.ServerInterceptor):
         Call it after ``server.stop``, before the store is closed. Returns how many runs
         were not over in time: what became of them, others will find out by their leases.
         """
-        return self._protection.runs.drain(None if timeout is None else in_seconds(timeout))
+        return self.protection.runs.drain(None if timeout is None else in_seconds(timeout))
 
     def intercept_service(
         self,
@@ -79,14 +79,14 @@ class ServerInterceptor(grpc.ServerInterceptor):
         handler = continuation(handler_call_details)
         if handler is None:
             return None
-        plan = self._protection.plan(handler_call_details)
+        plan = self.protection.plan(handler_call_details)
         if plan is None:
             return handler
         method = handler_call_details.method
 
         def behavior(request: Any, context: grpc.ServicerContext) -> Any:
             call = SyncCall(
-                self._store, self._protection, handler, Caller.of(method, context), context, request
+                self.store, self.protection, handler, Caller.of(method, context), context, request
             )
             return call.responses(plan) if handler.response_streaming else call.response(plan)
 

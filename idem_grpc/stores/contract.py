@@ -9,7 +9,7 @@ from functools import partial
 from uuid import uuid4
 
 from idem_grpc.stores.protocol import Store, StoreError
-from idem_grpc.swap import Held, Swapped
+from idem_grpc.swap import Held, Swap, Swapped
 
 TTL = 600.0  # seconds; longer than any test takes, so that what has it does not expire
 DEADLINE = 30.0  # seconds to wait for what must happen
@@ -50,6 +50,17 @@ class StoreChecks:
             assert held.value == b"mine"
             assert held.ttl_left <= TTL
             assert look(store, b"key").value == b"mine"
+
+    def test_many_swaps_are_answered_one_by_one(self) -> None:
+        with self._open() as store:
+            store.swap(b"held", None, b"theirs", TTL)
+            swaps = [Swap(key, None, b"mine", TTL) for key in (b"one", b"held", b"two")]
+            one, held, two = store.swap_many(swaps)
+            assert (one, two) == (Swapped(0.0), Swapped(0.0))
+            assert isinstance(held, Held)
+            assert held.value == b"theirs"
+            assert look(store, b"two").value == b"mine"
+            assert store.swap_many([]) == []
 
     def test_what_is_expected_is_replaced(self) -> None:
         with self._open() as store:

@@ -4,6 +4,7 @@ import asyncio
 import os
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
@@ -52,6 +53,13 @@ class Store(ABC):
         same swap may be sent again; StoreError when the store is misused.
         """
 
+    def swap_many(self, swaps: Sequence[Swap]) -> list[Swapped | Held]:
+        """Send several swaps, each atomic in itself, in as few round trips as the store can.
+
+        Raises as ``swap`` does; then some of them may have taken effect.
+        """
+        return [self.swap(swap.key, swap.expected, swap.new, swap.ttl, swap.max_left) for swap in swaps]
+
     @abstractmethod
     def check(self) -> None:
         """Raise StoreError unless the store can be reached and is set up safely."""
@@ -90,6 +98,10 @@ class AsyncStore(ABC):
         max_left: float | None = None,
     ) -> Swapped | Held:
         """As Store.swap."""
+
+    async def swap_many(self, swaps: Sequence[Swap]) -> list[Swapped | Held]:
+        """As Store.swap_many."""
+        return [await self.swap(swap.key, swap.expected, swap.new, swap.ttl, swap.max_left) for swap in swaps]
 
     @abstractmethod
     async def check(self) -> None:

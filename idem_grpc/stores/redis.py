@@ -7,7 +7,7 @@ its own caller when the store is away.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
 from typing import Any
@@ -120,6 +120,15 @@ class RedisStore(Store):
         with _unavailable(self._url):
             return _answer(self._script([self._prefix + key], _arguments(swap)))
 
+    def swap_many(self, swaps: Sequence[Swap]) -> list[Swapped | Held]:
+        self._opener.require()
+        checked = [checked_swap(swap.key, swap.expected, swap.new, swap.ttl, swap.max_left) for swap in swaps]
+        pipeline = self._client.pipeline(transaction=False)
+        for swap in checked:
+            self._script([self._prefix + swap.key], _arguments(swap), client=pipeline)
+        with _unavailable(self._url):
+            return [_answer(reply) for reply in pipeline.execute()]
+
     def check(self) -> None:
         probe = b"check:" + uuid4().bytes
         self.swap(probe, None, b"probe", 1.0)
@@ -175,6 +184,16 @@ class AsyncRedisStore(AsyncStore):
         swap = checked_swap(key, expected, new, ttl, max_left)
         with _unavailable(self._url):
             return _answer(await self._script([self._prefix + key], _arguments(swap)))
+
+    async def swap_many(self, swaps: Sequence[Swap]) -> list[Swapped | Held]:
+        self._opener.require()
+        self._loop.require()
+        checked = [checked_swap(swap.key, swap.expected, swap.new, swap.ttl, swap.max_left) for swap in swaps]
+        pipeline = self._client.pipeline(transaction=False)
+        for swap in checked:
+            await self._script([self._prefix + swap.key], _arguments(swap), client=pipeline)
+        with _unavailable(self._url):
+            return [_answer(reply) for reply in await pipeline.execute()]
 
     async def check(self) -> None:
         probe = b"check:" + uuid4().bytes

@@ -1,0 +1,1 @@
+"""Keys that the server issues, and whose whole life it controls."""

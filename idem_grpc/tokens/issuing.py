@@ -1,0 +1,146 @@
+"""What a TokenService does with its store, as generators that do no I/O.
+
+Each yields batches of swaps, is sent what came of them, and returns its answer. An issued
+token is an OPEN record that follows from its operation and scope alone, so the call that
+uses it knows what to expect, and costs no more than one with a key of the client's own.
+"""
+
+import secrets
+from collections.abc import Generator
+from dataclasses import dataclass
+from datetime import timedelta
+
+from idem_grpc_pb.v1 import token_pb2
+
+from idem_grpc.digest import digest, token_key
+from idem_grpc.outcome import Code, Outcome
+from idem_grpc.policy import Duration, in_seconds
+from idem_grpc.problem import Problem, Reason, status_outcome
+from idem_grpc.record import Binding, Record, State
+from idem_grpc.swap import Held, Swap, Swapped
+
+PREFIX = "idt_"
+"""What a token starts with, so that people and secret scanners recognise one."""
+
+MOST_AT_ONCE = 100
+_RANDOM_BYTES = 18
+_SHORTEST_TTL = 0.001
+
+Answers = list[Swapped | Held]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operation:
+    """How tokens of one business operation are issued.
+
+    ttl: how long an unused token lives; default 15 minutes. A used one lives as long as
+        the policy's retention.
+    max_ttl: the longest life that a caller may ask for; default 1 hour.
+    issue_rate: tokens for one caller in so many seconds; default 600 in 900 s. Together
+        with ``max_ttl`` it bounds what a caller can have the store keep.
+
+    Durations are timedeltas or seconds. Raises ValueError for settings that make no sense.
+    """
+
+    ttl: Duration = timedelta(minutes=15)
+    max_ttl: Duration = timedelta(hours=1)
+    issue_rate: tuple[int, Duration] = (600, timedelta(seconds=900))
+
+    def __post_init__(self) -> None:
+        if not 0 < in_seconds(self.ttl) <= in_seconds(self.max_ttl):
+            raise ValueError(f"{self}: ttl must be positive, and not above max_ttl")
+        tokens, period = self.issue_rate
+        if tokens < 1 or in_seconds(period) <= 0:
+            raise ValueError(f"{self}: issue_rate is (tokens, seconds), both positive")
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """Who asks: ``scope`` as the interceptor tells it, in the store's ``namespace``."""
+
+    namespace: str
+    scope: str
+
+
+class Declined(Exception):
+    """The caller gets this answer instead."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__(outcome.details)
+        self.outcome = outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A token's record, and how many seconds it has left to live."""
+
+    record: Record
+    held: Held
+
+
+def issue(
+    subject: Subject, name: str, operation: Operation, count: int, ttl: float
+) -> Generator[list[Swap], Answers, list[str]]:
+    """Issue ``count`` tokens that live ``ttl`` seconds. Raises Declined over the rate."""
+    yield from _count(subject, name, operation, count)
+    unused = Record(state=State.OPEN, binding=Binding.of(name, subject.scope)).to_bytes()
+    tokens = [PREFIX + secrets.token_urlsafe(_RANDOM_BYTES) for _ in range(count)]
+    yield [Swap(token_key(subject.namespace, token), None, unused, ttl) for token in tokens]
+    return tokens
+
+
+def _count(
+    subject: Subject, name: str, operation: Operation, count: int
+) -> Generator[list[Swap], Answers, None]:
+    """Add to the caller's count in the present window, which ends with the record."""
+    most, period = operation.issue_rate[0], in_seconds(operation.issue_rate[1])
+    key = digest("rate", subject.namespace.encode(), name.encode(), subject.scope.encode(), size=24)
+    expected, had, left = None, 0, period
+    while had + count <= most:
+        now = token_pb2.IssueCount(count=had + count, nonce=secrets.token_bytes(8))
+        (seen,) = yield [Swap(key, expected, now.SerializeToString(), max(left, _SHORTEST_TTL))]
+        if isinstance(seen, Swapped):
+            return
+        expected = seen.value
+        had = 0 if expected is None else token_pb2.IssueCount.FromString(expected).count
+        left = period if expected is None else seen.ttl_left
+    raise Declined(
+        status_outcome(
+            Code.RESOURCE_EXHAUSTED,
+            f"a caller is issued at most {most} tokens for {name} in {period:g} s",
+            delay_ms=round(left * 1000),
+        )
+    )
+
+
+def look_up(subject: Subject, token: str) -> Generator[list[Swap], Answers, Found]:
+    """Find a token. Raises Declined if it is not there, or is another caller's."""
+    probe = secrets.token_bytes(16)
+    (held,) = yield [Swap(token_key(subject.namespace, token), probe, probe, 1.0)]
+    assert isinstance(held, Held), "nobody else has written those bytes"
+    record = Record.from_bytes(held.value)
+    if record.state is State.ABSENT or record.binding is None:
+        raise Declined(status_outcome(Code.NOT_FOUND, "there is no such token, or it has expired"))
+    if record.binding.scope != Binding.of("", subject.scope).scope:
+        raise Declined(Problem(Reason.TOKEN_MISMATCH).outcome())
+    return Found(record, held)
+
+
+def revoke(subject: Subject, token: str) -> Generator[list[Swap], Answers, None]:
+    """Delete an unused token. Raises Declined if it is in use, was used, or is another caller's."""
+    while True:
+        try:
+            found = yield from look_up(subject, token)
+        except Declined as declined:
+            if declined.outcome.code is Code.NOT_FOUND:
+                return
+            raise
+        if found.record.state is not State.OPEN or found.record.fingerprint is not None:
+            raise Declined(
+                status_outcome(
+                    Code.FAILED_PRECONDITION, "the token is in use, or was used: it stays as it is"
+                )
+            )
+        (seen,) = yield [Swap(token_key(subject.namespace, token), found.held.value, None, 1.0)]
+        if isinstance(seen, Swapped):
+            return

@@ -1,0 +1,41 @@
+"""Tokens fetched ahead: each is given out once, and none near its end."""
+
+from collections import deque
+from collections.abc import Iterable
+from threading import Lock
+
+_LAST_PART = 0.25
+_LONGEST_MARGIN = 30.0
+
+
+class TokenPool:
+    """Up to ``size`` tokens. ``now`` is a monotonic time in seconds. For threads."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._lock = Lock()
+        self._tokens: deque[tuple[str, float]] = deque()
+
+    def add(self, tokens: Iterable[tuple[str, float]], now: float) -> None:
+        """Add tokens that live so many seconds from ``now``, the time at which they were asked for.
+
+        The last quarter of a token's life, at most 30 s, is left to the call that uses it.
+        """
+        with self._lock:
+            for token, ttl in tokens:
+                self._tokens.append((token, now + ttl - min(ttl * _LAST_PART, _LONGEST_MARGIN)))
+
+    def take(self, now: float) -> str | None:
+        """The oldest token that is still good; None if there is none."""
+        with self._lock:
+            while self._tokens:
+                token, good_until = self._tokens.popleft()
+                if now < good_until:
+                    return token
+            return None
+
+    def missing(self) -> int:
+        """How many tokens would fill the pool, if it is worth asking for them: half or more."""
+        with self._lock:
+            missing = self._size - len(self._tokens)
+            return missing if 2 * missing >= self._size else 0

@@ -1,0 +1,207 @@
+"""The TokenService, for grpc and grpc.aio: it issues, shows and revokes tokens."""
+
+from collections.abc import Callable, Generator, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+
+import grpc
+from google.protobuf.empty_pb2 import Empty
+from idem_grpc_pb.v1 import token_pb2, token_pb2_grpc
+
+from idem_grpc.outcome import Code, Outcome
+from idem_grpc.policy import in_seconds
+from idem_grpc.problem import Problem, Reason, status_outcome
+from idem_grpc.record import Binding, State
+from idem_grpc.server.admission import Admission, Caller, Refused
+from idem_grpc.server.aio import ServerInterceptor as AsyncServerInterceptor
+from idem_grpc.server.keeper import failed
+from idem_grpc.server.replies import Answer, answer
+from idem_grpc.server.sync import ServerInterceptor
+from idem_grpc.steps import Reply
+from idem_grpc.stores.protocol import StoreError
+from idem_grpc.swap import Swap
+from idem_grpc.tokens.issuing import (
+    MOST_AT_ONCE,
+    Answers,
+    Declined,
+    Operation,
+    Subject,
+    issue,
+    look_up,
+    revoke,
+)
+
+T = TypeVar("T")
+Work = Generator[list[Swap], Answers, T]
+
+_STATES = {
+    State.OPEN: token_pb2.TOKEN_STATE_OPEN,
+    State.RUNNING: token_pb2.TOKEN_STATE_RUNNING,
+    State.DONE: token_pb2.TOKEN_STATE_DONE,
+    State.UNKNOWN: token_pb2.TOKEN_STATE_UNKNOWN,
+}
+
+
+class _Tokens:
+    """What the service does, whatever drives it. ``operations`` are named by what they issue for."""
+
+    def __init__(self, admission: Admission, operations: Mapping[str, Operation]) -> None:
+        if not operations:
+            raise ValueError("operations: name at least one, as in {'payments.charge': Operation()}")
+        for name, operation in operations.items():
+            if not name or not isinstance(operation, Operation):
+                raise TypeError(f"operations[{name!r}] is {operation!r}: give an Operation")
+        self._admission = admission
+        self._operations = dict(operations)
+        self._names = {Binding.of(name, "").operation: name for name in operations}
+
+    def subject(self, caller: Caller) -> Subject:
+        """Who asks. Raises Refused where that is not told."""
+        return Subject(self._admission.namespace, self._admission.scope_of(caller))
+
+    def issue(
+        self, subject: Subject, request: token_pb2.IssueTokensRequest
+    ) -> Work[token_pb2.IssueTokensResponse]:
+        operation = self._operations.get(request.operation)
+        if operation is None:
+            raise _declined(Code.NOT_FOUND, f"there is no operation {request.operation!r}")
+        count = request.count or 1
+        if not 1 <= count <= MOST_AT_ONCE:
+            raise _declined(Code.INVALID_ARGUMENT, f"count is {count}: ask for 1 to {MOST_AT_ONCE}")
+        ttl = in_seconds(operation.ttl)
+        if request.HasField("ttl"):
+            ttl = min(request.ttl.ToMilliseconds() / 1000, in_seconds(operation.max_ttl))
+        if ttl <= 0:
+            raise _declined(Code.INVALID_ARGUMENT, "ttl must be positive")
+        names = yield from issue(subject, request.operation, operation, count, ttl)
+        return token_pb2.IssueTokensResponse(
+            tokens=[_token(name, request.operation, State.OPEN, 0, ttl) for name in names]
+        )
+
+    def get(self, subject: Subject, request: token_pb2.GetTokenRequest) -> Work[token_pb2.Token]:
+        found = yield from look_up(subject, request.token)
+        record = found.record
+        name = self._names.get(record.binding.operation, "") if record.binding is not None else ""
+        return _token(request.token, name, record.state, record.attempt, found.held.ttl_left)
+
+    def revoke(self, subject: Subject, request: token_pb2.RevokeTokenRequest) -> Work[Empty]:
+        yield from revoke(subject, request.token)
+        return Empty()
+
+
+class TokenServicer(token_pb2_grpc.TokenServiceServicer):
+    """The TokenService for a ``grpc.server``; see ``add_token_service``."""
+
+    def __init__(self, interceptor: ServerInterceptor, operations: Mapping[str, Operation]) -> None:
+        self._store = interceptor.store
+        self._tokens = _Tokens(interceptor.protection.admission, operations)
+
+    def IssueTokens(
+        self, request: token_pb2.IssueTokensRequest, context: Any
+    ) -> token_pb2.IssueTokensResponse:
+        return self._serve(self._tokens.issue, request, context)
+
+    def GetToken(self, request: token_pb2.GetTokenRequest, context: Any) -> token_pb2.Token:
+        return self._serve(self._tokens.get, request, context)
+
+    def RevokeToken(self, request: token_pb2.RevokeTokenRequest, context: Any) -> Empty:
+        return self._serve(self._tokens.revoke, request, context)
+
+    def _serve(self, work: Callable[[Subject, Any], Work[T]], request: Any, context: Any) -> T:
+        caller = Caller.of(_SERVICE, context)
+        try:
+            steps = work(self._tokens.subject(caller), request)
+            batch = next(steps)
+            while True:
+                batch = steps.send(self._store.swap_many(batch))
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        except (Refused, Declined, StoreError) as error:
+            context.abort_with_status(_refusal(error, caller))
+        raise AssertionError("abort raises")
+
+
+class AsyncTokenServicer(token_pb2_grpc.TokenServiceServicer):
+    """The same for a ``grpc.aio.server``."""
+
+    def __init__(self, interceptor: AsyncServerInterceptor, operations: Mapping[str, Operation]) -> None:
+        self._store = interceptor.store
+        self._tokens = _Tokens(interceptor.protection.admission, operations)
+
+    async def IssueTokens(
+        self, request: token_pb2.IssueTokensRequest, context: Any
+    ) -> token_pb2.IssueTokensResponse:
+        return await self._serve(self._tokens.issue, request, context)
+
+    async def GetToken(self, request: token_pb2.GetTokenRequest, context: Any) -> token_pb2.Token:
+        return await self._serve(self._tokens.get, request, context)
+
+    async def RevokeToken(self, request: token_pb2.RevokeTokenRequest, context: Any) -> Empty:
+        return await self._serve(self._tokens.revoke, request, context)
+
+    async def _serve(self, work: Callable[[Subject, Any], Work[T]], request: Any, context: Any) -> T:
+        caller = Caller.of(_SERVICE, context)
+        try:
+            steps = work(self._tokens.subject(caller), request)
+            batch = next(steps)
+            while True:
+                batch = steps.send(await self._store.swap_many(batch))
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        except (Refused, Declined, StoreError) as error:
+            await context.abort_with_status(_refusal(error, caller))
+        raise AssertionError("abort raises")
+
+
+def add_token_service(
+    server: grpc.Server, interceptor: ServerInterceptor, *, operations: Mapping[str, Operation]
+) -> None:
+    """Serve the TokenService on ``server``: it issues tokens for the named ``operations``.
+
+    Store, namespace and scope are the interceptor's, so that the two cannot disagree. The
+    methods that take an operation's tokens are those whose policy names it, as in
+    ``Policy(operation="payments.charge", key=KeyRule.TOKEN)``. Raises ValueError or
+    TypeError for operations that are none.
+    """
+    token_pb2_grpc.add_TokenServiceServicer_to_server(TokenServicer(interceptor, operations), server)
+
+
+def add_async_token_service(
+    server: grpc.aio.Server, interceptor: AsyncServerInterceptor, *, operations: Mapping[str, Operation]
+) -> None:
+    """As ``add_token_service``, for a ``grpc.aio.server``."""
+    token_pb2_grpc.add_TokenServiceServicer_to_server(AsyncTokenServicer(interceptor, operations), server)
+
+
+_LONGEST = 10 * 365 * 86_400.0
+_SERVICE = "/idem.v1.TokenService/*"
+
+
+def _declined(code: Code, message: str) -> Declined:
+    return Declined(status_outcome(code, message))
+
+
+def _refusal(error: Exception, caller: Caller) -> Answer:
+    given: Outcome | Problem
+    if isinstance(error, Declined):
+        given = error.outcome
+    elif isinstance(error, Refused):
+        given = error.answer
+    else:
+        given = Problem(Reason.MISCONFIGURED if failed(error).misused else Reason.STORE_UNAVAILABLE)
+    return answer(Reply(given), caller)[0]
+
+
+def _token(token: str, operation: str, state: State, attempt: int, ttl: float) -> token_pb2.Token:
+    message = token_pb2.Token(
+        token=token,
+        operation=operation,
+        state=_STATES.get(state, token_pb2.TOKEN_STATE_UNKNOWN),
+        attempt=attempt,
+    )
+    life = timedelta(seconds=min(ttl, _LONGEST))  # a foreign hand can have made it immortal
+    message.ttl.FromTimedelta(life)
+    message.expire_time.FromDatetime(datetime.now(UTC) + life)
+    return message
