@@ -11,12 +11,7 @@ import grpc
 
 from idem_grpc.outcome import Metadata
 from idem_grpc.server.recording import CallerGone
-from idem_grpc.server.transcript import Incoming
-
-EOF_HOLD = (0.005,) * 10
-"""Seconds for which the end of a request stream is held back, in steps. A stream that was cut
-looks the same in grpc.aio; only the cancel that comes with it tells, a millisecond or two
-later. In a process whose threads keep each other waiting it comes later, and so do the steps."""
+from idem_grpc.server.transcript import EOF_HOLD, Incoming
 
 _CUT = object()
 

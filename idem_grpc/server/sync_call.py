@@ -24,7 +24,7 @@ from idem_grpc.server.keeper import attempt
 from idem_grpc.server.outlet import Outlet
 from idem_grpc.server.recording import CallerGone, RecordingContext
 from idem_grpc.server.replies import Answer, opening
-from idem_grpc.server.transcript import Incoming, compare
+from idem_grpc.server.transcript import EOF_HOLD, Incoming, compare
 from idem_grpc.steps import Compare, Compared, Ended, Event, Execute, Pause, Reply, Wait, Waited
 from idem_grpc.stores.protocol import Store
 from idem_grpc.swap import Swap
@@ -54,7 +54,7 @@ class SyncCall:
         self._streamed = b""
         self._recorded: RecordingContext | None = None
         self._wake = threading.Event()
-        self._is_gone = False
+        self._gone = threading.Event()
 
     def response(self, plan: Rules | Reply) -> bytes:
         """Serve a method with one response, on the thread of its RPC."""
@@ -77,7 +77,7 @@ class SyncCall:
                 self._open(self._opening)
                 yield message
                 sent += 1
-            if self._is_gone:
+            if self._gone.is_set():
                 return
             reply = pending.result()
         answer = self._protection.answer(reply, self._caller, self._streamed)
@@ -137,7 +137,8 @@ class SyncCall:
 
     def _leave(self) -> None:
         """The caller is gone: nothing more is sent, nor waited for on its account."""
-        self._is_gone = self._patience.gone = True
+        self._gone.set()
+        self._patience.gone = True
         self._wake.set()
         self._outlet.close()
         if self._recorded is not None:
@@ -184,7 +185,7 @@ class SyncCall:
             rules,
             self._handler,
             time_remaining=self._context.time_remaining,
-            is_gone=lambda: self._is_gone or not self._context.is_active(),
+            is_gone=lambda: self._gone.is_set() or not self._context.is_active(),
         )
 
         def lose() -> None:
@@ -224,15 +225,19 @@ class SyncCall:
         try:
             raw: bytes = next(self._request)
         except StopIteration:
-            if incoming.whole or self._context.is_active():
-                incoming.whole = True
+            incoming.whole = incoming.whole or self._is_there_after_the_end()
+            if incoming.whole:
                 return None
-            incoming.cut = True
-            raise CallerGone("the request stream was cut") from None
         except grpc.RpcError:
-            incoming.cut = True
-            raise CallerGone("the request stream was cut") from None
-        return raw
+            pass
+        else:
+            return raw
+        incoming.cut = True
+        raise CallerGone("the request stream was cut")
+
+    def _is_there_after_the_end(self) -> bool:
+        """Whether the end of the request stream was the caller's, and is not that of the call."""
+        return all(not self._gone.wait(step) and self._context.is_active() for step in EOF_HOLD)
 
     def _compare(self, wanted: Compare, admitted: Admitted) -> Compared:
         rules = admitted.call.rules

@@ -13,6 +13,12 @@ from idem_grpc.policy import Rules
 from idem_grpc.server.admission import Parse, parsed
 from idem_grpc.steps import Compare
 
+EOF_HOLD = (0.005,) * 10
+"""Seconds for which the end of a request stream is held back, in steps. In grpc.aio a stream that
+was cut looks the same, and in grpc one in five does; only the cancel that comes with it tells, a
+millisecond or two later. In a process whose threads keep each other waiting it comes later, and
+so do the steps."""
+
 _SLACK = 64 * 1024
 """Bytes by which a request stream may outgrow twice the one it is compared with: another
 version of the client can serialize the same messages otherwise."""

@@ -2,6 +2,7 @@
 
 import queue
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
@@ -51,7 +52,13 @@ class OnAioReadWrite(OnAio):
 
 
 class OnAioThread(OnAio):
+    """Plain handlers run on the default executor of the loop, which is small unless it is set."""
+
     style = "aio-thread"
+
+    async def _serve(self) -> None:
+        self.loop.set_default_executor(ThreadPoolExecutor(self._workers))
+        await super()._serve()
 
 
 SERVERS = {server.style: server for server in (OnSync, OnAio, OnAioReadWrite, OnAioThread)}
