@@ -36,6 +36,7 @@ from idem_grpc.swap import Held, Swap, Swapped
 _SCRIPT = files("idem_grpc.stores").joinpath("swap.lua").read_text("ascii")
 _RETRIES = 1
 _BACKOFF = ConstantBackoff(0.05)  # seconds
+_PAGE = 100  # keys looked at by one SCAN
 
 
 @contextmanager
@@ -68,8 +69,11 @@ def _arguments(swap: Swap) -> list[bytes | int]:
 
 def _answer(reply: list[Any]) -> Swapped | Held:
     pttl, *held = reply
-    ttl_left = {-2: 0.0, -1: math.inf}.get(pttl, pttl / 1000)
-    return Held(held[0] or None, ttl_left) if held else Swapped(ttl_left)
+    return Held(held[0] or None, _seconds(pttl)) if held else Swapped(_seconds(pttl))
+
+
+def _seconds(pttl: int) -> float:
+    return {-2: 0.0, -1: math.inf}.get(pttl, pttl / 1000)
 
 
 def _require_no_eviction(memory: Mapping[str, Any]) -> None:
@@ -128,6 +132,28 @@ class RedisStore(Store):
             self._script([self._prefix + swap.key], _arguments(swap), client=pipeline)
         with _unavailable(self._url):
             return [_answer(reply) for reply in pipeline.execute()]
+
+    def scan(self) -> Iterator[tuple[bytes, Held]]:
+        """Every key of this namespace with what it holds, at some time while this runs.
+
+        By SCAN, which keeps nobody waiting: it goes through all keys of the database. What
+        is written meanwhile may be missing, and a key may come twice. Raises as ``swap`` does.
+        """
+        cursor, first = 0, True
+        while cursor or first:
+            self._opener.require()
+            with _unavailable(self._url):
+                cursor, keys = self._client.scan(cursor, self._prefix + b"*", count=_PAGE)
+                pipeline = self._client.pipeline(transaction=True)
+                for key in keys:
+                    pipeline.get(key)
+                    pipeline.pttl(key)
+                replies = iter(pipeline.execute(raise_on_error=False))
+            first = False
+            for key, value, pttl in zip(keys, replies, replies, strict=False):
+                # What has another type is not a store's. (A client may be told to decode; ours is not.)
+                if isinstance(key, bytes) and isinstance(value, bytes):
+                    yield key[len(self._prefix) :], Held(value, _seconds(pttl))
 
     def check(self) -> None:
         probe = b"check:" + uuid4().bytes

@@ -9,8 +9,10 @@ import os
 import sqlite3
 import threading
 import weakref
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import Any
 
 from idem_grpc.stores.boot_clock import BootClock, host_clock
 from idem_grpc.stores.protocol import (
@@ -24,6 +26,9 @@ from idem_grpc.stores.protocol import (
 from idem_grpc.stores.sqlite_file import connect, errors_of
 from idem_grpc.stores.sqlite_sweep import Sweeper
 from idem_grpc.swap import Held, Swap, Swapped, may_swap
+
+_COLUMNS = "value, ttl, boot, expiry, wall_expiry"
+_PAGE = 100  # records read under one lock
 
 
 class SqliteStore(Store):
@@ -89,6 +94,26 @@ class SqliteStore(Store):
                 raise
         return Swapped(held.ttl_left) if swaps else held
 
+    def scan(self) -> Iterator[tuple[bytes, Held]]:
+        """Every key of this namespace with what it holds, at some time while this runs.
+
+        Read a page at a time, so that writers are not kept waiting. What is written
+        meanwhile may be missing. Raises as ``swap`` does.
+        """
+        first, end = self._prefix, self._prefix[:-1] + b";"  # which comes right after the colon
+        while True:
+            self._opener.require()
+            with self._lock, errors_of(self._path):
+                rows = self._open().execute(
+                    f"SELECT key, {_COLUMNS} FROM records WHERE key >= ? AND key < ? ORDER BY key LIMIT ?",
+                    (first, end, _PAGE),
+                )
+                page = [(key, self._held(row)) for key, *row in rows]
+            if not page:
+                return
+            first = page[-1][0] + b"\0"  # the least key above it
+            yield from ((key[len(self._prefix) :], held) for key, held in page if held.value is not None)
+
     def check(self) -> None:
         self._opener.require()
         with self._lock, errors_of(self._path):
@@ -119,11 +144,10 @@ class SqliteStore(Store):
         return self._connection
 
     def _read(self, connection: sqlite3.Connection, key: bytes) -> Held:
-        row = connection.execute(
-            "SELECT value, ttl, boot, expiry, wall_expiry FROM records WHERE key = ?", (key,)
-        ).fetchone()
-        if row is None:
-            return Held(None, 0.0)
+        row = connection.execute(f"SELECT {_COLUMNS} FROM records WHERE key = ?", (key,)).fetchone()
+        return Held(None, 0.0) if row is None else self._held(row)
+
+    def _held(self, row: Sequence[Any]) -> Held:
         value, ttl, boot, expiry, wall_expiry = row
         clock = self._clock
         left = expiry - clock.elapsed() if boot == clock.boot else wall_expiry - clock.wall()
