@@ -20,6 +20,10 @@ from idem_grpc import (
     keys,
     metadata,
 )
+from idem_grpc.client.aio import client_interceptors, replayed
+from idem_grpc.client.answers import reason
+from idem_grpc.client.config import service_config
+from idem_grpc.client.retry import Budget, Retry
 from idem_grpc.server.aio import ServerInterceptor
 from idem_grpc.stores import open_async_store as open_store
 from idem_grpc.stores.protocol import AsyncStore as Store
@@ -30,6 +34,7 @@ from idem_grpc.tokens.service import add_async_token_service as add_token_servic
 __all__ = [
     "PEER",
     "SHARED",
+    "Budget",
     "CallInfo",
     "Execution",
     "KeyRule",
@@ -41,6 +46,7 @@ __all__ = [
     "Reason",
     "Replied",
     "Reporter",
+    "Retry",
     "ServerInterceptor",
     "Store",
     "StoreError",
@@ -48,8 +54,12 @@ __all__ = [
     "TokenKeys",
     "TokenServicer",
     "add_token_service",
+    "client_interceptors",
     "current",
     "keys",
     "metadata",
     "open_store",
+    "reason",
+    "replayed",
+    "service_config",
 ]

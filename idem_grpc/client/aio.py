@@ -1,0 +1,183 @@
+"""The client interceptors for ``grpc.aio``: a key for each call, kept through its attempts.
+
+grpc registers an interceptor for the first kind of method that its class is made for, and
+for no other, so there are four small classes over one core.
+"""
+
+import asyncio
+import inspect
+from collections.abc import Callable, Mapping
+from time import monotonic
+from typing import Any
+
+import grpc
+
+from idem_grpc.client.aio_call import StreamStreamCall, StreamUnaryCall, UnaryStreamCall, UnaryUnaryCall
+from idem_grpc.client.aio_course import Continuation, Course, sending
+from idem_grpc.client.aio_requests import Requests
+from idem_grpc.client.answers import replayed_in
+from idem_grpc.client.common import Channel, Pairs, with_key
+from idem_grpc.client.keying import Chosen, KeySource, checked
+from idem_grpc.client.retry import Retry
+
+
+def client_interceptors(
+    *,
+    keys: KeySource | Mapping[str, KeySource] | None = None,
+    retry: Retry | None = Retry(),  # noqa: B008 -- it is frozen
+    derive: bool = True,
+) -> list[grpc.aio.ClientInterceptor]:
+    """The interceptors for one channel of ``grpc.aio``: give it all of them.
+
+    Each call bears one ``idempotency-key``, in all its attempts: the first there is of its
+    own metadata, ``keys.using``, ``keys.from_request``, a key derived from that of the keyed
+    handler which makes the call, and any other of ``keys``.
+
+    keys: a source for all methods, or one for each "/pkg.Service/Method" or "/pkg.Service/*".
+        None (the default): ``keys.unique`` where the contract asks for keys, else none. A
+        source may return an awaitable; the call's deadline holds for it too.
+    retry: how calls that bear a key, or that the contract marks idempotent, are sent again;
+        None: not at all. Its budget is for this list: make one list for each channel.
+    derive: False: calls made in a keyed handler get no derived keys.
+
+    A call that fails raises grpc.aio.AioRpcError, with a note of how many attempts were
+    made. Raises ValueError or TypeError for patterns, templates and sources at fault.
+    """
+    channel = _Channel(Channel(keys, retry, derive))
+    return [_UnaryUnary(channel), _UnaryStream(channel), _StreamUnary(channel), _StreamStream(channel)]
+
+
+async def replayed(call: Any) -> bool | None:
+    """Whether a call's answer is that of an earlier run; None if the server does not protect its method.
+
+    Waits for the end of the call.
+    """
+    return replayed_in(await call.trailing_metadata())
+
+
+class _Channel:
+    """What the four interceptors of a channel do alike."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+
+    async def begin(
+        self,
+        kind: Callable[[Course], Any],
+        continuation: Continuation,
+        details: Any,
+        request: Any,
+        *,
+        takes_stream: bool = False,
+        gives_stream: bool = False,
+    ) -> Any:
+        """Send a call. Returns the call object to give to grpc."""
+        began = monotonic()
+        method = details.method if isinstance(details.method, str) else details.method.decode()
+        chosen = self._channel.choose(method, None if takes_stream else request, details.metadata)
+        try:
+            metadata = with_key(details.metadata, await _key(chosen, details.timeout))
+            timeout = None
+            if details.timeout is not None:
+                timeout = max(details.timeout - (monotonic() - began), 0.0)
+            # Without an iterator, an interceptor further out writes to grpc's own call: it is not kept.
+            if not self._channel.will_retry(chosen) or request is None:
+                return await _send_once(continuation, details, metadata, request, timeout, chosen.end)
+            trial = self._channel.trial(chosen, timeout)
+            if takes_stream:
+                assert self._channel.retry is not None
+                request = Requests(request, self._channel.retry.max_request_bytes)
+            course = Course(
+                trial, continuation, details, metadata, request, gives_stream, timeout, chosen.end
+            )
+        except BaseException:
+            chosen.end()
+            raise
+        return kind(course)
+
+
+async def _key(chosen: Chosen, timeout: float | None) -> str | None:
+    """The key of a call, which its source may take as long for as the call itself may take."""
+    if not inspect.isawaitable(chosen.key):
+        return checked(chosen.key)
+    deadline = asyncio.timeout(timeout)
+    try:
+        async with deadline:
+            return checked(await chosen.key)
+    except TimeoutError:
+        if not deadline.expired():
+            raise
+        raise grpc.aio.AioRpcError(
+            grpc.StatusCode.DEADLINE_EXCEEDED,
+            grpc.aio.Metadata(),
+            grpc.aio.Metadata(),
+            "the call's key did not come in time: it was not sent",
+        ) from None
+
+
+async def _send_once(
+    continuation: Continuation,
+    details: Any,
+    metadata: Pairs | None,
+    request: Any,
+    timeout: float | None,
+    end: Callable[[], None],
+) -> Any:
+    """Send a call that is never sent again: it is grpc's own, with a key."""
+    call = await continuation(sending(details, metadata, timeout), request)
+    if call.done():  # as one is that an interceptor further in made of a mere response
+        end()
+    else:
+        call.add_done_callback(lambda _: end())
+    return call
+
+
+class _UnaryUnary(grpc.aio.UnaryUnaryClientInterceptor):
+    def __init__(self, channel: _Channel) -> None:
+        self._channel = channel
+
+    async def intercept_unary_unary(
+        self, continuation: Any, client_call_details: grpc.aio.ClientCallDetails, request: Any
+    ) -> Any:
+        return await self._channel.begin(UnaryUnaryCall, continuation, client_call_details, request)
+
+
+class _UnaryStream(grpc.aio.UnaryStreamClientInterceptor):
+    def __init__(self, channel: _Channel) -> None:
+        self._channel = channel
+
+    async def intercept_unary_stream(
+        self, continuation: Any, client_call_details: grpc.aio.ClientCallDetails, request: Any
+    ) -> Any:
+        return await self._channel.begin(
+            UnaryStreamCall, continuation, client_call_details, request, gives_stream=True
+        )
+
+
+class _StreamUnary(grpc.aio.StreamUnaryClientInterceptor):
+    def __init__(self, channel: _Channel) -> None:
+        self._channel = channel
+
+    async def intercept_stream_unary(
+        self, continuation: Any, client_call_details: grpc.aio.ClientCallDetails, request_iterator: Any
+    ) -> Any:
+        return await self._channel.begin(
+            StreamUnaryCall, continuation, client_call_details, request_iterator, takes_stream=True
+        )
+
+
+class _StreamStream(grpc.aio.StreamStreamClientInterceptor):
+    def __init__(self, channel: _Channel) -> None:
+        self._channel = channel
+
+    async def intercept_stream_stream(
+        self, continuation: Any, client_call_details: grpc.aio.ClientCallDetails, request_iterator: Any
+    ) -> Any:
+        return await self._channel.begin(
+            StreamStreamCall,
+            continuation,
+            client_call_details,
+            request_iterator,
+            takes_stream=True,
+            gives_stream=True,
+        )

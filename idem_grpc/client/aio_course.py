@@ -1,0 +1,223 @@
+"""The course of one logical call: its attempts, and what its caller may know of it meanwhile.
+
+A task of its own makes the attempts, so that cancelling has one place to go, whatever is
+being waited for. Of a response stream it reads one message, and the next one once that was
+taken: all that was read when an attempt fails has been handed over.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from time import monotonic
+from typing import Any
+
+import grpc
+
+from idem_grpc.client.aio_requests import Pulse, Requests
+from idem_grpc.client.common import ANOTHER_RUN, NO_RUN, TOO_LARGE, Handed, Pairs, Trial, snapshot
+
+Continuation = Callable[[Any, Any], Awaitable[Any]]
+
+_running: set[asyncio.Task[Any]] = set()  # the event loop itself holds its tasks weakly
+
+
+class Course:
+    """One logical call. ``end`` is called once, when it is over.
+
+    ``details`` is what grpc gave, ``metadata`` what is sent, with the key; ``request`` is
+    one message or a Requests. ``streams`` tells that the responses are a stream.
+    """
+
+    def __init__(
+        self,
+        trial: Trial,
+        continuation: Continuation,
+        details: Any,
+        metadata: Pairs | None,
+        request: Any,
+        streams: bool,
+        timeout: float | None,
+        end: Callable[[], None],
+    ) -> None:
+        self._trial = trial
+        self._continuation = continuation
+        self._details = details
+        self._metadata = metadata
+        self.requests = request if isinstance(request, Requests) else None
+        self._request = request if self.requests is not None else snapshot(request)
+        self._streams = streams
+        self._deadline = None if timeout is None else monotonic() + timeout
+        self._end = end
+        self._handed = Handed()
+        self._broken_by: grpc.aio.AioRpcError | None = None
+        self._attempt: Any = None
+        self._opening: Any = None
+        self._changed = Pulse()
+        self._given: list[Any] = []
+        self._ready = asyncio.Event()
+        self._taken = asyncio.Event()
+        self.is_over = False
+        self.on_over: Callable[[], None] = lambda: None
+        self.loop = asyncio.get_running_loop()
+        self.task = asyncio.create_task(self._run())
+        _running.add(self.task)
+        self.task.add_done_callback(self._over)
+
+    def cancel(self) -> bool:
+        """End the call, whatever it is doing. Returns False if it is over."""
+        if not self.task.cancel():
+            return False
+        self._ended()  # the caller may make the next call at once, and it is not concurrent with this one
+        return True
+
+    def time_remaining(self) -> float | None:
+        """Seconds until the call's own deadline."""
+        return None if self._deadline is None else max(self._deadline - monotonic(), 0.0)
+
+    @property
+    def error(self) -> BaseException | None:
+        """How the call failed, once it is over; None if it did not, or was cancelled."""
+        return None if not self.is_over or self.task.cancelled() else self.task.exception()
+
+    async def take(self) -> Any:
+        """The next response, or grpc.aio.EOF. Raises what the call failed with."""
+        await self._ready.wait()
+        if self.is_over:
+            self.task.result()
+            return grpc.aio.EOF
+        self._ready.clear()
+        response = self._given.pop()
+        self._taken.set()
+        return response
+
+    async def ended(self) -> Any:
+        """Wait for the end of the call. Returns the attempt that succeeded, or None."""
+        while not self.is_over:
+            await self._changed.after(self._changed.count)
+        return None if self.task.cancelled() or self.error is not None else self._attempt
+
+    async def connected(self) -> None:
+        """Wait until an attempt has reached the server. Raises what the call failed with."""
+        while not self.is_over:
+            attempt, count = self._attempt, self._changed.count
+            try:
+                if attempt is not None:
+                    await attempt.wait_for_connection()
+                    return
+            except grpc.aio.AioRpcError:
+                pass
+            await self._changed.after(count)
+        self.task.result()
+
+    async def opening(self) -> Any:
+        """The initial metadata of the attempt that lives to have some, or of the last one."""
+        while not self.is_over and self._opening is None:
+            attempt, count = self._attempt, self._changed.count
+            if attempt is not None:
+                metadata = await attempt.initial_metadata()
+                # That of a failed attempt is as good as none.
+                if attempt is self._attempt and not attempt.done():
+                    return metadata
+            await self._changed.after(count)
+        if self._opening is not None or self.task.cancelled():
+            return self._opening
+        if isinstance(error := self.task.exception(), grpc.aio.AioRpcError):
+            return error.initial_metadata()
+        self.task.result()
+        return await self._attempt.initial_metadata()
+
+    def _over(self, task: asyncio.Task[Any]) -> None:
+        _running.discard(task)
+        if not task.cancelled():
+            task.exception()  # by this it is no "exception was never retrieved": not all calls are awaited
+        self.is_over = True
+        self._ended()
+        if self.requests is not None:
+            self.requests.close()
+        self._changed.beat()
+        self._ready.set()
+        self.on_over()
+
+    def _ended(self) -> None:
+        self._end()
+        self._end = lambda: None
+
+    async def _run(self) -> Any:
+        """Make the attempts. Returns the response, if it is one."""
+        while True:
+            try:
+                response = await self._send(self._trial.attempt())
+                self._trial.succeeded()
+                return response
+            except grpc.aio.AioRpcError as failed:
+                error = failed
+            except _AnotherRun:
+                assert self._broken_by is not None
+                self._trial.note(self._broken_by, ANOTHER_RUN)
+                raise self._broken_by from None
+            is_whole = self.requests is None or self.requests.is_whole
+            can_resend = is_whole and self._handed.can_resend
+            wait = self._trial.failed(error.code(), error.trailing_metadata(), can_resend=can_resend)
+            if wait is None:
+                held_back = [NO_RUN if is_whole else TOO_LARGE] if self._trial.was_held_back else []
+                self._trial.note(error, *held_back)
+                raise error
+            await asyncio.sleep(wait)
+
+    async def _send(self, timeout: float | None) -> Any:
+        details = sending(self._details, self._metadata, timeout)
+        request = self._request if self.requests is None else self.requests.again()
+        attempt = None
+        try:
+            attempt = self._attempt = await self._continuation(details, request)
+            self._changed.beat()
+            return await (self._hand_over(attempt) if self._streams else attempt)
+        finally:
+            if attempt is not None:
+                attempt.cancel()  # nothing comes of it where it is over
+            if self.requests is not None:
+                request.close()
+
+    async def _hand_over(self, attempt: Any) -> None:
+        """Hand over the responses of an attempt, from where the one before it broke off."""
+        seen, before = 0, self._handed.count
+        opening = None
+        try:
+            async for response in attempt:
+                if not seen:
+                    opening = await attempt.initial_metadata()
+                    if self._handed.to_skip(opening) is None:
+                        break
+                seen += 1
+                if seen > before:
+                    await self._give(response, opening)
+        except grpc.aio.AioRpcError as error:
+            if self._handed.count > before:
+                self._broken_by = error
+            raise
+        if seen < before:
+            raise _AnotherRun
+
+    async def _give(self, response: Any, opening: Any) -> None:
+        self._handed.add(lambda: opening)
+        self._given.append(response)
+        if self._opening is None:
+            self._opening = opening if opening is not None else grpc.aio.Metadata()
+            self._changed.beat()
+        self._taken.clear()
+        self._ready.set()
+        await self._taken.wait()
+
+
+def sending(details: Any, metadata: Pairs | None, timeout: float | None) -> grpc.aio.ClientCallDetails:
+    """The details of a call as grpc gave them, but for its metadata and timeout."""
+    return grpc.aio.ClientCallDetails(
+        details.method,
+        timeout,
+        None if metadata is None else grpc.aio.Metadata(*metadata),
+        details.credentials,
+        details.wait_for_ready,
+    )
+
+
+class _AnotherRun(Exception):
+    """What came is not the answer of which a part was handed over."""
