@@ -129,6 +129,7 @@ class Pending:
     def __init__(self, rpc: Any, is_stream: bool) -> None:
         self._rpc = rpc
         self._is_stream = is_stream
+        self._answer: Answer | None = None
 
     def cancel(self) -> None:
         self._rpc.cancel()
@@ -138,6 +139,11 @@ class Pending:
 
     def answer(self) -> Answer:
         """Wait for all of it, on this thread."""
+        if self._answer is None:
+            self._answer = self._wait()
+        return self._answer
+
+    def _wait(self) -> Answer:
         messages: list[bytes] = []
         try:
             if self._is_stream:

@@ -6,23 +6,17 @@ from uuid import uuid4
 
 import pytest
 
-from tests.server.client import Kind
 from tests.server.harness import FACES, Server, open_store
-
-KINDS = [Kind.UNARY, Kind.SERVER_STREAM, Kind.CLIENT_STREAM, Kind.BIDI]
+from tests.server.kinds import ALL, kinds
 
 Start = Callable[..., Server]
+
+kind = kinds(*ALL)
 
 
 @pytest.fixture(params=list(FACES))
 def face(request) -> str:
     return str(request.param)
-
-
-@pytest.fixture(params=KINDS, ids=lambda kind: kind.value)
-def kind(request) -> Kind:
-    kind: Kind = request.param
-    return kind
 
 
 @pytest.fixture(params=["memory", "sqlite", "redis"])

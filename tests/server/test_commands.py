@@ -5,7 +5,10 @@ from uuid import uuid4
 import pytest
 
 from tests.server.client import Kind
+from tests.server.kinds import FIRST_AND_LAST, kinds
 from tests.server.ledger import order
+
+kind = kinds(*FIRST_AND_LAST)
 
 COMMANDS = ("evalsha", "eval", "script|load")
 

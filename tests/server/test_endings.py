@@ -8,7 +8,10 @@ import pytest
 from idem_grpc import OnUnclear, Policy, Reason
 from idem_grpc.record import State
 from tests.server.client import Kind
+from tests.server.kinds import FIRST_AND_LAST, kinds
 from tests.server.ledger import RichStatus, order, run
+
+kind = kinds(*FIRST_AND_LAST)
 
 DECIDED = ["NOT_FOUND", "ALREADY_EXISTS", "FAILED_PRECONDITION"]
 MENDABLE = ["INVALID_ARGUMENT", "OUT_OF_RANGE", "UNIMPLEMENTED", "PERMISSION_DENIED", "UNAUTHENTICATED"]

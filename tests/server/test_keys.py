@@ -7,7 +7,10 @@ from idem_grpc import PEER, KeyRule, Policy, Reason, metadata
 from idem_grpc.record import State
 from tests.server.certificates import ALICE, BOB, server_credentials
 from tests.server.client import Kind
+from tests.server.kinds import FIRST_AND_LAST, kinds
 from tests.server.ledger import order
+
+kind = kinds(*FIRST_AND_LAST)
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 

@@ -10,6 +10,7 @@ from idem_grpc import OnOutage, Policy, Reason
 from idem_grpc.record import State
 from tests.server.client import Kind
 from tests.server.harness import open_store
+from tests.server.kinds import kinds
 from tests.server.ledger import order, run
 from tests.server.stores import watched
 from tests.support.wait import until
@@ -18,10 +19,7 @@ SOON = "?socket_timeout=0.2&socket_connect_timeout=0.2"
 AT_WORK = "at work"
 
 
-@pytest.fixture(params=[Kind.UNARY], ids=lambda kind: kind.value)
-def kind(request):
-    """The flow is the same for all kinds, and an outage is slow."""
-    return request.param
+kind = kinds(Kind.UNARY)  # the flow is the same for all, and an outage is slow
 
 
 @pytest.fixture

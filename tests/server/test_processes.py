@@ -8,6 +8,7 @@ import pytest
 
 from idem_grpc import Reason
 from tests.server.client import Kind
+from tests.server.kinds import FIRST_AND_LAST, kinds
 from tests.server.ledger import order, run
 from tests.server.processes import ServerProcess
 from tests.support.wait import until
@@ -17,10 +18,7 @@ AT_WORK = "at-work"
 SHORT = {"lease": 0.5, "retention": 600, "wait": 5}
 
 
-@pytest.fixture(params=[Kind.UNARY, Kind.BIDI], ids=lambda kind: kind.value)
-def kind(request):
-    """The first and the last; what lies between has nothing to add to the life of a process."""
-    return request.param
+kind = kinds(Kind.UNARY)  # the others have nothing to add to the life of a process
 
 
 @pytest.fixture
@@ -45,6 +43,7 @@ def attempts(processes, request):
     return sorted(attempt for process in processes for attempt in process.attempts(request))
 
 
+@pytest.mark.parametrize("kind", FIRST_AND_LAST, indirect=True)
 def test_200_duplicates_at_once_are_one_run(processes, url, kind, key):
     servers = processes(2 if url.startswith("sqlite") else 3)
     request = order(run(gate=AT_WORK))

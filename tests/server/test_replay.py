@@ -66,9 +66,12 @@ def test_another_payload_is_refused_while_the_first_runs(server, kind, key):
     request, other = order(run(gate="at work")), order()
     first = server.client.begin(kind, request, key)
     server.ledger.gate("at work").await_arrival()
-    assert server.client.call(kind, other, key).reason is Reason.KEY_REUSED
+    refused = server.client.begin(kind, other, key)
+    if not kind.has_request_stream:  # which is compared with an answer, once there is one
+        assert refused.answer().reason is Reason.KEY_REUSED
     server.ledger.gate("at work").open()
     assert first.answer().ok
+    assert refused.answer().reason is Reason.KEY_REUSED
     assert not server.ledger.runs(other)
 
 

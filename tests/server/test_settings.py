@@ -10,7 +10,10 @@ from tests_pb.v1 import ledger_pb2
 import idem_grpc
 import idem_grpc.aio
 from idem_grpc import SHARED, KeyRule, OnOutage, OnUnclear, Policy, Reason
+from tests.server.kinds import FIRST_AND_LAST, kinds
 from tests.server.ledger import SERVICE, order
+
+kind = kinds(*FIRST_AND_LAST)
 
 UNARY = f"/{SERVICE}/Unary"
 SHORT_RETENTION = Policy(retention=timedelta(minutes=1))

@@ -8,7 +8,10 @@ from google.rpc import error_details_pb2
 
 from idem_grpc import KeyRule, OnUnclear, Policy, Reason, metadata
 from tests.server.client import PUSHBACK, RUN
+from tests.server.kinds import FIRST_AND_LAST, kinds
 from tests.server.ledger import order, run
+
+kind = kinds(*FIRST_AND_LAST)
 
 RETRIES = ("grpc.enable_retries", 1)
 SERVICE_CONFIG = (
