@@ -1,6 +1,10 @@
 """Makes gRPC calls safe to send twice. ``idem_grpc.aio`` is the same for ``grpc.aio``."""
 
 from idem_grpc import keys
+from idem_grpc.client.answers import reason
+from idem_grpc.client.config import service_config
+from idem_grpc.client.retry import Budget, Retry
+from idem_grpc.client.sync import client_interceptors, replayed
 from idem_grpc.execution import Execution, current
 from idem_grpc.policy import KeyRule, OnCancel, OnOutage, Policy
 from idem_grpc.problem import Reason
@@ -18,6 +22,7 @@ from idem_grpc.tokens.service import TokenServicer, add_token_service
 __all__ = [
     "PEER",
     "SHARED",
+    "Budget",
     "CallInfo",
     "Execution",
     "KeyRule",
@@ -29,6 +34,7 @@ __all__ = [
     "Reason",
     "Replied",
     "Reporter",
+    "Retry",
     "ServerInterceptor",
     "Store",
     "StoreError",
@@ -36,9 +42,13 @@ __all__ = [
     "TokenKeys",
     "TokenServicer",
     "add_token_service",
+    "client_interceptors",
     "current",
     "keys",
     "metadata",
     "open_store",
     "proto_path",
+    "reason",
+    "replayed",
+    "service_config",
 ]

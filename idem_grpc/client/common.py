@@ -202,6 +202,20 @@ def size_of(request: Any) -> int | None:
     return len(request) if isinstance(request, (bytes, bytearray, memoryview)) else None
 
 
+def once(function: Callable[[], None]) -> Callable[[], None]:
+    """A function that does it when it is called first, and nothing when it is called again."""
+    pending = [function]
+
+    def call() -> None:
+        try:
+            first = pending.pop()
+        except IndexError:
+            return
+        first()
+
+    return call
+
+
 def add_note(error: BaseException, sentence: str) -> None:
     """Add a note to an error (PEP 678), once."""
     text = f"idem_grpc: {sentence}"

@@ -1,0 +1,187 @@
+"""The client interceptors for ``grpc``: a key for every call, and retries that keep it.
+
+A blocking call is retried on its caller's thread and ends as grpc's own; a future, and a
+stream of responses, is a RetriedCall. Which of the two a call is shows in what the first
+attempt gives.
+"""
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import grpc
+
+from idem_grpc.client.answers import replayed_in
+from idem_grpc.client.common import TOO_LARGE, Channel, Pairs, Trial, once, snapshot, with_key
+from idem_grpc.client.grpc_calls import is_background, is_call, is_local_failure
+from idem_grpc.client.keying import KeySource, checked
+from idem_grpc.client.retry import Retry
+from idem_grpc.client.sync_attempts import Attempts
+from idem_grpc.client.sync_calls import RetriedCall
+from idem_grpc.client.sync_requests import Requests
+
+
+def client_interceptors(
+    *,
+    keys: KeySource | Mapping[str, KeySource] | None = None,
+    retry: Retry | None = Retry(),  # noqa: B008 -- it is frozen
+    derive: bool = True,
+) -> list[Any]:
+    """The interceptors to give to a channel, all of them, and to no other channel::
+
+        channel = grpc.intercept_channel(
+            grpc.insecure_channel(target), *client_interceptors(keys=keys.unique)
+        )
+
+    keys: where the key of a call comes from: ``keys.unique``, ``keys.from_request(…)``,
+        any function of an ``Outgoing``, or a mapping of "/pkg.Service/Method" or
+        "/pkg.Service/*" to such sources. The call's own ``idempotency-key`` metadata comes
+        first, then ``keys.using``. By default, methods whose contract declares a key rule
+        get what it says, and others get no key.
+    retry: how calls that bear a key, or are marked idempotent, are sent again, within the
+        deadline of the call and a budget for the channel. None leaves that to gRPC's own
+        retries, on which the key rides along; both together would multiply.
+    derive: inside a keyed handler, calls without a key of their own get one that is
+        derived from the handler's, the same whenever that is run again.
+
+    One call has one key, which is the same in every attempt. Raises ValueError or TypeError
+    for patterns and templates that are at fault. A call raises what its source of keys
+    does, ValueError for a key that may not be sent, and RuntimeError if order would decide
+    which derived key it gets.
+    """
+    return [_Interceptor(Channel(keys, retry, derive))]
+
+
+def replayed(call: Any) -> bool | None:
+    """Whether a call, or its error, brought the answer of an earlier run; waits until it is over.
+
+    None if the server does not protect the method, so that the key was of no use.
+    """
+    return replayed_in(call.trailing_metadata())
+
+
+@dataclass(frozen=True, slots=True)
+class _Details(grpc.ClientCallDetails):
+    method: str
+    timeout: float | None
+    metadata: Pairs | None
+    credentials: grpc.CallCredentials | None
+    wait_for_ready: bool | None
+    compression: grpc.Compression | None
+
+
+Continuation = Callable[[Any, Any], Any]
+
+
+class _Interceptor(
+    grpc.UnaryUnaryClientInterceptor,
+    grpc.UnaryStreamClientInterceptor,
+    grpc.StreamUnaryClientInterceptor,
+    grpc.StreamStreamClientInterceptor,
+):
+    """All four kinds of method."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+
+    def intercept_unary_unary(self, continuation: Continuation, details: Any, request: Any) -> Any:
+        return self._intercept(continuation, details, request, None)
+
+    def intercept_unary_stream(self, continuation: Continuation, details: Any, request: Any) -> Any:
+        return self._intercept(continuation, details, request, None)
+
+    def intercept_stream_unary(self, continuation: Continuation, details: Any, requests: Any) -> Any:
+        return self._intercept(continuation, details, None, requests)
+
+    def intercept_stream_stream(self, continuation: Continuation, details: Any, requests: Any) -> Any:
+        return self._intercept(continuation, details, None, requests)
+
+    def _intercept(self, continuation: Continuation, given: Any, request: Any, stream: Any) -> Any:
+        chosen = self._channel.choose(given.method, request, given.metadata)
+        end = once(chosen.end)
+        try:
+            details = _Details(
+                given.method,
+                given.timeout,
+                with_key(given.metadata, checked(chosen.key)),
+                given.credentials,
+                getattr(given, "wait_for_ready", None),
+                getattr(given, "compression", None),
+            )
+            sending = _Sending(continuation, details, request, stream, end)
+            if self._channel.retry is None or not self._channel.will_retry(chosen):
+                return sending.once()
+            trial = self._channel.trial(chosen, given.timeout)
+            return sending.repeatedly(trial, self._channel.retry.max_request_bytes)
+        except BaseException:
+            end()
+            raise
+
+
+class _Sending:
+    """What is sent in every attempt at one call. ``end`` is called when the call is over."""
+
+    def __init__(
+        self,
+        continuation: Continuation,
+        details: _Details,
+        request: Any,
+        stream: Any,
+        end: Callable[[], None],
+    ) -> None:
+        self._continuation = continuation
+        self._details = details
+        self._request = request
+        self._stream = stream
+        self._requests: Requests | None = None
+        self._end = end
+
+    def once(self) -> Any:
+        """Send it and leave it at that."""
+        call = self._continuation(self._details, self._request if self._stream is None else self._stream)
+        # grpc's log of a callback's failure wants a partial; and this one does not keep the call alive.
+        if not (is_background(call) and is_call(call) and call.add_callback(partial(self._end))):
+            self._end()
+        return call
+
+    def repeatedly(self, trial: Trial, max_request_bytes: int) -> Any:
+        """Send it, and again if it fails: here if its caller waits for it, elsewhere if not."""
+        if self._stream is not None:
+            self._requests = Requests(self._stream, max_request_bytes)
+        call = self._send(trial.attempt())
+        if is_background(call) and is_call(call):
+            self._request = snapshot(self._request)  # its caller may do with it what he wants to
+            attempts = Attempts(self._send, call, trial, self._requests, self._end)
+            return RetriedCall(attempts, self._details.timeout)
+        if hasattr(call, "__next__") or not is_call(call):  # of another interceptor, and as it wants it
+            self._end()
+            return call
+        try:
+            return self._insist(call, trial)
+        finally:
+            self._end()
+            if self._requests is not None:
+                self._requests.close()
+
+    def _send(self, timeout: float | None) -> Any:
+        request = self._request if self._requests is None else self._requests.feed()
+        return self._continuation(replace(self._details, timeout=timeout), request)
+
+    def _insist(self, call: Any, trial: Trial) -> Any:
+        """Send a blocking call until it succeeds, or nothing more can be done for it."""
+        while call.code() is not grpc.StatusCode.OK:
+            is_whole = self._requests is None or self._requests.is_whole
+            seconds = trial.failed(call.code(), call.trailing_metadata(), can_resend=is_whole)
+            if seconds is None:
+                trial.note(call, *([TOO_LARGE] if trial.was_held_back else []))
+                return call
+            threading.Event().wait(min(seconds, threading.TIMEOUT_MAX))
+            following = self._send(trial.attempt())
+            if is_local_failure(following):  # the channel was closed, or another interceptor is at fault
+                trial.note(call, f"the last of them could not be sent: {following.exception()!r}")
+                return call
+            call = following
+        trial.succeeded()
+        return call

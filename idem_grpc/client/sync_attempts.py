@@ -1,0 +1,270 @@
+"""The attempts at a call that its caller does not wait for, or not yet: futures and response streams.
+
+Nothing here has a thread. An attempt that ends tells so on grpc's thread, the next one is
+sent from the timer's, and who reads or waits does it on his own.
+"""
+
+import logging
+import threading
+from collections.abc import Callable
+from contextvars import copy_context
+from enum import Enum
+from functools import partial
+from time import monotonic
+from typing import Any
+
+import grpc
+
+from idem_grpc.client.common import ANOTHER_RUN, NO_RUN, TOO_LARGE, Handed, Trial
+from idem_grpc.client.grpc_calls import CancelledCall
+from idem_grpc.client.sync_requests import Requests
+from idem_grpc.client.timer import Entry, timer
+
+_log = logging.getLogger(__name__)
+
+
+class State(Enum):
+    """Of the latest attempt.
+
+    CURRENT: what it answers is the call's answer. BEHIND: it answers again what was handed
+    over before. SKIPPING: somebody is reading that. FAILED: another one will be made.
+    OVER: it was the last.
+    """
+
+    CURRENT = "current"
+    BEHIND = "behind"
+    SKIPPING = "skipping"
+    FAILED = "failed"
+    OVER = "over"
+
+
+class Attempts:
+    """All attempts at one call.
+
+    ``send`` makes one with a timeout; ``end`` is called when the call is over.
+    """
+
+    def __init__(
+        self,
+        send: Callable[[float | None], Any],
+        first: Any,
+        trial: Trial,
+        requests: Requests | None,
+        end: Callable[[], None],
+    ) -> None:
+        self._send = send
+        self._trial = trial
+        self._requests = requests
+        self._end = end
+        self._context = copy_context()
+        self._changed = threading.Condition()
+        self._handed = Handed()
+        self._interrupted: Any = None  # the attempt that was last handed from
+        self._call: Any = None
+        self._state = State.FAILED
+        self._next: Entry | None = None
+        self._ended_well = False
+        self._notes: list[str] = []
+        self._callbacks: list[Callable[[], object]] = []
+        self.final: Any = None
+        self.is_cancelled = False
+        timer.start()
+        self._begin(first)
+
+    @property
+    def is_over(self) -> bool:
+        return self._state is State.OVER
+
+    def note(self, error: BaseException) -> None:
+        """Tell in the notes of an error how the call went."""
+        self._trial.note(error, *self._notes)
+
+    def add_callback(self, callback: Callable[[], object]) -> bool:
+        """Have it called when the call is over; False if it is."""
+        with self._changed:
+            if not self.is_over:
+                self._callbacks.append(callback)
+            return not self.is_over
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until the call is over; False if it is not in ``timeout`` seconds."""
+        return self._wait(lambda: False, timeout)
+
+    def after(self, call: Any) -> Any:
+        """Wait for the attempt that follows ``call``, or the end: the attempt, or None at the end."""
+        self._wait(lambda: self._state is State.CURRENT and self._call is not call, None)
+        with self._changed:
+            return None if self.is_over else self._call
+
+    def hand(self, call: Any) -> bool:
+        """Whether a response of ``call`` may be handed over: not if others will be, from another attempt."""
+        initial_metadata = call.initial_metadata()
+        with self._changed:
+            if self._call is call and self._state is not State.FAILED:
+                self._handed.add(lambda: initial_metadata)
+                self._interrupted = call
+                return True
+            return self.final is call
+
+    def cancel(self) -> bool:
+        """End the call now; False if it is over."""
+        with self._changed:
+            if self.is_over:
+                return False
+            self.is_cancelled = True
+            if self._next is None and self._call.cancel():
+                callbacks = self._finish(self._call)
+            elif self._next is None and self._call.code() is grpc.StatusCode.OK and not self._is_behind():
+                self.is_cancelled = False  # it is over, and about to say so
+                return False
+            else:
+                callbacks = self._finish(CancelledCall())
+        self._conclude(callbacks)
+        return True
+
+    def abandon(self) -> None:
+        """Cancel the call, soon; for use while garbage is collected, where no lock may be taken."""
+        timer.after(0, self.cancel)
+
+    def _wait(self, is_enough: Callable[[], bool], timeout: float | None) -> bool:
+        ends = None if timeout is None else monotonic() + timeout
+        while True:
+            with self._changed:
+                left = None if ends is None else max(ends - monotonic(), 0)
+                if not self._changed.wait_for(
+                    lambda: self._state in (State.OVER, State.BEHIND) or is_enough(), left
+                ):
+                    return False
+                if self._state is not State.BEHIND:
+                    return True
+                self._state = State.SKIPPING
+                call = self._call
+            self._skip(call)
+
+    def _begin(self, call: Any) -> None:
+        with self._changed:
+            is_late = self.is_over
+            if not is_late:
+                self._call, self._next, self._ended_well = call, None, False
+                self._state = State.BEHIND if self._handed.count else State.CURRENT
+                self._changed.notify_all()
+        if is_late:
+            call.cancel()
+        elif not call.add_callback(partial(self._ended, call)):
+            self._ended(call)
+
+    def _ended(self, call: Any) -> None:
+        """An attempt is over: the call is too, or another attempt is due."""
+        callbacks = None
+        with self._changed:
+            if self.is_over or self.is_cancelled or self._call is not call:
+                return
+            if call.code() is grpc.StatusCode.OK:
+                if self._state is State.SKIPPING:
+                    self._ended_well = (
+                        True  # whoever skips will tell whether that is the end of the same stream
+                    )
+                    return
+                self._trial.succeeded()
+                callbacks = self._lose() if self._is_behind() else self._finish(call)
+            else:
+                callbacks = self._failed(call)
+        if callbacks is not None:
+            self._conclude(callbacks)
+
+    def _failed(self, call: Any) -> list[Callable[[], object]] | None:
+        is_whole = self._requests is None or self._requests.is_whole
+        seconds = self._trial.failed(
+            call.code(), call.trailing_metadata(), can_resend=is_whole and self._handed.can_resend
+        )
+        if seconds is None:
+            if self._trial.was_held_back:
+                self._notes.append(NO_RUN if is_whole else TOO_LARGE)
+            return self._finish(call)
+        self._state = State.FAILED
+        self._next = timer.after(seconds, self._again)
+        self._changed.notify_all()
+        return None
+
+    def _again(self) -> None:
+        """Send the call once more, on the timer's thread, in the context that it was made in."""
+        with self._changed:
+            if self.is_over:
+                return
+            timeout = self._trial.attempt()
+        try:
+            call = self._context.run(self._send, timeout)
+        except Exception as error:  # the channel was closed, or another interceptor is at fault
+            self._give_up(error)
+        else:
+            self._begin(call)
+
+    def _give_up(self, error: Exception) -> None:
+        with self._changed:
+            if self.is_over:
+                return
+            self._notes.append(f"the last of them could not be sent: {error!r}")
+            callbacks = self._finish(self._call)
+        self._conclude(callbacks)
+
+    def _is_behind(self) -> bool:
+        return self._state in (State.BEHIND, State.SKIPPING)
+
+    def _skip(self, call: Any) -> None:
+        """Read again what was handed over before, if it is the same."""
+        is_same = self._is_resumed(call)
+        callbacks = None
+        with self._changed:
+            if self._call is not call or self._state is not State.SKIPPING:
+                return
+            if is_same is None:
+                self._state = State.CURRENT  # it failed: what follows is that of any failure
+            elif not is_same:
+                callbacks = self._lose()
+            elif self._ended_well:
+                self._trial.succeeded()
+                callbacks = self._finish(call)
+            else:
+                self._state = State.CURRENT
+            self._changed.notify_all()
+        if callbacks is not None:
+            self._conclude(callbacks)
+
+    def _is_resumed(self, call: Any) -> bool | None:
+        """Whether ``call`` answers what was answered before; None if it fails."""
+        try:
+            next(call)  # initial metadata comes with it
+            to_skip = self._handed.to_skip(call.initial_metadata())
+            if to_skip is None:
+                return False
+            for _ in range(to_skip - 1):
+                next(call)
+        except StopIteration:
+            return False
+        except grpc.RpcError:
+            return None
+        return True
+
+    def _lose(self) -> list[Callable[[], object]]:
+        """The stream cannot be resumed: the call ends as the attempt did that was handed from."""
+        self._notes.append(ANOTHER_RUN)
+        self._call.cancel()
+        return self._finish(self._interrupted)
+
+    def _finish(self, final: Any) -> list[Callable[[], object]]:
+        self.final, self._state = final, State.OVER
+        if self._next is not None:
+            self._next.cancel()
+        if self._requests is not None:
+            self._requests.close()
+        callbacks, self._callbacks = self._callbacks, []
+        self._changed.notify_all()
+        return callbacks
+
+    def _conclude(self, callbacks: list[Callable[[], object]]) -> None:
+        self._end()
+        for callback in callbacks:
+            try:
+                callback()
+            except Exception:  # as grpc does: it is of no concern to the call
+                _log.exception("a callback of a call failed")
