@@ -18,20 +18,7 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 
 from idem_grpc.endings import Ending
-from idem_grpc.judge import (
-    UNKNOWN_TTL,
-    Call,
-    Claim,
-    GiveUp,
-    Overwrite,
-    Reject,
-    Replay,
-    Verdict,
-    WaitFor,
-    judge,
-    judge_late,
-    left_unknown_by,
-)
+from idem_grpc.judge import judge, judge_late, left_unknown_by
 from idem_grpc.outcome import Outcome
 from idem_grpc.policy import OnOutage
 from idem_grpc.problem import Problem, Reason
@@ -51,6 +38,7 @@ from idem_grpc.steps import (
     Waited,
 )
 from idem_grpc.swap import Held, Swap, Swapped
+from idem_grpc.verdicts import UNKNOWN_TTL, Call, Claim, GiveUp, Overwrite, Reject, Replay, Verdict, WaitFor
 
 FIRST_POLL = 0.05
 LONGEST_POLL = 1.0

@@ -9,53 +9,12 @@ printed from the three.
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from idem_grpc.fingerprint import Fingerprint
 from idem_grpc.outcome import Outcome
-from idem_grpc.policy import KeyRule, Rules
+from idem_grpc.policy import KeyRule
 from idem_grpc.problem import Problem, Reason
-from idem_grpc.record import Binding, OnUnclear, Record, State
+from idem_grpc.record import OnUnclear, Record, State
 from idem_grpc.swap import Held, Swap
-
-UNKNOWN_TTL = 30 * 24 * 3600.0
-"""How long an unclear end is remembered, in seconds: long enough for somebody to look."""
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """A keyed call, as the state machine sees it.
-
-    ``key`` is the record's name in the store, ``owner`` a nonce of this call's own,
-    ``binding`` what its token must be good for (None for a client's own key).
-    ``fingerprint`` is None for a request stream, which is read while the call runs.
-    """
-
-    key: bytes
-    owner: bytes
-    fingerprint: Fingerprint | None
-    rules: Rules
-    binding: Binding | None = None
-
-    def first_claim(self) -> "Claim":
-        """The claim that fits a key not used before: most calls need no other."""
-        unused = Record(state=State.OPEN, binding=self.binding)
-        expected = unused.to_bytes() if self.binding is not None else None
-        return self.claim(unused, expected)
-
-    def claim(self, found: Record, expected: bytes | None, max_left: float | None = None) -> "Claim":
-        """The next attempt after ``found``, which the store holds as ``expected``."""
-        is_strict = self.rules.on_unclear is OnUnclear.FAIL  # then a dead owner is not forgotten earlier
-        record = Record(
-            state=State.RUNNING,
-            attempt=found.attempt + 1,
-            owner=self.owner,
-            fingerprint=None if self.fingerprint is None else found.fingerprint or self.fingerprint,
-            lease=self.rules.lease,
-            ttl=max(self.rules.retention, UNKNOWN_TTL) if is_strict else self.rules.retention,
-            on_unclear=self.rules.on_unclear,
-            binding=self.binding,
-        )
-        swap = Swap(self.key, expected, record.to_bytes(), record.ttl, max_left)
-        return Claim(record, swap, first_of_request=found.fingerprint is None)
+from idem_grpc.verdicts import UNKNOWN_TTL, Call, GiveUp, Overwrite, Reject, Replay, Verdict, WaitFor
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,64 +43,6 @@ class Finding:
     def max_left(self) -> float:
         """The most life that the record may have left for its lease to have run out."""
         return self.record.ttl - self.record.lease
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """Swap ``record`` in, and run the handler if that succeeds.
-
-    ``first_of_request``: no earlier attempt at this request is on record.
-    """
-
-    record: Record
-    swap: Swap
-    first_of_request: bool
-
-
-@dataclass(frozen=True, slots=True)
-class GiveUp:
-    """Write that a dead owner's end is unclear, and refuse the call."""
-
-    swap: Swap
-
-
-@dataclass(frozen=True, slots=True)
-class Overwrite:
-    """Put the late owner's outcome in the place of what was found."""
-
-    expected: bytes | None
-    max_left: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Replay:
-    """Answer with an outcome that was kept; ``owner`` is the run that made it.
-
-    ``requests`` is what it answers, of which a request stream has yet to show that it is the same.
-    """
-
-    outcome: Outcome
-    owner: bytes
-    requests: Fingerprint | None
-
-
-@dataclass(frozen=True, slots=True)
-class Reject:
-    """Refuse the call; ``owner`` is the run that stands in its way, if any."""
-
-    problem: Problem
-    owner: bytes = b""
-
-
-@dataclass(frozen=True, slots=True)
-class WaitFor:
-    """Wait for the run of ``owner``, whose lease lasts ``lease_left`` seconds unless renewed."""
-
-    owner: bytes
-    lease_left: float
-
-
-Verdict = Claim | GiveUp | Overwrite | Replay | Reject | WaitFor
 
 
 @dataclass(frozen=True, slots=True)

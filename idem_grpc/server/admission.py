@@ -12,7 +12,6 @@ from idem_grpc import keys
 from idem_grpc.digest import store_key, token_key
 from idem_grpc.execution import Execution, identity_of
 from idem_grpc.fingerprint import Fingerprint, fingerprint
-from idem_grpc.judge import Call
 from idem_grpc.methods import Methods
 from idem_grpc.outcome import Code, Metadata, Outcome
 from idem_grpc.policy import KeyRule, Policy, Rules
@@ -20,6 +19,7 @@ from idem_grpc.problem import Problem, Reason
 from idem_grpc.record import Binding, Record
 from idem_grpc.scope import CallInfo, Scope, scope_of
 from idem_grpc.sources import Outgoing
+from idem_grpc.verdicts import Call
 
 logger = logging.getLogger("idem_grpc")
 

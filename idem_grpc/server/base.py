@@ -11,7 +11,6 @@ import grpc
 from google.protobuf.descriptor import ServiceDescriptor
 
 from idem_grpc.execution import Execution
-from idem_grpc.judge import Call
 from idem_grpc.policy import Policy, Rules
 from idem_grpc.problem import Problem, Reason
 from idem_grpc.reporter import Reporter
@@ -22,6 +21,7 @@ from idem_grpc.server.replies import Answer, answer
 from idem_grpc.server.runs import Run, Runs
 from idem_grpc.steps import Reply, Steps, Wait
 from idem_grpc.stores.protocol import Store
+from idem_grpc.verdicts import Call
 
 logger = logging.getLogger("idem_grpc")
 

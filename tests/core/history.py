@@ -5,9 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from idem_grpc.judge import Call
 from idem_grpc.steps import Ended, Event, Execute, Outage, Pause, Reply, Step, Steps, Waited
 from idem_grpc.swap import Swap
+from idem_grpc.verdicts import Call
 
 Flow = Callable[[Call], Steps]
 

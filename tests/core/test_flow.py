@@ -8,13 +8,13 @@ import pytest
 from idem_grpc.endings import Ending
 from idem_grpc.fingerprint import Fingerprint
 from idem_grpc.flow import LONGEST_PAUSE, flow
-from idem_grpc.judge import UNKNOWN_TTL
 from idem_grpc.outcome import Code, Outcome
 from idem_grpc.policy import OnOutage
 from idem_grpc.problem import Problem, Reason
 from idem_grpc.record import OnUnclear, Record, State
 from idem_grpc.steps import Ended, Event, Execute, Outage, Pause, Reply, Step, Wait, Waited
 from idem_grpc.swap import Held, Swap, Swapped
+from idem_grpc.verdicts import UNKNOWN_TTL
 from tests.core.test_judge import (
     ALIVE,
     ANSWER,

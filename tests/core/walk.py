@@ -17,12 +17,12 @@ from typing import NamedTuple
 from idem_grpc.endings import Ending
 from idem_grpc.fingerprint import Fingerprint
 from idem_grpc.flow import flow
-from idem_grpc.judge import Call
 from idem_grpc.outcome import Code, Outcome
 from idem_grpc.policy import KeyRule, OnOutage, Policy, Rules
 from idem_grpc.record import Binding, OnUnclear, State
 from idem_grpc.steps import Compare, Compared, Ended, Event, Execute, Outage, Wait, Waited
 from idem_grpc.swap import Held, Swap, Swapped, may_swap
+from idem_grpc.verdicts import Call
 from tests.core.history import Flow, Node
 from tests.core.laws import Laws, read
 
