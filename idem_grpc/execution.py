@@ -81,7 +81,8 @@ class Execution:
         """A UUID that is the same in every attempt at this request, and differs by ``name``.
 
         Give it to a payment provider or a queue as *its* idempotency key. It is made
-        of the record's name, the request and ``name``, so callers never share one.
+        of the record's name, the request and ``name``, so callers never share one. A request
+        stream is not known while the call runs: its ids are those of the key alone.
         """
         bits = digest("derive", self.identity, name.encode(), size=16)
         return as_uuid(int.from_bytes(bits, "big"), version=8)
