@@ -6,6 +6,7 @@ import grpc
 import pytest
 
 from idem_grpc import Policy, current, metadata
+from tests.server.client import Kind
 from tests.server.ledger import order, run
 from tests.support.wait import until
 
@@ -58,6 +59,7 @@ def test_derived_ids_differ_by_key_tenant_method_and_name(start, kind):
 
 
 @pytest.mark.parametrize("url", ["sqlite", "redis"], indirect=True)
+@pytest.mark.parametrize("kind", [Kind.UNARY, Kind.SERVER_STREAM], indirect=True)
 def test_a_run_longer_than_max_run_is_told_that_it_lost_its_lease(start, url, kind, key):
     one, other = start(url, default=SHORT), start(url, default=SHORT)
     request = order(run(gate="slow"), run())

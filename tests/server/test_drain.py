@@ -59,6 +59,7 @@ def test_drain_of_an_idle_server_is_over_at_once(start, kind, key):
     until(lambda: server.drain(0) == 0)
 
 
+@pytest.mark.parametrize("kind", [Kind.UNARY], indirect=True)
 def test_drain_waits_for_what_the_store_was_not_told_yet(own_redis_server, start, kind, key, gate):
     server = start(own_redis_server.url + "?socket_timeout=0.2")
     request = order(gate)

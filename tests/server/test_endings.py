@@ -8,10 +8,10 @@ import pytest
 from idem_grpc import OnUnclear, Policy, Reason
 from idem_grpc.record import State
 from tests.server.client import Kind
-from tests.server.kinds import FIRST_AND_LAST, kinds
+from tests.server.kinds import ALL, kinds
 from tests.server.ledger import RichStatus, order, run
 
-kind = kinds(*FIRST_AND_LAST)
+kind = kinds(Kind.UNARY, Kind.SERVER_STREAM)
 
 DECIDED = ["NOT_FOUND", "ALREADY_EXISTS", "FAILED_PRECONDITION"]
 MENDABLE = ["INVALID_ARGUMENT", "OUT_OF_RANGE", "UNIMPLEMENTED", "PERMISSION_DENIED", "UNAUTHENTICATED"]
@@ -118,6 +118,7 @@ def test_a_failure_that_did_nothing_is_run_again_whatever_the_policy(strict, kin
     assert attempts(strict, request) == [1, 2]
 
 
+@pytest.mark.parametrize("kind", ALL, indirect=True)
 def test_an_exception_is_unclear(server, strict, kind):
     for its_server, name in ((server, "one"), (strict, "two")):
         request = order(run("RAISE", details="disk full"), run())
@@ -129,6 +130,7 @@ def test_an_exception_is_unclear(server, strict, kind):
         assert attempts(its_server, request) == ([1, 2] if its_server is server else [1])
 
 
+@pytest.mark.parametrize("kind", ALL, indirect=True)
 @pytest.mark.parametrize("end", ["NONE", "WRONG_TYPE"])
 def test_what_is_not_a_response_is_internal_and_unclear(server, strict, kind, end):
     for its_server, name in ((server, "one"), (strict, "two")):
@@ -177,6 +179,7 @@ def test_release_keeps_no_answer_of_any_code(strict, kind, key, code):
     assert attempts(strict, request) == [1, 2]
 
 
+@pytest.mark.parametrize("kind", ALL, indirect=True)
 def test_an_exception_after_keep_is_kept(server, kind, key):
     request = order(run("RAISE", mark="KEEP"), run())
     first, second = (server.client.call(kind, request, key) for _ in range(2))
@@ -215,6 +218,7 @@ def test_a_refusal_passed_on_from_downstream_is_not_kept(start, key):
     assert [refusal.reason for refusal in passed_on] == [Reason.RESPONSE_NOT_KEPT] * 2
 
 
+@pytest.mark.parametrize("kind", ALL, indirect=True)
 def test_malformed_bytes_are_internal_and_leave_no_trace(server, kind, key):
     answer = server.client.call(kind, b"\xff\xff\xff", key)
     assert answer.code is grpc.StatusCode.INTERNAL

@@ -6,9 +6,11 @@ import pytest
 from idem_grpc import Policy, Reason
 from idem_grpc.record import State
 from tests.server.client import Kind
+from tests.server.kinds import ALL, FIRST_AND_LAST, kinds
 from tests.server.ledger import order, run
 from tests.support.wait import until
 
+kind = kinds(*FIRST_AND_LAST)
 NO_DEADLINE = 1e9  # seconds; what grpc says in its place is far more
 
 
@@ -47,6 +49,7 @@ def sees_no_caller(run):
     return run.time_remaining is None or run.time_remaining > NO_DEADLINE
 
 
+@pytest.mark.parametrize("kind", ALL, indirect=True)
 def test_the_retry_gets_the_answer(start, url, kind, key, leave):
     server = start(url)
     request = order(run(**at_work(kind), trailing=[("fee", "12")]))
@@ -116,7 +119,7 @@ def test_a_waiter_does_not_outstay_its_deadline(start, kind, key):
     server, request = start(default=Policy(wait=600)), order(run(**at_work(kind)))
     first = server.client.begin(kind, request, key, timeout=None)
     server.ledger.gate("at work").await_arrival()
-    waiter = server.client.call(kind, request, key, timeout=0.5)
+    waiter = server.client.call(kind, request, key, timeout=0.2)
     assert waiter.code is grpc.StatusCode.DEADLINE_EXCEEDED or waiter.reason is Reason.IN_PROGRESS
     gone = server.client.begin(kind, request, key, timeout=None)
     gone.cancel()

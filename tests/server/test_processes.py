@@ -8,7 +8,7 @@ import pytest
 
 from idem_grpc import Reason
 from tests.server.client import Kind
-from tests.server.kinds import FIRST_AND_LAST, kinds
+from tests.server.kinds import kinds
 from tests.server.ledger import order, run
 from tests.server.processes import ServerProcess
 from tests.support.wait import until
@@ -43,7 +43,6 @@ def attempts(processes, request):
     return sorted(attempt for process in processes for attempt in process.attempts(request))
 
 
-@pytest.mark.parametrize("kind", FIRST_AND_LAST, indirect=True)
 def test_200_duplicates_at_once_are_one_run(processes, url, kind, key):
     servers = processes(2 if url.startswith("sqlite") else 3)
     request = order(run(gate=AT_WORK))

@@ -127,6 +127,7 @@ def test_an_answer_over_the_limit_is_told_once(start, url, kind, key):
     assert len(server.ledger.runs(request)) == 1
 
 
+@pytest.mark.parametrize("url", ["redis"], indirect=True)
 def test_large_messages(start, url, kind, key):
     server = start(url, default=Policy(max_response_bytes=16 << 20))
     first, second = twice(server, kind, order(run(filler_bytes=3 << 20), filler=b"\x5a" * (3 << 20)), key)
