@@ -1,0 +1,207 @@
+"""The life of a token: issued, used, done, gone; given back, revoked, forgotten."""
+
+import grpc
+import pytest
+from idem_grpc_pb.v1 import token_pb2
+
+from idem_grpc import KeyRule, OnUnclear, Policy, Reason
+from tests.server.client import Kind
+from tests.server.ledger import order, run
+from tests.support.wait import until
+from tests.tokens.servers import CHARGE, RETENTION, TTL, get, issue, revoke, shown, state
+
+GONE = (grpc.StatusCode.FAILED_PRECONDITION, Reason.TOKEN_UNKNOWN)
+NOT_FOUND = grpc.StatusCode.NOT_FOUND
+
+
+def verdict(answer):
+    return answer.code, answer.reason
+
+
+def test_issue_use_replay(start, url):
+    server, request = start(url), order(run(trailing=[("fee", "12")]))
+    token = issue(server.client)
+    assert (state(server.client, token), shown(server.client, token).attempt) == ("OPEN", 0)
+    first = server.client.call(Kind.UNARY, request, token)
+    assert first.ok
+    assert not first.replayed
+    again = server.client.call(Kind.UNARY, request, token)
+    assert again.essence == first.essence
+    assert again.replayed
+    assert (state(server.client, token), shown(server.client, token).attempt) == ("DONE", 1)
+    assert len(server.ledger.runs(request)) == 1
+
+
+@pytest.mark.parametrize("kind", [Kind.CLIENT_STREAM, Kind.BIDI])
+def test_streams_take_tokens_too(start, kind):
+    server, request = start(), order()
+    token = issue(server.client)
+    first = server.client.call(kind, request, token)
+    assert first.ok
+    assert server.client.call(kind, request, token).essence == first.essence
+    assert len(server.ledger.runs(request)) == 1
+
+
+@pytest.mark.parametrize("token", ["idt_never-issued", "a-key-of-my-own", "x" * 255])
+def test_what_was_never_issued_is_refused_and_not_run(start, url, token):
+    server = start(url)
+    assert verdict(server.client.call(Kind.UNARY, order(), token)) == GONE
+    assert get(server.client, token).code is NOT_FOUND
+    assert not server.ledger.all_runs
+
+
+def test_a_call_without_a_token_is_refused(start):
+    server = start()
+    answer = server.client.call(Kind.UNARY, order())
+    assert verdict(answer) == (grpc.StatusCode.INVALID_ARGUMENT, Reason.KEY_REQUIRED)
+    assert not server.ledger.all_runs
+
+
+def test_a_token_stands_for_one_request(start):
+    server = start()
+    token = issue(server.client)
+    assert server.client.call(Kind.UNARY, order(), token).ok
+    again = server.client.call(Kind.UNARY, order(), token)
+    assert verdict(again) == (grpc.StatusCode.INVALID_ARGUMENT, Reason.KEY_REUSED)
+    assert len(server.ledger.all_runs) == 1
+
+
+def test_a_running_token_says_so(start, url):
+    server, request = start(url), order(run(gate="at work"))
+    token = issue(server.client)
+    call = server.client.begin(Kind.UNARY, request, token)
+    server.ledger.gate("at work").await_arrival()
+    assert state(server.client, token) == "RUNNING"
+    server.ledger.gate("at work").open()
+    assert call.answer().ok
+
+
+def test_unused_it_ends_on_the_clock_of_the_store(start, clocked, clock):
+    server = start(store=clocked)
+    token = issue(server.client)
+    clock.now += TTL - 1
+    assert shown(server.client, token).ttl.ToMilliseconds() == 1000
+    clock.now += 1
+    assert get(server.client, token).code is NOT_FOUND
+    assert verdict(server.client.call(Kind.UNARY, order(), token)) == GONE
+    assert not server.ledger.all_runs
+
+
+@pytest.mark.parametrize("url", ["sqlite", "redis"], indirect=True)
+def test_unused_it_ends_on_every_store(start, url):
+    server = start(url)
+    token = issue(server.client, ttl=0.1)
+    until(lambda: get(server.client, token).code is NOT_FOUND)
+    assert verdict(server.client.call(Kind.UNARY, order(), token)) == GONE
+    assert not server.ledger.all_runs
+
+
+def test_used_it_lives_as_long_as_the_answer(start, clocked, clock):
+    server, request = start(store=clocked), order()
+    token = issue(server.client)
+    clock.now += TTL - 1
+    first = server.client.call(Kind.UNARY, request, token)
+    clock.now += RETENTION - 1
+    assert server.client.call(Kind.UNARY, request, token).essence == first.essence
+    clock.now += 1
+    assert verdict(server.client.call(Kind.UNARY, request, token)) == GONE, "it is not run again"
+    assert len(server.ledger.runs(request)) == 1
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_a_store_that_lost_its_data_knows_no_token(start, own_redis_server, used):
+    server, request = start(own_redis_server.url), order()
+    token = issue(server.client)
+    if used:
+        assert server.client.call(Kind.UNARY, request, token).ok
+    with own_redis_server.client() as client:
+        client.flushall()
+    assert verdict(server.client.call(Kind.UNARY, request, token)) == GONE
+    assert len(server.ledger.all_runs) == used
+
+
+def test_a_typo_costs_no_token(start, clocked, clock):
+    server = start(store=clocked)
+    token = issue(server.client)
+    clock.now += 100
+    refused = server.client.call(Kind.UNARY, order(run(code=grpc.StatusCode.INVALID_ARGUMENT)), token)
+    assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
+    given_back = shown(server.client, token)
+    assert given_back.state == token_pb2.TOKEN_STATE_OPEN
+    assert given_back.ttl.ToSeconds() == TTL - 100, "it has the life that it had left"
+    assert server.client.call(Kind.UNARY, order(), token).ok, "and takes a mended request"
+
+
+def test_not_now_is_not_for_ever(start, clocked, clock):
+    server = start(store=clocked)
+    request = order(run(code=grpc.StatusCode.RESOURCE_EXHAUSTED), run())
+    token = issue(server.client)
+    clock.now += 100
+    assert server.client.call(Kind.UNARY, request, token).code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert shown(server.client, token).ttl.ToSeconds() == TTL - 100
+    assert server.client.call(Kind.UNARY, order(), token).reason is Reason.KEY_REUSED
+    assert server.client.call(Kind.UNARY, request, token).ok
+    assert shown(server.client, token).attempt == 2
+
+
+def test_given_back_it_ends_when_it_would_have_ended(start, clocked, clock):
+    server = start(store=clocked)
+    token = issue(server.client)
+    server.client.call(Kind.UNARY, order(run(code=grpc.StatusCode.INVALID_ARGUMENT)), token)
+    clock.now += TTL
+    assert verdict(server.client.call(Kind.UNARY, order(), token)) == GONE
+
+
+def test_an_unclear_end_is_remembered_for_the_retention(start, clocked, clock):
+    server, request = start(store=clocked), order(run("RAISE"), run())
+    token = issue(server.client)
+    assert server.client.call(Kind.UNARY, request, token).code is grpc.StatusCode.UNKNOWN
+    assert (state(server.client, token), shown(server.client, token).ttl.ToSeconds()) == ("OPEN", RETENTION)
+    clock.now += RETENTION - 1
+    assert server.client.call(Kind.UNARY, request, token).ok
+    assert len(server.ledger.runs(request)) == 2
+
+
+def test_an_unclear_end_that_nobody_may_repeat(start):
+    strict = Policy(operation=CHARGE, key=KeyRule.TOKEN, on_unclear=OnUnclear.FAIL)
+    server, request = start(default=strict), order(run("RAISE"), run())
+    token = issue(server.client)
+    server.client.call(Kind.UNARY, request, token)
+    assert state(server.client, token) == "UNKNOWN"
+    assert server.client.call(Kind.UNARY, request, token).reason is Reason.OUTCOME_UNKNOWN
+    assert revoke(server.client, token).code is grpc.StatusCode.FAILED_PRECONDITION
+    assert len(server.ledger.runs(request)) == 1
+
+
+def test_revoked_it_is_useless(start, url):
+    server = start(url)
+    token = issue(server.client)
+    assert revoke(server.client, token).ok
+    assert get(server.client, token).code is NOT_FOUND
+    assert verdict(server.client.call(Kind.UNARY, order(), token)) == GONE
+    assert revoke(server.client, token).ok, "what is not there is useless already"
+    assert not server.ledger.all_runs
+
+
+def test_what_runs_or_is_done_is_not_revoked(start, url):
+    server, request = start(url), order(run(gate="at work"))
+    token = issue(server.client)
+    call = server.client.begin(Kind.UNARY, request, token)
+    server.ledger.gate("at work").await_arrival()
+    assert revoke(server.client, token).code is grpc.StatusCode.FAILED_PRECONDITION
+    server.ledger.gate("at work").open()
+    first = call.answer()
+    assert first.ok
+    for _ in range(2):
+        assert revoke(server.client, token).code is grpc.StatusCode.FAILED_PRECONDITION
+    assert server.client.call(Kind.UNARY, request, token).essence == first.essence
+    assert len(server.ledger.runs(request)) == 1
+
+
+def test_given_back_it_can_be_revoked_unless_a_request_is_remembered(start):
+    server = start()
+    mendable, not_now = issue(server.client), issue(server.client)
+    server.client.call(Kind.UNARY, order(run(code=grpc.StatusCode.INVALID_ARGUMENT)), mendable)
+    server.client.call(Kind.UNARY, order(run(code=grpc.StatusCode.ABORTED)), not_now)
+    assert revoke(server.client, mendable).ok
+    assert revoke(server.client, not_now).code is grpc.StatusCode.FAILED_PRECONDITION
