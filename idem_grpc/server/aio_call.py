@@ -8,6 +8,7 @@ comes to an end that the flow knows how to go on from.
 import asyncio
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import aclosing
 from functools import partial
 from time import monotonic
 from typing import Any
@@ -20,7 +21,7 @@ from idem_grpc.outcome import Metadata
 from idem_grpc.policy import OnCancel, Rules
 from idem_grpc.server.admission import Admitted, Caller, Refused
 from idem_grpc.server.aio_pipe import Pipe
-from idem_grpc.server.arities import Handler, behavior_of, serialized
+from idem_grpc.server.arities import Handler, behavior_of, closed_after, is_async, serialized
 from idem_grpc.server.base import Protection
 from idem_grpc.server.keeper import failed
 from idem_grpc.server.recording import AsyncRecordingContext, CallerGone, Recording, RecordingContext
@@ -90,6 +91,8 @@ class AioCall:
         """The RPC is over: nothing more is waited for on its account."""
         self._pipe.leave()
         self._wake.set()
+        if self._recorded is not None:
+            self._recorded.caller_left()
         if self._handling is not None:
             self._handling.cancel()
 
@@ -182,7 +185,7 @@ class AioCall:
     async def _execute(self, execute: Execute, admitted: Admitted, sent: float) -> Ended:
         rules, owner = admitted.call.rules, admitted.call.owner
         execution = admitted.execution(execute.record)
-        kind = AsyncRecordingContext if _is_async(behavior_of(self._handler)) else RecordingContext
+        kind = AsyncRecordingContext if is_async(behavior_of(self._handler)) else RecordingContext
         recording = self._recorded = kind(
             self._caller,
             execution,
@@ -200,6 +203,8 @@ class AioCall:
                 serving: Awaitable[Any] = self._serve(recording, admitted)
                 if rules.on_cancel is OnCancel.CANCEL and kind is AsyncRecordingContext:
                     serving = self._handling = asyncio.ensure_future(serving)
+                    if self._pipe.is_gone:  # since before there was a handler to cancel
+                        self._handling.cancel()
                 response = await serving
                 streams = self._handler.response_streaming
                 ended = recording.returned(None if streams else lambda: serialized(self._handler, response))
@@ -235,8 +240,9 @@ class AioCall:
             recording.writer = send
         request = admitted.request if incoming is None else requests()
         if inspect.isasyncgenfunction(behavior):
-            async for response in behavior(request, recording):
-                await send(response)
+            async with aclosing(behavior(request, recording)) as responses:
+                async for response in responses:
+                    await send(response)
             return None
         return await behavior(request, recording)
 
@@ -257,8 +263,9 @@ class AioCall:
         response = behavior_of(self._handler)(request, recording)
         if not self._handler.response_streaming:
             return response
-        for each in response:
-            wait_for(send(each))
+        with closed_after(response):
+            for each in response:
+                wait_for(send(each))
         return None
 
     async def _compare(self, wanted: Compare, admitted: Admitted) -> Compared:
@@ -290,7 +297,3 @@ async def _to_its_end(thread: asyncio.Future[Any]) -> Any:
         except asyncio.CancelledError:
             if thread.done():
                 raise
-
-
-def _is_async(behavior: Any) -> bool:
-    return inspect.iscoroutinefunction(behavior) or inspect.isasyncgenfunction(behavior)

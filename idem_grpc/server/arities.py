@@ -1,6 +1,8 @@
 """The kinds of method that grpc has, told apart in one place."""
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -29,6 +31,22 @@ def behavior_of(handler: Handler) -> Behavior:
     """The function that serves the method."""
     behaviors = (handler.unary_unary, handler.unary_stream, handler.stream_unary, handler.stream_stream)
     return next(behavior for behavior in behaviors if behavior is not None)
+
+
+def is_async(behavior: Behavior) -> bool:
+    """Whether it runs on the event loop, and not on a thread."""
+    return inspect.iscoroutinefunction(behavior) or inspect.isasyncgenfunction(behavior)
+
+
+@contextmanager
+def closed_after(responses: Any) -> Iterator[None]:
+    """Close a generator with the block: what it does last must not meet the next run of its call."""
+    try:
+        yield
+    finally:
+        close = getattr(responses, "close", None)
+        if close is not None:
+            close()
 
 
 class NotSerialized(Exception):

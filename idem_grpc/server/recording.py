@@ -215,6 +215,8 @@ class RecordingContext(Recording, grpc.ServicerContext):
         return True
 
     def add_callback(self, callback: Callable[[], None]) -> bool:
+        if self._sees_caller_gone():
+            return False
         self._callbacks.append(callback)
         return True
 

@@ -18,7 +18,7 @@ from idem_grpc.flow import flow
 from idem_grpc.outcome import Metadata
 from idem_grpc.policy import Rules
 from idem_grpc.server.admission import Admitted, Caller, Refused
-from idem_grpc.server.arities import Handler, behavior_of, serialized
+from idem_grpc.server.arities import Handler, behavior_of, closed_after, serialized
 from idem_grpc.server.base import Protection
 from idem_grpc.server.keeper import attempt
 from idem_grpc.server.outlet import Outlet
@@ -203,11 +203,12 @@ class SyncCall:
             response = behavior_of(self._handler)(request, recording)
             if not self._handler.response_streaming:
                 return recording.returned(lambda: serialized(self._handler, response))
-            for each in response:
-                message = serialized(self._handler, each)
-                recording.sends(message)
-                self._streamed = admitted.call.owner
-                self._put(message, opening(recording.initial_metadata, admitted.call.owner))
+            with closed_after(response):
+                for each in response:
+                    message = serialized(self._handler, each)
+                    recording.sends(message)
+                    self._streamed = admitted.call.owner
+                    self._put(message, opening(recording.initial_metadata, admitted.call.owner))
             return recording.returned(None)
         except BaseException as error:  # the thread is the pool's: nothing may end it but the call
             return recording.raised(error)

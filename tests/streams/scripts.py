@@ -6,7 +6,8 @@ with ``context.read`` and ``context.write``.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator
+from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -92,8 +93,9 @@ def with_iterators(script: Script, kind: Kind) -> Any:
     """As a coroutine or an async generator, which takes a request stream as an iterator."""
 
     async def responses(request: Any, context: Any) -> AsyncIterator[Any]:
-        async for message in _responses(script, _reader(kind, request), context, []):
-            yield message
+        async with aclosing(_responses(script, _reader(kind, request), context, [])) as messages:
+            async for message in messages:
+                yield message
 
     async def response(request: Any, context: Any) -> Any:
         returned: list[Any] = []
@@ -132,7 +134,7 @@ async def _one(request: Any) -> AsyncIterator[Any]:
 
 async def _responses(
     script: Script, read: Callable[[], Awaitable[Any]], context: Any, returned: list[Any]
-) -> AsyncIterator[Any]:
+) -> AsyncGenerator[Any]:
     steps = script(context)
     proceed, event = steps.send, None
     while True:

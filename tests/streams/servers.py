@@ -65,18 +65,29 @@ SERVERS = {server.style: server for server in (OnSync, OnAio, OnAioReadWrite, On
 
 
 class Conversation:
-    """A call that goes as the test says, message by message. Messages are bytes."""
+    """A call that goes as the test says, message by message. Messages are bytes.
+
+    A method with one request gets ``only``, and nothing of what is sent.
+    """
 
     def __init__(
-        self, client: Client, kind: Kind, key: str | None, *, timeout: float | None = DEADLINE
+        self,
+        client: Client,
+        kind: Kind,
+        key: str | None,
+        *,
+        only: bytes = b"only",
+        timeout: float | None = DEADLINE,
+        metadata: Iterable[tuple[str, str | bytes]] = (),
     ) -> None:
         self._requests: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self.sent = 0
         self._kind = kind
         method: Any = getattr(client.channel, kind.arity)(kind.path)
         send = method if kind.has_response_stream else method.future
-        metadata = () if key is None else (("idempotency-key", key),)
-        self.rpc = send(self._pass_on(), metadata=metadata, timeout=timeout)
+        keys = () if key is None else (("idempotency-key", key),)
+        request = self._pass_on() if kind.has_request_stream else only
+        self.rpc = send(request, metadata=(*keys, *metadata), timeout=timeout)
         self._rest: list[bytes] = []
 
     def _pass_on(self) -> Iterator[bytes]:

@@ -4,6 +4,8 @@ In grpc.aio it looks like one, in grpc one in five does, and the handler would a
 keep, half an upload.
 """
 
+import subprocess
+import sys
 import threading
 from collections import defaultdict
 from contextlib import contextmanager
@@ -15,7 +17,7 @@ import pytest
 from idem_grpc.record import State
 from tests.server.client import Kind
 from tests.server.ledger import Gate
-from tests.streams.process import start_python
+from tests.server.processes import ENVIRONMENT, ROOT
 from tests.streams.scripts import Cross, Read, Send
 from tests.streams.servers import Conversation
 from tests.streams.uploader import begin, kind_of
@@ -127,7 +129,8 @@ def test_cut_by_the_deadline(server, uploads, gate):
 
 def test_cut_by_the_death_of_the_client(server, uploads):
     cut = keys("killed", 40)
-    client = start_python("tests.streams.uploader", server.address, *cut)
+    command = [sys.executable, "-m", "tests.streams.uploader", server.address, *cut]
+    client = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT)
     try:
         until(lambda: uploads.arrived >= set(cut))
     finally:
