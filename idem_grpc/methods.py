@@ -53,7 +53,7 @@ class Methods:
         """The rules of a method; None if it passes through. Raises ValueError at a fault."""
         service_wide = pattern_of_service(method)
         named = method in self._policies
-        if method.startswith(_INFRASTRUCTURE) and not (named or service_wide in self._policies):
+        if is_infrastructure(method) and not (named or service_wide in self._policies):
             return None
         descriptor = find_method(method)
         if has_no_side_effects(descriptor) and not named:
@@ -62,8 +62,7 @@ class Methods:
         in_code = [policy for policy in given if policy is not None]
         if descriptor is None:
             return Rules.of(method, [*in_code, self._default])
-        rules = Rules.of(method, [*in_code, *declared_policies(descriptor), self._default])
-        return _with_contract(rules, method, descriptor)
+        return _with_contract(descriptor, in_code, self._default)
 
     def _check(self, services: Iterable[str | ServiceDescriptor]) -> None:
         known: set[str] = set()
@@ -91,9 +90,25 @@ def _find_service(name: str) -> ServiceDescriptor:
         ) from None
 
 
-def _with_contract(rules: Rules, method: str, descriptor: MethodDescriptor) -> Rules:
+def declared_rules(descriptor: MethodDescriptor) -> Rules:
+    """The rules of a method of which code says nothing.
+
+    Raises ValueError, naming file and method, where its contract contradicts itself.
+    """
+    return _with_contract(descriptor, (), Policy())
+
+
+def _with_contract(descriptor: MethodDescriptor, in_code: Iterable[Policy], default: Policy) -> Rules:
     """Rules as the contract completes them. Raises ValueError where the two contradict each other."""
+    method = name_of(descriptor)
     where = f"{descriptor.containing_service.file.name}: {method}"
+    policies = declared_policies(descriptor)
+    try:
+        rules = Rules.of(method, [*in_code, *policies, default])
+    except ValueError as error:
+        if all(policy == Policy() for policy in policies):
+            raise
+        raise ValueError(f"{descriptor.containing_service.file.name}: {error}") from error
     declared = declared_key_rule(descriptor)
     if declared is not None and _STRENGTH.index(rules.key) < _STRENGTH.index(declared):
         raise ValueError(
@@ -118,6 +133,16 @@ def find_method(method: str) -> MethodDescriptor | None:
         return descriptor_pool.Default().FindMethodByName(method.lstrip("/").replace("/", "."))
     except KeyError:
         return None
+
+
+def name_of(descriptor: MethodDescriptor) -> str:
+    """A method as it is called: "/pkg.Service/Method"."""
+    return f"/{descriptor.containing_service.full_name}/{descriptor.name}"
+
+
+def is_infrastructure(method: str) -> bool:
+    """Whether "/pkg.Service/Method" passes through unless code names it: health checks and the like."""
+    return method.startswith(_INFRASTRUCTURE)
 
 
 def has_no_side_effects(descriptor: MethodDescriptor | None) -> bool:
