@@ -6,6 +6,7 @@ has no cap of five attempts, a duplicate of a call that still runs costs nothing
 attempt can have a deadline of its own.
 """
 
+import math
 import random
 import threading
 from collections.abc import Callable, Collection, Generator
@@ -85,8 +86,12 @@ class Retry:
 
     def backoff(self, retry: int, uniform: Callable[[float, float], float] = random.uniform) -> float:
         """Seconds before the nth retry in a row, counted from 1."""
-        base = in_seconds(self.initial_backoff) * self.multiplier ** min(retry - 1, 64)
-        return min(base, in_seconds(self.max_backoff)) * uniform(*JITTER)
+        try:
+            factor = float(self.multiplier) ** (retry - 1)
+        except OverflowError:
+            factor = math.inf
+        longest = in_seconds(self.max_backoff)
+        return min(in_seconds(self.initial_backoff) * factor, longest) * uniform(*JITTER)
 
 
 class Tokens:

@@ -1,0 +1,304 @@
+"""When a call is sent again, as the pure core has it: by hand, on a clock of the test's own."""
+
+from datetime import timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from idem_grpc import Budget, Reason, Retry
+from idem_grpc.client.retry import Attempt, Backoff, Failure, Tokens, attempts
+from idem_grpc.outcome import Code
+
+DOWN = Failure(Code.UNAVAILABLE)
+UNLIMITED = Retry(budget=None, max_attempts=1000)
+
+
+class Course:
+    """A call whose attempts fail as the test says, on a clock that only it moves."""
+
+    def __init__(self, retry=UNLIMITED, *, timeout=None, may_retry=True, tokens=None, jitter=1.0):
+        self.now = 1000.0
+        self.waited: list[float] = []
+        self.made = 1
+        self._steps = attempts(
+            retry,
+            tokens or Tokens(retry.budget),
+            timeout=timeout,
+            may_retry=may_retry,
+            clock=lambda: self.now,
+            uniform=lambda low, high: jitter,
+        )
+        self.attempt = self._next()
+
+    def _next(self) -> Attempt:
+        step = next(self._steps)
+        assert isinstance(step, Attempt)
+        return step
+
+    def fails(self, failure=DOWN, *, after=0.0) -> bool:
+        """Let the attempt fail. Returns whether another one is made."""
+        self.now += after
+        try:
+            step = self._steps.send(failure)
+        except StopIteration as end:
+            self.lacked = end.value
+            return False
+        assert isinstance(step, Backoff)
+        self.waited.append(step.seconds)
+        self.now += step.seconds
+        self.attempt = self._next()
+        self.made += 1
+        return True
+
+    def succeeds(self):
+        with pytest.raises(StopIteration):
+            self._steps.send(None)
+
+
+def a6_backoff(retry, n):
+    """``Retry n waits random(0.8, 1.2) * min(initial_backoff * multiplier**(n-1), max_backoff)``: A6."""
+    backoff = retry.initial_backoff
+    for _ in range(n - 1):
+        backoff = min(backoff * retry.multiplier, retry.max_backoff)
+    return backoff
+
+
+@given(
+    n=st.integers(1, 60),
+    initial=st.integers(1, 10_000),
+    factor=st.integers(1, 1000),
+    multiplier=st.floats(1, 10),
+    jitter=st.floats(0.8, 1.2),
+)
+def test_backoff_is_that_of_a6(n, initial, factor, multiplier, jitter):
+    retry = Retry(initial_backoff=initial / 1000, max_backoff=initial * factor / 1000, multiplier=multiplier)
+    ranges = []
+
+    def uniform(low, high):
+        ranges.append((low, high))
+        return jitter
+
+    assert retry.backoff(n, uniform) == pytest.approx(a6_backoff(retry, n) * jitter)
+    assert ranges == [(0.8, 1.2)]
+
+
+def test_backoff_never_overflows():
+    assert Retry(multiplier=1e6).backoff(10**9, lambda low, high: 1.0) == 5.0
+
+
+def test_waits_grow_until_the_longest():
+    course = Course(Retry(max_attempts=8, initial_backoff=0.1, max_backoff=timedelta(seconds=2)))
+    while course.fails():
+        pass
+    assert course.made == 8
+    assert course.waited == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 2, 2])
+
+
+def test_there_is_no_cap_of_five_attempts():
+    course = Course(Retry(max_attempts=30, budget=None))
+    while course.fails():
+        pass
+    assert course.made == 30
+
+
+@pytest.mark.parametrize(
+    ("failure", "is_retried"),
+    [
+        (Failure(Code.UNAVAILABLE), True),
+        (Failure(Code.RESOURCE_EXHAUSTED), False),
+        (Failure(Code.RESOURCE_EXHAUSTED, pushback=0.5), True),
+        (Failure(Code.RESOURCE_EXHAUSTED, pushback=-0.001), False),
+        (Failure(Code.UNAVAILABLE, pushback=-0.001), False),
+        (Failure(Code.UNAVAILABLE, can_resend=False), False),
+        (Failure(Code.ABORTED), False),
+        (Failure(Code.DEADLINE_EXCEEDED), False),
+        (Failure(Code.CANCELLED), False),
+        (Failure(Code.INTERNAL), False),
+        (Failure(Code.UNKNOWN), False),
+        *((Failure(reason.code, reason), reason.code is Code.UNAVAILABLE) for reason in Reason),
+    ],
+    ids=str,
+)
+def test_which_failures_are_worth_another_attempt(failure, is_retried):
+    assert Course().fails(failure) is is_retried
+    assert not Course(may_retry=False).fails(failure)
+
+
+@pytest.mark.parametrize("reason", [reason for reason in Reason if reason.code is not Code.UNAVAILABLE])
+def test_no_setting_makes_a_refusal_worth_another_attempt(reason):
+    codes = [code for code in Code if code is not Code.OK]
+    assert not Course(Retry(codes=codes)).fails(Failure(reason.code, reason))
+
+
+@pytest.mark.parametrize("code", [Code.ABORTED, "ABORTED"])
+def test_codes_are_a_choice(code):
+    retry = Retry(codes=[code])
+    assert Course(retry).fails(Failure(Code.ABORTED))
+    assert not Course(retry).fails(Failure(Code.UNAVAILABLE))
+
+
+def test_what_cannot_be_sent_again_says_so_only_where_that_was_what_lacked():
+    course = Course()
+    assert not course.fails(Failure(Code.UNAVAILABLE, can_resend=False))
+    assert course.lacked
+    course = Course()
+    assert not course.fails(Failure(Code.NOT_FOUND, can_resend=False))
+    assert not course.lacked
+
+
+class TestPushback:
+    def test_the_larger_of_pushback_and_backoff_is_waited(self):
+        course = Course(Retry(initial_backoff=1, max_backoff=60))
+        course.fails(Failure(Code.UNAVAILABLE, pushback=7.5))
+        course.fails(Failure(Code.UNAVAILABLE, pushback=0.01))
+        assert course.waited == [7.5, 1]
+
+    def test_backoff_starts_anew_after_it(self):
+        course = Course(Retry(initial_backoff=1, max_backoff=60))
+        for failure in (DOWN, DOWN, Failure(Code.UNAVAILABLE, pushback=30), DOWN, DOWN):
+            course.fails(failure)
+        assert course.waited == [1, 2, 30, 1, 2]
+
+    @pytest.mark.parametrize("reason", [Reason.IN_PROGRESS, Reason.OUTCOME_PENDING])
+    def test_an_answer_on_its_way_costs_neither_attempts_nor_budget(self, reason):
+        retry = Retry(max_attempts=2, budget=Budget(max_tokens=4))
+        tokens = Tokens(retry.budget)
+        course = Course(retry, tokens=tokens)
+        for _ in range(100):
+            assert course.fails(Failure(Code.UNAVAILABLE, reason, pushback=0.25))
+        assert course.fails(DOWN)
+        assert not course.fails(DOWN)
+
+    def test_waits_for_an_answer_on_its_way_grow(self):
+        course = Course(Retry(initial_backoff=0.1, max_backoff=5))
+        for _ in range(8):
+            course.fails(Failure(Code.UNAVAILABLE, Reason.IN_PROGRESS, pushback=0.25))
+        assert course.waited == pytest.approx([0.25, 0.25, 0.4, 0.8, 1.6, 3.2, 5, 5])
+
+
+class TestDeadline:
+    def test_every_attempt_has_what_is_left_of_the_calls_own(self):
+        course = Course(timeout=10)
+        assert course.attempt.timeout == 10
+        course.fails(after=3)
+        assert course.attempt.timeout == pytest.approx(10 - 3 - 0.1)
+
+    def test_no_wait_outlasts_it(self):
+        course = Course(timeout=10)
+        assert not course.fails(Failure(Code.UNAVAILABLE, pushback=10))
+        assert Course(timeout=10).fails(Failure(Code.UNAVAILABLE, pushback=9.99))
+
+    def test_an_attempt_can_have_its_own(self):
+        course = Course(Retry(attempt_timeout=timedelta(seconds=2), budget=None), timeout=5)
+        assert course.attempt.timeout == 2
+        assert course.fails(Failure(Code.DEADLINE_EXCEEDED), after=2)
+        assert course.attempt.timeout == 2
+        assert course.fails(Failure(Code.DEADLINE_EXCEEDED), after=2)
+        assert course.attempt.timeout == pytest.approx(5 - 4 - 0.1 - 0.2)
+        assert not course.fails(Failure(Code.DEADLINE_EXCEEDED), after=course.attempt.timeout)
+
+    def test_that_of_an_attempt_serves_calls_without_one(self):
+        course = Course(Retry(attempt_timeout=2, max_attempts=3))
+        while course.fails(Failure(Code.DEADLINE_EXCEEDED), after=2):
+            assert course.attempt.timeout == 2
+        assert course.made == 3
+
+    def test_without_any_there_is_none(self):
+        assert Course().attempt.timeout is None
+
+
+class TestBudget:
+    def test_a_call_that_succeeds_puts_back_its_ratio(self):
+        tokens = Tokens(Budget(max_tokens=10, ratio=0.5))
+        for _ in range(5):
+            tokens.take()
+        assert not tokens.take()
+        for _ in range(3):
+            tokens.put_back()
+        assert not tokens.take()  # 4.5
+        for _ in range(4):
+            tokens.put_back()
+        assert tokens.take()  # 5.5
+
+    def test_it_never_holds_more_than_its_most(self):
+        tokens = Tokens(Budget(max_tokens=2, ratio=1))
+        for _ in range(100):
+            tokens.put_back()
+        assert [tokens.take() for _ in range(2)] == [False, False]
+
+    def test_it_is_the_channels_and_not_the_calls(self):
+        retry = Retry(budget=Budget(max_tokens=6))
+        tokens = Tokens(retry.budget)
+        assert [Course(retry, tokens=tokens).fails() for _ in range(4)] == [True, True, False, False]
+
+    def test_success_of_a_call_counts_once_however_often_it_was_sent(self):
+        retry = Retry(budget=Budget(max_tokens=100, ratio=0.1))
+        tokens = Tokens(retry.budget)
+        for _ in range(10):
+            course = Course(retry, tokens=tokens)
+            course.fails()
+            course.succeeds()
+        spent = [tokens.take() for _ in range(50)].count(True)
+        assert spent == 50 - 10 + 1 - 1  # ten were spent and one put back; half must be left
+
+    def test_the_default_holds_a_storm_down_and_lets_it_recover(self):
+        """A server is down for 1000 calls, then well for 1000, then fails one call in twenty."""
+        retry = Retry()
+        tokens = Tokens(retry.budget)
+
+        def sent(fails):
+            course = Course(retry, tokens=tokens)
+            while fails() and course.fails():
+                pass
+            return course.made
+
+        assert sum(sent(lambda: True) for _ in range(1000)) <= 1000 + 50
+
+        for _ in range(1000):
+            course = Course(retry, tokens=tokens)
+            course.succeeds()
+        outcomes = iter([number % 20 == 0 for number in range(100_000)])
+        made = 0
+        for _ in range(1000):
+            course = Course(retry, tokens=tokens)
+            while next(outcomes):
+                assert course.fails(), "a few failures among many successes are all retried"
+            course.succeeds()
+            made += course.made
+        assert 1040 <= made <= 1060
+
+    def test_without_one_there_is_no_limit(self):
+        tokens = Tokens(None)
+        assert all(tokens.take() for _ in range(10_000))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"max_attempts": 0},
+        {"initial_backoff": 0},
+        {"initial_backoff": 2, "max_backoff": 1},
+        {"multiplier": 0.5},
+        {"attempt_timeout": 0},
+        {"attempt_timeout": timedelta(seconds=-1)},
+        {"max_request_bytes": -1},
+        {"codes": ["OK"]},
+        {"codes": ["NO_CODE"]},
+    ],
+    ids=str,
+)
+def test_settings_that_make_no_sense(settings):
+    with pytest.raises(ValueError, match=r"Retry\("):
+        Retry(**settings)
+
+
+def test_one_code_is_no_collection_of_codes():
+    with pytest.raises(TypeError, match="collection"):
+        Retry(codes="UNAVAILABLE")
+
+
+@pytest.mark.parametrize("settings", [{"max_tokens": 0}, {"ratio": 0}, {"ratio": -1}], ids=str)
+def test_a_budget_of_nothing(settings):
+    with pytest.raises(ValueError, match="budget=None"):
+        Budget(**settings)
