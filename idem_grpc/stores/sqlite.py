@@ -54,8 +54,8 @@ class SqliteStore(Store):
             raise ValueError(f"synchronous is {synchronous!r}, and must be 'normal' or 'full'")
         self.namespace = namespace
         self._prefix = key_prefix(namespace)
-        self._path = os.path.abspath(path)  # connections made later must not depend on the working folder
-        self._connect = partial(connect, self._path, synchronous)
+        self.path = os.path.abspath(path)  # connections made later must not depend on the working folder
+        self._connect = partial(connect, self.path, synchronous)
         self._sweep_every = sweep_every
         self._clock = clock or host_clock()
         self._opener = OpeningProcess()
@@ -64,7 +64,7 @@ class SqliteStore(Store):
         self._sweeper: Sweeper | None = None
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._path!r}, namespace={self.namespace!r})"
+        return f"{type(self).__name__}({self.path!r}, namespace={self.namespace!r})"
 
     def swap(
         self,
@@ -76,7 +76,7 @@ class SqliteStore(Store):
     ) -> Swapped | Held:
         self._opener.require()  # before the lock: after a fork, its holder may not be there
         swap = checked_swap(self._prefix + key, expected, new, ttl, max_left)
-        with self._lock, errors_of(self._path):
+        with self._lock, errors_of(self.path):
             connection = self._open()
             held = self._read(connection, swap.key)
             if not may_swap(swap, held):
@@ -103,7 +103,7 @@ class SqliteStore(Store):
         first, end = self._prefix, self._prefix[:-1] + b";"  # which comes right after the colon
         while True:
             self._opener.require()
-            with self._lock, errors_of(self._path):
+            with self._lock, errors_of(self.path):
                 rows = self._open().execute(
                     f"SELECT key, {_COLUMNS} FROM records WHERE key >= ? AND key < ? ORDER BY key LIMIT ?",
                     (first, end, _PAGE),
@@ -116,7 +116,7 @@ class SqliteStore(Store):
 
     def check(self) -> None:
         self._opener.require()
-        with self._lock, errors_of(self._path):
+        with self._lock, errors_of(self.path):
             connection = self._open()
             connection.execute("BEGIN IMMEDIATE")
             connection.execute("ROLLBACK")

@@ -1,0 +1,17 @@
+"""The command ``idem-grpc``: contracts are checked with it, and stores looked after.
+
+What it needs comes with the extra ``[cli]``; without that it says so, in a sentence.
+"""
+
+import sys
+from importlib.util import find_spec
+
+
+def main() -> None:
+    """The entry point. Exit statuses are those of ``idem_grpc.cli.failures``."""
+    if find_spec("click") is None:
+        sys.stderr.write("idem-grpc needs the extra 'cli': pip install 'idem-grpc[cli]'\n")
+        sys.exit(2)
+    from idem_grpc.cli.app import app
+
+    app(prog_name="idem-grpc")

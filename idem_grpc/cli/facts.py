@@ -1,0 +1,124 @@
+"""What a record says, for people and as JSON. Never the answer itself, unless asked for."""
+
+import base64
+import json
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from idem_grpc.cli.tables import span, table
+from idem_grpc.outcome import Metadata, Outcome
+from idem_grpc.record import Record, State
+from idem_grpc.swap import Held
+
+
+def lease_left(held: Held, record: Record) -> float:
+    """Seconds until the owner of a run may be taken for dead; negative once it may."""
+    return held.ttl_left - (record.ttl - record.lease)
+
+
+def is_dead(held: Held, record: Record) -> bool:
+    """Whether a run's owner has been silent for longer than its lease."""
+    return record.state is State.RUNNING and lease_left(held, record) <= 0
+
+
+def facts(name: bytes, held: Held, record: Record, *, show_response: bool = False) -> dict[str, Any]:
+    """All that is told of a record; times in seconds."""
+    told: dict[str, Any] = {
+        "key": name.decode(errors="backslashreplace"),
+        "state": record.state.name,
+        "ttl_seconds": None if math.isinf(held.ttl_left) else round(held.ttl_left, 3),
+    }
+    if record.state is State.UNREADABLE:
+        return told | {"bytes": len(held.value or b"")}
+    told |= {
+        "kind": "token" if record.binding is not None else "key",
+        "attempt": record.attempt,
+        "run": record.owner.hex(),
+        "request_known": record.fingerprint is not None,
+    }
+    if record.state is State.RUNNING:
+        told |= {
+            "lease_seconds": record.lease,
+            "silent_seconds": round(max(0.0, record.ttl - held.ttl_left), 3),
+            "owner_alive": not is_dead(held, record),
+            "on_unclear": record.on_unclear.name,
+        }
+    if record.outcome is not None:
+        told["outcome"] = _outcome(record.outcome, show_response)
+    return told
+
+
+def _outcome(outcome: Outcome, show_response: bool) -> dict[str, Any]:
+    told: dict[str, Any] = {
+        "code": outcome.code.name,
+        "messages": len(outcome.messages),
+        "bytes": sum(map(len, outcome.messages)),
+        "dropped": outcome.messages_dropped,
+        "metadata": len(outcome.initial_metadata) + len(outcome.trailing_metadata),
+    }
+    if show_response:
+        told |= {
+            "details": outcome.details,
+            "initial_metadata": _shown(outcome.initial_metadata),
+            "trailing_metadata": _shown(outcome.trailing_metadata),
+            "messages_base64": [base64.b64encode(message).decode() for message in outcome.messages],
+        }
+    return told
+
+
+def _shown(metadata: Metadata) -> list[tuple[str, str]]:
+    return [
+        (key, base64.b64encode(value).decode() if isinstance(value, bytes) else value)
+        for key, value in metadata
+    ]
+
+
+def as_lines(told: dict[str, Any]) -> list[str]:
+    """Facts as aligned lines."""
+    rows = [("key", told["key"]), ("state", _state(told)), ("expires in", _ttl(told))]
+    if "kind" in told:
+        kind = "a token of the TokenService" if told["kind"] == "token" else "a client's own key"
+        rows += [("kind", kind), ("attempt", str(told["attempt"])), ("run", told["run"] or "none")]
+        rows.append(("request", "known" if told["request_known"] else "not known: any may come"))
+    if "on_unclear" in told:
+        rows.append(("if it dies", _ON_UNCLEAR[told["on_unclear"]]))
+    if "outcome" in told:
+        rows += _outcome_rows(told["outcome"])
+    return table(rows)
+
+
+def state_of(told: dict[str, Any]) -> str:
+    """The state in a few words."""
+    return "RUNNING, lease ran out" if told.get("owner_alive") is False else str(told["state"])
+
+
+def _state(told: dict[str, Any]) -> str:
+    if told["state"] == "UNREADABLE":
+        return f"UNREADABLE: {told['bytes']} bytes that no version of ours wrote, so duplicates are refused"
+    if told["state"] != "RUNNING":
+        return f"{told['state']}: {_MEANS[told['state']]}"
+    silent, lease = span(told["silent_seconds"]), span(told["lease_seconds"])
+    return f"{state_of(told)}: its owner last wrote {silent} ago, and has a lease of {lease}"
+
+
+def _ttl(told: dict[str, Any]) -> str:
+    return "never" if told["ttl_seconds"] is None else span(told["ttl_seconds"])
+
+
+def _outcome_rows(outcome: dict[str, Any]) -> Iterable[tuple[str, str]]:
+    size = f"{outcome['messages']}, of {outcome['bytes']} bytes"
+    yield "status", outcome["code"]
+    yield "messages", "too large, not kept" if outcome["dropped"] else size
+    yield "metadata", str(outcome["metadata"])
+    for name in ("details", "initial_metadata", "trailing_metadata", "messages_base64"):
+        if name in outcome:
+            yield name.replace("_", " "), json.dumps(outcome[name], ensure_ascii=False)
+
+
+_MEANS = {
+    "OPEN": "may be claimed",
+    "DONE": "every duplicate gets the same answer",
+    "UNKNOWN": "nobody knows how it ended; duplicates are refused until that is settled",
+}
+_ON_UNCLEAR = {"RERUN": "the next duplicate runs it again", "FAIL": "nobody runs it again"}
