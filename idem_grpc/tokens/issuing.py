@@ -25,6 +25,8 @@ PREFIX = "idt_"
 MOST_AT_ONCE = 100
 _RANDOM_BYTES = 18
 _SHORTEST_TTL = 0.001
+LONGEST = timedelta(days=3653).total_seconds()
+"""Of any duration, in seconds: as in a Policy, and within what a Timestamp can tell."""
 
 Answers = list[Swapped | Held]
 
@@ -39,7 +41,8 @@ class Operation:
     issue_rate: tokens for one caller in so many seconds; default 600 in 900 s. Together
         with ``max_ttl`` it bounds what a caller can have the store keep.
 
-    Durations are timedeltas or seconds. Raises ValueError for settings that make no sense.
+    Durations are timedeltas or seconds. Raises ValueError or TypeError for settings that
+    make no sense.
     """
 
     ttl: Duration = timedelta(minutes=15)
@@ -47,11 +50,20 @@ class Operation:
     issue_rate: tuple[int, Duration] = (600, timedelta(seconds=900))
 
     def __post_init__(self) -> None:
-        if not 0 < in_seconds(self.ttl) <= in_seconds(self.max_ttl):
-            raise ValueError(f"{self}: ttl must be positive, and not above max_ttl")
-        tokens, period = self.issue_rate
-        if tokens < 1 or in_seconds(period) <= 0:
-            raise ValueError(f"{self}: issue_rate is (tokens, seconds), both positive")
+        ttl, max_ttl = _checked("ttl", self.ttl), _checked("max_ttl", self.max_ttl)
+        if not 0 < ttl <= max_ttl <= LONGEST:
+            raise ValueError(f"{self}: ttl must be positive and not above max_ttl, ten years at most")
+        rate: object = self.issue_rate
+        if not (isinstance(rate, tuple) and len(rate) == 2 and isinstance(rate[0], int)):
+            raise TypeError(f"Operation(issue_rate={rate!r}): give (tokens, seconds), as in (600, 900)")
+        if not (rate[0] >= 1 and 0 < _checked("issue_rate", rate[1]) <= LONGEST):
+            raise ValueError(f"{self}: issue_rate is (tokens, seconds), both positive, ten years at most")
+
+
+def _checked(name: str, duration: Duration) -> float:
+    if isinstance(duration, bool) or not isinstance(duration, (timedelta, int, float)):
+        raise TypeError(f"Operation({name}={duration!r}): give a timedelta or a number of seconds")
+    return in_seconds(duration)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +115,7 @@ def _count(
             return
         expected = seen.value
         had = 0 if expected is None else token_pb2.IssueCount.FromString(expected).count
-        left = period if expected is None else seen.ttl_left
+        left = period if expected is None else min(seen.ttl_left, period)
     raise Declined(
         status_outcome(
             Code.RESOURCE_EXHAUSTED,

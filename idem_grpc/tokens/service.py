@@ -1,6 +1,6 @@
 """The TokenService, for grpc and grpc.aio: it issues, shows and revokes tokens."""
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
@@ -21,6 +21,7 @@ from idem_grpc.steps import Reply
 from idem_grpc.stores.protocol import StoreError
 from idem_grpc.swap import Swap
 from idem_grpc.tokens.issuing import (
+    LONGEST,
     MOST_AT_ONCE,
     Answers,
     Declined,
@@ -48,9 +49,12 @@ class _Tokens:
     def __init__(self, admission: Admission, operations: Mapping[str, Operation]) -> None:
         if not operations:
             raise ValueError("operations: name at least one, as in {'payments.charge': Operation()}")
-        for name, operation in operations.items():
-            if not name or not isinstance(operation, Operation):
-                raise TypeError(f"operations[{name!r}] is {operation!r}: give an Operation")
+        given: Iterable[tuple[object, object]] = operations.items()
+        for name, operation in given:
+            if not isinstance(name, str) or not isinstance(operation, Operation):
+                raise TypeError(f"operations[{name!r}] is {operation!r}: give an Operation, by its name")
+            if not name:
+                raise ValueError("operations: a name is empty: give one, such as 'payments.charge'")
         self._admission = admission
         self._operations = dict(operations)
         self._names = {Binding.of(name, "").operation: name for name in operations}
@@ -64,7 +68,8 @@ class _Tokens:
     ) -> Work[token_pb2.IssueTokensResponse]:
         operation = self._operations.get(request.operation)
         if operation is None:
-            raise _declined(Code.NOT_FOUND, f"there is no operation {request.operation!r}")
+            shown = request.operation[:_MOST_SHOWN]
+            raise _declined(Code.NOT_FOUND, f"there is no operation {shown!r}")
         count = request.count or 1
         if not 1 <= count <= MOST_AT_ONCE:
             raise _declined(Code.INVALID_ARGUMENT, f"count is {count}: ask for 1 to {MOST_AT_ONCE}")
@@ -175,7 +180,7 @@ def add_async_token_service(
     token_pb2_grpc.add_TokenServiceServicer_to_server(AsyncTokenServicer(interceptor, operations), server)
 
 
-_LONGEST = 10 * 365 * 86_400.0
+_MOST_SHOWN = 100  # a longer status may be more than a caller takes
 _SERVICE = "/idem.v1.TokenService/*"
 
 
@@ -201,7 +206,7 @@ def _token(token: str, operation: str, state: State, attempt: int, ttl: float) -
         state=_STATES.get(state, token_pb2.TOKEN_STATE_UNKNOWN),
         attempt=attempt,
     )
-    life = timedelta(seconds=min(ttl, _LONGEST))  # a foreign hand can have made it immortal
+    life = timedelta(seconds=min(ttl, LONGEST))  # a foreign hand can have made it immortal
     message.ttl.FromTimedelta(life)
     message.expire_time.FromDatetime(datetime.now(UTC) + life)
     return message

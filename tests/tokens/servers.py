@@ -67,7 +67,7 @@ def tenant(name: str) -> tuple[tuple[str, str]]:
 
 def ask(client: Client, method: str, request: Message, metadata: Any = ()) -> Answer:
     """Call the TokenService, whatever it answers."""
-    call = client.channel.unary_unary(f"/idem.v1.TokenService/{method}")
+    call: Any = client.channel.unary_unary(f"/idem.v1.TokenService/{method}")
     sent = call.future(request.SerializeToString(), metadata=metadata, timeout=DEADLINE)
     return Pending(sent, is_stream=False).answer()
 

@@ -1,0 +1,43 @@
+"""A store that counts its batches, and tells how many records it has."""
+
+from collections.abc import Sequence
+
+from idem_grpc.stores.contract import look
+from idem_grpc.stores.protocol import AsyncStore, Store
+from idem_grpc.swap import Held, Swap, Swapped
+from tests.server.stores import AsyncWatched, Watched
+
+
+class Counted(Watched):
+    """Notes the size of every batch that goes to ``inner``."""
+
+    def __init__(self, inner: Store) -> None:
+        super().__init__(inner)
+        self.batches: list[int] = []
+
+    def swap_many(self, swaps: Sequence[Swap]) -> list[Swapped | Held]:
+        self.batches.append(len(swaps))
+        for swap in swaps:
+            self.note(swap)
+        return self.inner.swap_many(swaps)
+
+    def living(self) -> int:
+        """How many of the records that were written are there."""
+        keys = {swap.key for swap in self.swaps}
+        return sum(look(self.inner, key).value is not None for key in keys)
+
+
+class AsyncCounted(AsyncWatched):
+    """The same for asyncio."""
+
+    def __init__(self, inner: AsyncStore) -> None:
+        super().__init__(inner)
+        self.batches: list[int] = []
+
+    async def swap_many(self, swaps: Sequence[Swap]) -> list[Swapped | Held]:
+        self.batches.append(len(swaps))
+        return await self.inner.swap_many(swaps)
+
+
+def counted(store: Store | AsyncStore) -> Counted | AsyncCounted:
+    return Counted(store) if isinstance(store, Store) else AsyncCounted(store)

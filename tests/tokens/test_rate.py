@@ -1,0 +1,133 @@
+"""How many tokens a caller gets: no more than the rate, whoever asks, and wherever."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2
+
+import idem_grpc
+from idem_grpc import Operation
+from idem_grpc.policy import in_seconds
+from idem_grpc.stores.memory import MemoryStore
+from idem_grpc.tokens.issuing import Declined, Subject, issue
+from tests.server.harness import open_store
+from tests.tokens.servers import CHARGE, REFUND, TENANT, Clock, ask, issue_many, tenant, wanted
+from tests.tokens.stores import Counted
+
+RATE = Operation(ttl=900, max_ttl=3600, issue_rate=(600, 900))
+ALICE, BOB = tenant("alice"), tenant("bob")
+
+
+@pytest.fixture
+def settings():
+    operations = {name: Operation(issue_rate=(10, 60)) for name in (CHARGE, REFUND)}
+    return {"operations": operations, "scope": idem_grpc.metadata(TENANT)}
+
+
+def had(client, caller, operation=CHARGE, at_once=1):
+    """How many tokens a caller gets until it is told that they are too many, and that answer."""
+    count = 0
+    while (answer := ask(client, "IssueTokens", wanted(operation, at_once), caller)).ok:
+        count += at_once
+    assert answer.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    return count, answer
+
+
+def issued_until_declined(store, count, *, caller="alice", operation=RATE):
+    """The same without a server."""
+    had = 0
+    while True:
+        steps = issue(Subject(store.namespace, caller), CHARGE, operation, count, in_seconds(operation.ttl))
+        try:
+            batch = next(steps)
+            while True:
+                batch = steps.send(store.swap_many(batch))
+        except StopIteration as end:
+            had += len(end.value)
+        except Declined:
+            return had
+
+
+def test_who_asks_for_too_many_is_told_when_to_come_back(start, clocked, clock, settings):
+    client = start(store=clocked, **settings).client
+    issue_many(client, metadata=ALICE)
+    clock.now += 20
+    assert had(client, ALICE)[0] == 9
+    _, refused = had(client, ALICE)
+    delay = refused.detail(error_details_pb2.RetryInfo).retry_delay
+    assert delay.ToMilliseconds() == round(refused.pushback * 1000)
+    assert refused.pushback == 40, "the window began with the first"
+
+
+def test_the_window_renews(start, clocked, clock, settings):
+    client = start(store=clocked, **settings).client
+    assert had(client, ALICE)[0] == 10
+    clock.now += 59.9
+    assert had(client, ALICE)[0] == 0, "being refused makes it neither shorter nor longer"
+    clock.now += 0.1
+    assert had(client, ALICE)[0] == 10
+
+
+def test_each_caller_and_each_operation_has_its_own(start, url, settings):
+    client = start(url, **settings).client
+    assert had(client, ALICE)[0] == 10
+    assert had(client, BOB)[0] == 10
+    assert had(client, ALICE, REFUND)[0] == 10
+
+
+def test_a_batch_that_is_too_large_costs_nothing(start, settings):
+    client = start(**settings).client
+    assert had(client, ALICE, at_once=11)[0] == 0
+    assert had(client, ALICE, at_once=4)[0] == 8
+    assert had(client, ALICE)[0] == 2
+
+
+@pytest.mark.parametrize("url", ["sqlite", "redis"], indirect=True)
+def test_it_holds_over_several_servers_on_one_store(start, url, settings):
+    clients = [start(url, **settings).client for _ in range(3)]
+    with ThreadPoolExecutor() as pool:
+        counts = pool.map(lambda client: had(client, ALICE)[0], clients)
+    assert sum(counts) == 10
+
+
+@pytest.mark.parametrize("face", ["sync"], indirect=True)
+@pytest.mark.parametrize("count", [1, 7])
+def test_many_who_issue_at_once_never_exceed_it(face, url, count):
+    operation = Operation(issue_rate=(100, 900))
+    with open_store(face, url, "rate") as store, ThreadPoolExecutor(16) as pool:
+        caller = f"caller-{id(store)}"
+        issuers = [
+            pool.submit(issued_until_declined, store, count, caller=caller, operation=operation)
+            for _ in range(16)
+        ]
+        assert sum(issuer.result() for issuer in issuers) == 100 // count * count
+
+
+def test_a_million_leave_no_more_than_the_rate_lets_live(own_redis_server):
+    """Asked for at a stretch: a window full is issued, and nothing else is kept."""
+    with open_store("sync", own_redis_server.url, "rate") as store, own_redis_server.client() as client:
+        assert sum(issued_until_declined(store, 100) for _ in range(10_000)) == 600
+        assert client.dbsize() == 601
+
+
+def test_nor_do_those_of_a_day():
+    """Asked for again whenever the window renews, for the longest life that there is."""
+    clock = Clock()
+    store = Counted(MemoryStore(clock=clock))
+    longest = Operation(ttl=3600, max_ttl=3600, issue_rate=(600, 900))
+    for _ in range(96):
+        assert issued_until_declined(store, 100, operation=longest) == 600
+        assert store.living() <= 600 * 3600 / 900 + 1
+        store.swaps = store.swaps[-5 * 607 :]  # more than can live
+        clock.now += 900
+
+
+def test_a_window_is_no_longer_than_it_is_set_to_be():
+    """A longer one was before, or a foreign hand took the record's end away."""
+    clock = Clock()
+    store = MemoryStore(clock=clock)
+    assert issued_until_declined(store, 1, operation=Operation(issue_rate=(1, 100_000))) == 1
+    assert issued_until_declined(store, 1, operation=RATE) == 599
+    clock.now += 900
+    assert issued_until_declined(store, 1, operation=RATE) == 600
