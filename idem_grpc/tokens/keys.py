@@ -1,9 +1,14 @@
-"""Key sources that are fed by a TokenService, for grpc and grpc.aio."""
+"""Key sources that are fed by a TokenService, for grpc and grpc.aio.
+
+A source has one request for tokens on its way at a time, which all who lack one share:
+else fifty threads at an empty pool would ask for fifty batches, and soon have had too many.
+"""
 
 import asyncio
 import logging
 import threading
 from collections.abc import Sequence
+from concurrent.futures import Future
 from time import monotonic
 
 import grpc
@@ -33,12 +38,13 @@ class _Fetching(SingleUse):
             raise ValueError(f"TokenKeys(prefetch={prefetch}): give 1 to {MOST_AT_ONCE}")
         if not operation:
             raise ValueError("TokenKeys: name the operation, such as 'payments.charge'")
+        if (ttl is not None and in_seconds(ttl) <= 0) or in_seconds(timeout) <= 0:
+            raise ValueError(f"TokenKeys(ttl={ttl!r}, timeout={timeout!r}): give more than 0 seconds")
         self._operation = operation
         self._ttl = None if ttl is None else in_seconds(ttl)
         self._metadata = tuple(metadata)
         self._timeout = in_seconds(timeout)
         self._pool = TokenPool(prefetch)
-        self._is_fetching = False
 
     def _request(self) -> token_pb2.IssueTokensRequest:
         request = token_pb2.IssueTokensRequest(operation=self._operation, count=self._pool.missing() or 1)
@@ -51,9 +57,10 @@ class _Fetching(SingleUse):
     def _add(self, response: token_pb2.IssueTokensResponse, asked: float) -> None:
         self._pool.add(((token.token, token.ttl.ToMilliseconds() / 1000) for token in response.tokens), asked)
 
-    def _noted(self, error: grpc.RpcError) -> grpc.RpcError:
+    def _note(self, error: Exception, *, is_ahead: bool) -> None:
         error.add_note(f"no token for {self._operation!r} could be had, so the call was not made")
-        return error
+        if is_ahead:
+            logger.warning("tokens for %r could not be fetched ahead: %s", self._operation, error)
 
 
 class TokenKeys(_Fetching):
@@ -83,35 +90,56 @@ class TokenKeys(_Fetching):
         super().__init__(operation, prefetch, ttl, metadata, timeout)
         self._stub: token_pb2_grpc.TokenServiceStub = token_pb2_grpc.TokenServiceStub(channel)
         self._lock = threading.Lock()
+        self._fetching: Future[None] | None = None
 
     def __call__(self, _: Outgoing) -> str:
         """A token that nobody has used."""
         while (token := self._pool.take(monotonic())) is None:
-            try:
-                self._fetch()
-            except grpc.RpcError as error:
-                raise self._noted(error) from None
-        if self._pool.missing() and self._begins():
-            threading.Thread(target=self._fetch_ahead, name="idem_grpc tokens", daemon=True).start()
+            fetching, is_mine = self._join()
+            if is_mine:
+                self._fetch(fetching)
+            fetching.result()
+        if self._pool.missing():
+            self._fetch_ahead()
         return token
 
-    def _begins(self) -> bool:
-        with self._lock:
-            begins, self._is_fetching = not self._is_fetching, True
-            return begins
-
     def _fetch_ahead(self) -> None:
-        try:
-            self._fetch()
-        except grpc.RpcError as error:
-            logger.warning("tokens for %r could not be fetched ahead: %s", self._operation, error)
-        finally:
-            self._is_fetching = False
+        fetching, is_mine = self._join()
+        if is_mine:
+            ahead = threading.Thread(
+                target=self._fetch, args=(fetching, True), name="idem_grpc tokens", daemon=True
+            )
+            try:
+                ahead.start()
+            except RuntimeError:  # there are too many threads: who lacks a token next will fetch it
+                self._end(fetching)
 
-    def _fetch(self) -> None:
+    def _join(self) -> tuple[Future[None], bool]:
+        """The request for tokens that is on its way, and whether it is left to the caller to make."""
+        with self._lock:
+            is_mine = self._fetching is None
+            self._fetching = self._fetching or Future()
+            return self._fetching, is_mine
+
+    def _fetch(self, fetching: Future[None], is_ahead: bool = False) -> None:
         asked = monotonic()
-        response = self._stub.IssueTokens(self._request(), timeout=self._timeout, metadata=self._metadata)
-        self._add(response, asked)
+        failure: Exception | None = None
+        try:
+            response = self._stub.IssueTokens(self._request(), timeout=self._timeout, metadata=self._metadata)
+            self._add(response, asked)
+        except Exception as error:
+            self._note(error, is_ahead=is_ahead)
+            failure = error
+        finally:  # on a KeyboardInterrupt too, or else the others would wait for ever
+            self._end(fetching, failure)
+
+    def _end(self, fetching: Future[None], failure: Exception | None = None) -> None:
+        with self._lock:
+            self._fetching = None
+        if failure is None:
+            fetching.set_result(None)
+        else:
+            fetching.set_exception(failure)
 
 
 class AsyncTokenKeys(_Fetching):
@@ -129,28 +157,33 @@ class AsyncTokenKeys(_Fetching):
     ) -> None:
         super().__init__(operation, prefetch, ttl, metadata, timeout)
         self._stub: token_pb2_grpc.TokenServiceAsyncStub = token_pb2_grpc.TokenServiceStub(channel)
-        self._fetching: asyncio.Task[None] | None = None
+        self._fetching: asyncio.Task[Exception | None] | None = None
 
     async def __call__(self, _: Outgoing) -> str:
         """A token that nobody has used."""
         while (token := self._pool.take(monotonic())) is None:
-            try:
-                await self._fetch()
-            except grpc.RpcError as error:
-                raise self._noted(error) from None
-        if self._pool.missing() and (self._fetching is None or self._fetching.done()):
-            self._fetching = asyncio.create_task(self._fetch_ahead())
+            # A caller who is cancelled does not take the others' tokens along.
+            failure = await asyncio.shield(self._fetch())
+            if failure is not None:
+                raise failure
+        if self._pool.missing():
+            self._fetch(is_ahead=True)
         return token
 
-    async def _fetch_ahead(self) -> None:
-        try:
-            await self._fetch()
-        except grpc.RpcError as error:
-            logger.warning("tokens for %r could not be fetched ahead: %s", self._operation, error)
+    def _fetch(self, *, is_ahead: bool = False) -> "asyncio.Task[Exception | None]":
+        """The request for tokens that is on its way; a new one if there is none."""
+        if self._fetching is None or self._fetching.done():
+            self._fetching = asyncio.create_task(self._ask(is_ahead))
+        return self._fetching
 
-    async def _fetch(self) -> None:
+    async def _ask(self, is_ahead: bool) -> Exception | None:
         asked = monotonic()
-        response = await self._stub.IssueTokens(
-            self._request(), timeout=self._timeout, metadata=self._metadata
-        )
-        self._add(response, asked)
+        try:
+            response = await self._stub.IssueTokens(
+                self._request(), timeout=self._timeout, metadata=self._metadata
+            )
+            self._add(response, asked)
+        except Exception as error:
+            self._note(error, is_ahead=is_ahead)
+            return error
+        return None

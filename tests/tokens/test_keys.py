@@ -1,0 +1,221 @@
+"""TokenKeys: tokens at hand when a call wants one, for threads and for asyncio."""
+
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from uuid import uuid4
+
+import grpc
+import pytest
+
+import idem_grpc
+import idem_grpc.aio
+from idem_grpc import Operation
+from idem_grpc.sources import Outgoing
+from tests.server.client import Kind
+from tests.server.harness import open_store
+from tests.server.ledger import DEADLINE, order
+from tests.support.wait import until
+from tests.tokens.servers import CHARGE, TENANT, OnSync, shown
+from tests.tokens.stores import Counted
+
+CALL = Outgoing(Kind.UNARY.path, None, ())
+RATE = {CHARGE: Operation(issue_rate=(300, 900))}
+
+
+@pytest.fixture
+def store():
+    return Counted(open_store("sync", "memory:", uuid4().hex))
+
+
+@pytest.fixture
+def server(store):
+    server = OnSync(store, operations=RATE)
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def nowhere():
+    """The address of a server that is no more."""
+    gone = OnSync(open_store("sync", "memory:", "gone"))
+    gone.close()
+    return gone.address
+
+
+def issued(store):
+    """How many tokens were issued so far; a count of the rate goes in a batch of one."""
+    return sum(size for size in store.batches if size > 1)
+
+
+def taken_in_asyncio(address, take, **settings):
+    """What ``take(keys)`` returns, for an aio TokenKeys."""
+
+    async def main():
+        async with grpc.aio.insecure_channel(address) as channel:
+            return await take(idem_grpc.aio.TokenKeys(channel, CHARGE, **settings))
+
+    return asyncio.run(main())
+
+
+def test_each_is_a_good_one(server):
+    keys = idem_grpc.TokenKeys(server.client.channel, CHARGE, prefetch=4)
+    for _ in range(10):
+        token = keys(CALL)
+        assert shown(server.client, token).operation == CHARGE
+        assert server.client.call(Kind.UNARY, order(), token).ok
+    assert {run.execution.attempt for run in server.ledger.all_runs} == {1}
+
+
+def test_none_is_given_to_two_of_50_threads(server, store):
+    """And they do not each fetch a batch: the rate is the caller's, and for all of its threads."""
+    keys = idem_grpc.TokenKeys(server.client.channel, CHARGE)
+    together = threading.Barrier(50)
+
+    def take(_):
+        together.wait(DEADLINE)
+        return [keys(CALL) for _ in range(4)]
+
+    with ThreadPoolExecutor(50) as threads:
+        taken = [token for some in threads.map(take, range(50)) for token in some]
+    assert len(set(taken)) == 200
+    assert issued(store) <= 200 + 3 * 16
+
+
+def test_none_is_given_to_two_of_200_tasks(server, store):
+    async def take(keys):
+        return await asyncio.gather(*[keys(CALL) for _ in range(200)])
+
+    taken = taken_in_asyncio(server.address, take)
+    assert len(set(taken)) == 200
+    assert issued(store) <= 200 + 3 * 16
+
+
+def test_more_are_fetched_before_the_last_is_used(server, store):
+    keys = idem_grpc.TokenKeys(server.client.channel, CHARGE, prefetch=6)
+    assert issued(store) == 0, "none is wanted before the first call"
+    keys(CALL)
+    assert store.batches[-1] == 6
+    keys(CALL)
+    assert store.batches[-1] == 6
+    keys(CALL)
+    until(lambda: store.batches[-1] == 3)
+    server.stop(grace=DEADLINE)
+    for _ in range(6):
+        assert keys(CALL), "these were there already"
+
+
+def test_more_are_fetched_before_the_last_is_used_in_asyncio(server, store):
+    async def take(keys):
+        for _ in range(3):
+            await keys(CALL)
+        await asyncio.to_thread(until, lambda: store.batches[-1] == 3)
+        await asyncio.to_thread(server.stop, DEADLINE)
+        return [await keys(CALL) for _ in range(6)]
+
+    assert len(set(taken_in_asyncio(server.address, take, prefetch=6))) == 6
+
+
+def check(error):
+    """A failure says what failed, and what that meant for the call."""
+    assert error.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert [note for note in error.value.__notes__ if CHARGE in note and "not made" in note] == (
+        error.value.__notes__
+    )
+
+
+def test_when_the_service_is_away(nowhere):
+    with grpc.insecure_channel(nowhere) as channel:
+        keys = idem_grpc.TokenKeys(channel, CHARGE)
+        for _ in range(2):
+            with pytest.raises(grpc.RpcError) as error:
+                keys(CALL)
+            check(error)
+
+
+def test_when_the_service_is_away_in_asyncio(nowhere):
+    async def take(keys):
+        for _ in range(2):
+            with pytest.raises(grpc.RpcError) as error:
+                await keys(CALL)
+            check(error)
+        return await asyncio.gather(*[keys(CALL) for _ in range(10)], return_exceptions=True)
+
+    assert {error.code() for error in taken_in_asyncio(nowhere, take)} == {grpc.StatusCode.UNAVAILABLE}
+
+
+def test_when_the_service_is_silent_nobody_waits_for_longer_than_the_timeout(server):
+    """Fifty who wait share one request, and its failure."""
+    held = threading.Event()
+    server.store.inner = Silent(server.store.inner, held)
+    keys = idem_grpc.TokenKeys(server.client.channel, CHARGE, timeout=0.3)
+
+    def take(_):
+        with pytest.raises(grpc.RpcError) as error:
+            keys(CALL)
+        return error.value.code()
+
+    with ThreadPoolExecutor(50) as threads:
+        codes = set(threads.map(take, range(50)))
+    held.set()
+    assert codes == {grpc.StatusCode.DEADLINE_EXCEEDED}
+    assert len(server.store.batches) < 10
+
+
+class Silent(Counted):
+    """Answers when ``held`` is set."""
+
+    def __init__(self, inner, held):
+        super().__init__(inner)
+        self._held = held
+
+    def swap_many(self, swaps):
+        assert self._held.wait(DEADLINE)
+        return super().swap_many(swaps)
+
+
+def test_a_failure_to_fetch_ahead_is_no_callers_failure(server, caplog):
+    keys = idem_grpc.TokenKeys(server.client.channel, CHARGE, prefetch=4)
+    keys(CALL)
+    server.stop(grace=0)
+    assert keys(CALL)
+    until(lambda: "could not be fetched ahead" in caplog.text)
+    assert keys(CALL)
+
+
+def test_when_it_has_had_too_many(server):
+    """No token of another kind will do, so the caller is told."""
+    keys = idem_grpc.TokenKeys(server.client.channel, CHARGE, prefetch=100)
+    with pytest.raises(grpc.RpcError) as error:
+        [keys(CALL) for _ in range(500)]
+    assert error.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+def test_when_there_is_no_such_operation(server):
+    keys = idem_grpc.TokenKeys(server.client.channel, "tests.other")
+    with pytest.raises(grpc.RpcError) as error:
+        keys(CALL)
+    assert error.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+def test_they_are_fetched_as_the_caller_that_uses_them(store):
+    with closing(OnSync(store, operations=RATE, scope=idem_grpc.metadata(TENANT))) as server:
+        keys = idem_grpc.TokenKeys(server.client.channel, CHARGE, ttl=60, metadata=[(TENANT, "alice")])
+        token = keys(CALL)
+        assert server.client.call(Kind.UNARY, order(), token, metadata=[(TENANT, "bob")]).code is (
+            grpc.StatusCode.PERMISSION_DENIED
+        )
+        assert server.client.call(Kind.UNARY, order(), token, metadata=[(TENANT, "alice")]).ok
+        assert 50 < shown(server.client, keys(CALL), [(TENANT, "alice")]).ttl.ToSeconds() <= 60
+
+
+@pytest.mark.parametrize("keys", [idem_grpc.TokenKeys, idem_grpc.aio.TokenKeys])
+@pytest.mark.parametrize(
+    "settings",
+    [{"prefetch": 0}, {"prefetch": 101}, {"operation": ""}, {"ttl": 0}, {"ttl": -1}, {"timeout": 0}],
+    ids=str,
+)
+def test_settings_that_make_no_sense(keys, settings):
+    with pytest.raises(ValueError, match="TokenKeys"):
+        keys(None, **{"operation": CHARGE, **settings})
