@@ -4,7 +4,14 @@ import pytest
 
 pytest.register_assert_rewrite("idem_grpc.stores.contract", "idem_grpc.testing", "tests.support")
 
-from tests.support.redis_server import RedisServer  # noqa: E402 -- after what it is to be rewritten by
+from tests.support import wheel as wheels  # noqa: E402 -- after what it is to be rewritten by
+from tests.support.redis_server import RedisServer  # noqa: E402 -- likewise
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory):
+    """The wheel, built once. Whoever asks for it needs a longer timeout, since building fetches packages."""
+    return wheels.build(tmp_path_factory.mktemp("dist"))
 
 
 @pytest.fixture(scope="session")

@@ -3,31 +3,18 @@
 import subprocess
 import sys
 import tomllib
-import venv
 import zipfile
 from pathlib import Path
 
 import pytest
+
+from tests.support.wheel import environment, run
 
 ROOT = Path(__file__).parent.parent
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 
 # Building and installing fetch packages.
 pytestmark = pytest.mark.timeout(600)
-
-
-def run(*command):
-    ended = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
-    assert ended.returncode == 0, ended.stdout
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("dist")
-    # Makes an sdist, and the wheel from that: so the sdist has all it needs.
-    run(sys.executable, "-m", "build", "--outdir", folder, ROOT)
-    (wheel,) = folder.glob("*.whl")
-    return wheel
 
 
 def test_wheel_holds_both_packages_whole_and_nothing_else(wheel):
@@ -44,23 +31,38 @@ def test_wheel_holds_both_packages_whole_and_nothing_else(wheel):
         "idem_grpc_pb/v1/record_pb2.py",
         "idem_grpc_pb/v1/record_pb2.pyi",
     } <= names
+    protos = ROOT / "protos"
+    assert {str(path.relative_to(protos)) for path in protos.rglob("*.proto")} <= names
     assert {str(path.relative_to(ROOT)) for path in (ROOT / "idem_grpc").rglob("*.py")} <= names
 
 
 def test_wheel_works_in_an_empty_environment(wheel, tmp_path):
-    venv.create(tmp_path / "venv", with_pip=False)
-    python = tmp_path / "venv" / "bin" / "python"
-    run(sys.executable, "-m", "pip", "--python", python, "install", "--quiet", wheel)
+    commands = environment(tmp_path / "venv", wheel)
     script = f"""
 import importlib.metadata, importlib.resources, pathlib, pkgutil, sys
 import idem_grpc, idem_grpc.stores, idem_grpc_pb.v1.record_pb2 as record_pb2
 assert all(pathlib.Path(m.__file__).is_relative_to(sys.prefix) for m in (idem_grpc.stores, record_pb2))
 for module in pkgutil.walk_packages(idem_grpc.__path__, "idem_grpc."):
-    if module.name != "idem_grpc.testing":  # which may want a test runner
+    # These may want a test runner, and the extra for the command.
+    if module.name != "idem_grpc.testing" and not module.name.startswith("idem_grpc.cli."):
         importlib.import_module(module.name)
 assert (importlib.resources.files("idem_grpc.stores") / "swap.lua").read_text()
 assert record_pb2.Record(attempt=1).SerializeToString()
 assert importlib.metadata.version("idem-grpc") == {VERSION!r}
+assert pathlib.Path(idem_grpc.proto_path(), "idem_grpc_pb/v1/options.proto").is_relative_to(sys.prefix)
 """
     # Isolated: neither this folder nor PYTHONPATH may help.
-    run(python, "-I", "-W", "error", "-c", script)
+    run(commands / "python", "-I", "-W", "error", "-c", script)
+    command = commands / "idem-grpc"
+    without_extra = subprocess.run([command, "lint"], capture_output=True, text=True, check=False)
+    assert (without_extra.returncode, without_extra.stdout) == (2, "")
+    assert without_extra.stderr == "idem-grpc needs the extra 'cli': pip install 'idem-grpc[cli]'\n"
+
+
+@pytest.mark.parametrize("module", ["options", "record", "outcome", "fingerprint", "token"])
+def test_stubs_load_nothing_but_protobuf(module):
+    script = (
+        f"import sys, idem_grpc_pb.v1.{module}_pb2; "
+        "assert not {'grpc', 'redis', 'idem_grpc'} & sys.modules.keys()"
+    )
+    run(sys.executable, "-c", script)
