@@ -1,0 +1,86 @@
+"""The train's own books, in an SQLite file: who has which seat, and what came to the servers.
+
+A reservation is one transaction under an id that the caller chose; the same id never takes two seats.
+"""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS arrivals (number INTEGER PRIMARY KEY, key TEXT NOT NULL, attempt INTEGER);
+CREATE TABLE IF NOT EXISTS runs (passenger TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS seats (
+    seat INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, passenger TEXT NOT NULL
+);
+"""
+
+
+@dataclass
+class Arrival:
+    """A call as it came to a server. ``attempts``: the runs of the handler that began before the next one."""
+
+    key: str
+    attempts: list[int] = field(default_factory=list)
+
+
+class Train:
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with self._open() as books:
+            books.execute("PRAGMA journal_mode = WAL")
+            books.executescript(_SCHEMA)
+
+    def note_arrival(self, key: str) -> None:
+        """A call is here, whatever will become of it."""
+        with self._open() as books:
+            books.execute("INSERT INTO arrivals (key) VALUES (?)", (key,))
+
+    def note_run(self, key: str, passenger: str, attempt: int) -> bool:
+        """The handler runs. Returns whether it is its first run for this passenger."""
+        with self._open() as books:
+            books.execute("INSERT INTO arrivals (key, attempt) VALUES (?, ?)", (key, attempt))
+            books.execute("INSERT INTO runs VALUES (?)", (passenger,))
+            (runs,) = books.execute("SELECT count(*) FROM runs WHERE passenger = ?", (passenger,)).fetchone()
+            return bool(runs == 1)
+
+    def reserve(self, reservation_id: str, passenger: str) -> int:
+        """Take the next free seat, once per ``reservation_id``. Returns its number."""
+        with self._open() as books:
+            books.execute(
+                "INSERT INTO seats (id, passenger) VALUES (?, ?) ON CONFLICT DO NOTHING",
+                (reservation_id, passenger),
+            )
+            row = books.execute("SELECT seat FROM seats WHERE id = ?", (reservation_id,)).fetchone()
+            return int(row[0])
+
+    def seats(self, passenger: str) -> list[int]:
+        with self._open() as books:
+            return [
+                seat for (seat,) in books.execute("SELECT seat FROM seats WHERE passenger = ?", (passenger,))
+            ]
+
+    def runs(self, passenger: str) -> int:
+        with self._open() as books:
+            return int(
+                books.execute("SELECT count(*) FROM runs WHERE passenger = ?", (passenger,)).fetchone()[0]
+            )
+
+    def arrivals(self) -> list[Arrival]:
+        """All that came to any server."""
+        found: list[Arrival] = []
+        with self._open() as books:
+            for key, attempt in books.execute("SELECT key, attempt FROM arrivals ORDER BY number"):
+                if attempt is None:
+                    found.append(Arrival(key))
+                else:
+                    next(each for each in reversed(found) if each.key == key).attempts.append(attempt)
+        return found
+
+    @contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        """A connection of its own for each transaction: whatever thread or process asks."""
+        with closing(sqlite3.connect(self._path, timeout=10)) as books, books:
+            yield books
