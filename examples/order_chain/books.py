@@ -1,0 +1,54 @@
+"""What a service has done, in an SQLite file of its own.
+
+Nothing here keeps an effect from happening twice: each run of a handler adds one. What keeps it
+from that is the interceptor, by which the handler is not run again.
+"""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from idem_grpc import Replied, Reporter
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS effects (number INTEGER PRIMARY KEY, order_id TEXT NOT NULL, key TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS replies (number INTEGER PRIMARY KEY, reply TEXT NOT NULL);
+"""
+
+
+class Books(Reporter):
+    """As a Reporter, it is told by the interceptor how each call was answered."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with self._open() as books:
+            books.execute("PRAGMA journal_mode = WAL")
+            books.executescript(_SCHEMA)
+
+    def note_effect(self, order_id: str, key: str) -> str:
+        """Money or goods have moved. Returns the id of that."""
+        with self._open() as books:
+            cursor = books.execute("INSERT INTO effects (order_id, key) VALUES (?, ?)", (order_id, key))
+            return f"{self._path.stem}-{cursor.lastrowid}"
+
+    def replied(self, event: Replied) -> None:
+        with self._open() as books:
+            reply = (event.reason or event.code).name + (" replayed" if event.replayed else "")
+            books.execute("INSERT INTO replies (reply) VALUES (?)", (reply,))
+
+    def effects(self, order_id: str) -> list[str]:
+        """The keys under which something was done for an order."""
+        with self._open() as books:
+            rows = books.execute("SELECT key FROM effects WHERE order_id = ? ORDER BY number", (order_id,))
+            return [key for (key,) in rows]
+
+    def replies(self) -> list[str]:
+        """How each call was answered, the oldest first."""
+        with self._open() as books:
+            return [reply for (reply,) in books.execute("SELECT reply FROM replies ORDER BY number")]
+
+    @contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        with closing(sqlite3.connect(self._path, timeout=10)) as books, books:
+            yield books
