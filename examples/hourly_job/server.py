@@ -1,0 +1,73 @@
+"""Mail reports: started by ``python -m examples.hourly_job``. Every run of the handler is another mail."""
+
+import argparse
+import sqlite3
+from contextlib import ExitStack, closing
+from datetime import timedelta
+from pathlib import Path
+
+import grpc
+from examples_pb.hourly_job.v1 import reports_pb2 as pb
+from examples_pb.hourly_job.v1 import reports_pb2_grpc as pb_grpc
+
+from examples.processes import serve
+from idem_grpc import SHARED, KeyRule, Policy, ServerInterceptor, current, open_store
+
+SERVICE = "examples.hourly_job.v1.ReportService"
+WINDOW = timedelta(hours=1)
+"""Of the keys that askers make. The server must remember them for at least as long."""
+
+
+class Outbox:
+    """The mails that were sent, in an SQLite file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with closing(sqlite3.connect(path)) as mails, mails:
+            mails.execute(
+                "CREATE TABLE IF NOT EXISTS mails (number INTEGER PRIMARY KEY, customer TEXT, key TEXT)"
+            )
+
+    def send(self, customer: str, key: str) -> int:
+        with closing(sqlite3.connect(self._path, timeout=10)) as mails, mails:
+            cursor = mails.execute("INSERT INTO mails (customer, key) VALUES (?, ?)", (customer, key))
+            assert cursor.lastrowid is not None
+            return cursor.lastrowid
+
+    def keys(self) -> list[str]:
+        """Those under which mails were sent, the oldest first."""
+        with closing(sqlite3.connect(self._path, timeout=10)) as mails, mails:
+            return [key for (key,) in mails.execute("SELECT key FROM mails ORDER BY number")]
+
+
+class ReportService(pb_grpc.ReportServiceServicer):
+    def __init__(self, outbox: Outbox) -> None:
+        self._outbox = outbox
+
+    def MailReport(
+        self, request: pb.MailReportRequest, context: grpc.ServicerContext
+    ) -> pb.MailReportResponse:
+        execution = current()
+        mail = self._outbox.send(request.customer, execution.key if execution else "unprotected")
+        return pb.MailReportResponse(mail=mail)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Mail reports.")
+    parser.add_argument("folder", type=Path, help="where the store and the outbox are")
+    parser.add_argument("--unprotected", action="store_true", help="leave the interceptor out")
+    options = parser.parse_args()
+    interceptors: list[grpc.ServerInterceptor] = []
+    with ExitStack() as stack:
+        if not options.unprotected:
+            store = stack.enter_context(open_store(f"sqlite:///{options.folder}/idem.db"))
+            store.check()
+            # A server that forgets within the window runs the job again; clocks that differ need a margin.
+            once = Policy(key=KeyRule.REQUIRED, retention=2 * WINDOW)
+            interceptors.append(ServerInterceptor(store, scope=SHARED, services=[SERVICE], default=once))
+        service = ReportService(Outbox(options.folder / "outbox.db"))
+        serve("reports", interceptors, lambda to: pb_grpc.add_ReportServiceServicer_to_server(service, to))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""The examples of clients do what they say, run as their readers run them, and can fail."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+
+import pytest
+
+from tests.support.wait import until
+
+EXAMPLES = ("retries", "order_chain", "hourly_job")
+
+
+@contextmanager
+def started(example, *options):
+    """An example in a process group of its own, which is gone afterwards whatever happens."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", f"examples.{example}", *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )
+    try:
+        yield process
+    finally:
+        if group_lives(process.pid):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def group_lives(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def run(example, *options):
+    """Its exit status and what it printed. It must have ended its servers."""
+    with started(example, *options) as process:
+        printed, _ = process.communicate(timeout=90)
+        assert not group_lives(process.pid)
+    assert "Traceback" not in printed, printed
+    return process.returncode, printed
+
+
+def scenes(printed):
+    """What each scene of retries printed, by its passenger."""
+    parts = re.split(r"^(\w+): ", printed, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def test_retries():
+    status, printed = run("retries")
+    assert status == 0, printed
+    seen = scenes(printed)
+    assert list(seen) == ["busy", "cut", "killed", "slow", "reused"]
+    keys = set()
+    for passenger, ends in {
+        "busy": ("attempt 1", "attempt 2"),
+        "cut": ("attempt 1", "not run"),
+        "killed": ("attempt 1", "attempt 2"),
+        "slow": ("attempt 1", "not run"),
+    }.items():
+        calls = re.findall(r"call \d+  key ([0-9a-f-]{36})  (.*)", seen[passenger])
+        assert len({key for key, _ in calls}) == 1, seen[passenger]
+        assert (calls[0][1], calls[-1][1]) == ends
+        keys.add(calls[0][0])
+        (had,) = re.findall(r"has (seat \d+)(?:, replayed)?; reserved: \1$", seen[passenger], re.MULTILINE)
+        assert had
+    assert len(keys) == 4, "each logical call has a key of its own"
+    assert "KEY_REUSED" in seen["reused"]
+    assert printed.splitlines()[-1] == "All scenes held."
+
+
+def test_retries_without_protection():
+    status, printed = run("retries", "--unprotected")
+    assert status == 1, printed
+    assert printed.splitlines()[-1] == "FAILED: 5 of 5 scenes did not hold."
+    seen = scenes(printed)
+    assert "the handler must run 1×, and ran 2×" in seen["cut"]
+    assert re.search(r"reserved: seat \d+, seat \d+", seen["killed"])
+    assert "the second call must be refused" in seen["reused"]
+
+
+def test_order_chain():
+    status, printed = run("order_chain")
+    assert status == 0, printed
+    assert re.findall(r"(\w+): effects: (\d+), answers: (.*)", printed) == [
+        ("payment", "1", "OK, OK replayed"),
+        ("inventory", "1", "OK"),
+        ("payment", "1", "OK, OK replayed"),
+        ("inventory", "1", "OK, OK replayed"),
+    ]
+    assert printed.count("the client has payment-1 and inventory-1") == 2
+    assert printed.splitlines()[-1] == "All scenes held."
+
+
+def test_order_chain_with_new_keys_in_every_run():
+    status, printed = run("order_chain", "--new-keys")
+    assert status == 1, printed
+    assert re.findall(r"(\w+): effects: (\d+)", printed) == [
+        ("payment", "2"),
+        ("inventory", "1"),
+        ("payment", "2"),
+        ("inventory", "2"),
+    ]
+    assert printed.splitlines()[-1] == "FAILED: 2 of 2 scenes did not hold."
+
+
+def test_hourly_job():
+    status, printed = run("hourly_job")
+    assert status == 0, printed
+    asked = re.findall(r"^(\d\d):\d\d  3 ask: (.*)$", printed, re.MULTILINE)
+    assert len(asked) == 12
+    for hour in ("10", "11"):
+        answers = ", ".join(told for at, told in asked if at == hour).split(", ")
+        assert sorted(answers) == ["mailed"] + ["mailed already"] * 17
+        assert f"report:uid123:20240330T{hour}: mailed 1×" in printed
+    assert printed.splitlines()[-1] == "It was mailed once an hour."
+
+
+def test_hourly_job_without_protection():
+    status, printed = run("hourly_job", "--unprotected")
+    assert status == 1, printed
+    assert "mailed 36×" in printed
+    assert printed.splitlines()[-1] == "FAILED: 2 rules did not hold."
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_an_example_that_is_stopped_ends_its_servers(example, number):
+    with started(example) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline(), "it printed nothing"
+        process.send_signal(number)
+        process.communicate(timeout=60)
+        if example != "hourly_job":  # which may have ended well before the signal came
+            assert process.returncode != 0
+        until(lambda: not group_lives(process.pid))
