@@ -1,0 +1,20 @@
+"""What the core says of a failure, as the status that grpc takes."""
+
+from dataclasses import dataclass
+
+import grpc
+
+from idem_grpc.outcome import Metadata
+from idem_grpc.updates import UpdateRefused
+
+
+@dataclass(frozen=True, slots=True)
+class _Status(grpc.Status):
+    code: grpc.StatusCode
+    details: str
+    trailing_metadata: Metadata
+
+
+def status_of(refused: UpdateRefused) -> grpc.Status:
+    """A refused update as the status for ``context.abort_with_status``, which grpc.aio wants awaited."""
+    return _Status(grpc.StatusCode[refused.code.name], refused.details, refused.trailing_metadata)
