@@ -1,6 +1,6 @@
 """Makes gRPC calls safe to send twice. ``idem_grpc.aio`` is the same for ``grpc.aio``."""
 
-from idem_grpc import keys
+from idem_grpc import keys, updates
 from idem_grpc.client.answers import reason
 from idem_grpc.client.config import service_config
 from idem_grpc.client.retry import Budget, Retry
@@ -12,6 +12,7 @@ from idem_grpc.protofiles import proto_path
 from idem_grpc.record import OnUnclear
 from idem_grpc.reporter import Replied, Reporter
 from idem_grpc.scope import PEER, SHARED, CallInfo, metadata
+from idem_grpc.server.statuses import status_of
 from idem_grpc.server.sync import ServerInterceptor
 from idem_grpc.stores import open_store
 from idem_grpc.stores.protocol import Store, StoreError, StoreUnavailable
@@ -51,4 +52,6 @@ __all__ = [
     "reason",
     "replayed",
     "service_config",
+    "status_of",
+    "updates",
 ]

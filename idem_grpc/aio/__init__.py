@@ -19,6 +19,8 @@ from idem_grpc import (
     current,
     keys,
     metadata,
+    status_of,
+    updates,
 )
 from idem_grpc.client.aio import client_interceptors, replayed
 from idem_grpc.client.answers import reason
@@ -62,4 +64,6 @@ __all__ = [
     "reason",
     "replayed",
     "service_config",
+    "status_of",
+    "updates",
 ]
