@@ -23,6 +23,9 @@ from idem_grpc.client.timer import Entry, timer
 _log = logging.getLogger(__name__)
 
 
+NOTHING = object()
+
+
 class State(Enum):
     """Of the latest attempt.
 
@@ -64,6 +67,8 @@ class Attempts:
         self._state = State.FAILED
         self._next: Entry | None = None
         self._ended_well = False
+        self._readers = 0
+        self._ended_early: Any = None
         self._notes: list[str] = []
         self._callbacks: list[Callable[[], object]] = []
         self.final: Any = None
@@ -96,15 +101,35 @@ class Attempts:
         with self._changed:
             return None if self.is_over else self._call
 
-    def hand(self, call: Any) -> bool:
-        """Whether a response of ``call`` may be handed over: not if others will be, from another attempt."""
-        initial_metadata = call.initial_metadata()
+    def has_ended(self, call: Any, timeout: float) -> bool:
+        """Whether ``call`` is over, or comes to be in ``timeout`` seconds."""
         with self._changed:
-            if self._call is call and self._state is not State.FAILED:
-                self._handed.add(lambda: initial_metadata)
-                self._interrupted = call
-                return True
-            return self.final is call
+            return self._changed.wait_for(
+                lambda: self._call is not call or self._state in (State.FAILED, State.OVER), timeout
+            )
+
+    def take(self, call: Any) -> Any:
+        """The next response of ``call``; NOTHING if it is over, or another attempt has begun."""
+        response, initial_metadata = NOTHING, None
+        with self._changed:
+            self._readers += 1
+        try:
+            response = next(call)
+            initial_metadata = call.initial_metadata()
+        except (StopIteration, grpc.RpcError):
+            pass
+        finally:
+            with self._changed:
+                self._readers -= 1
+                if response is not NOTHING and self._call is call:
+                    self._handed.add(lambda: initial_metadata)
+                    self._interrupted = call
+                elif self.final is not call:
+                    response = NOTHING
+                ended, self._ended_early = self._ended_early, None
+            if ended is not None:
+                self._ended(ended)
+        return response
 
     def cancel(self) -> bool:
         """End the call now; False if it is over."""
@@ -158,6 +183,9 @@ class Attempts:
         callbacks = None
         with self._changed:
             if self.is_over or self.is_cancelled or self._call is not call:
+                return
+            if self._readers:  # one of them may have its last response in hand
+                self._ended_early = call
                 return
             if call.code() is grpc.StatusCode.OK:
                 if self._state is State.SKIPPING:

@@ -7,7 +7,9 @@ from typing import Any
 
 import grpc
 
-from idem_grpc.client.sync_attempts import Attempts
+from idem_grpc.client.sync_attempts import NOTHING, Attempts
+
+_GRACE = 0.1  # seconds; an answer that has neither metadata nor responses shows its status at once
 
 
 class RetriedCall(grpc.Call, grpc.Future):  # type: ignore[type-arg]  # at run time it takes none
@@ -31,14 +33,9 @@ class RetriedCall(grpc.Call, grpc.Future):  # type: ignore[type-arg]  # at run t
 
     def __next__(self) -> Any:
         while (call := self._attempts.after(self._read)) is not None:
-            try:
-                response = next(call)
-            except (StopIteration, grpc.RpcError):
-                self._read = call
-            else:
-                if self._attempts.hand(call):
-                    return response
-                self._read = call
+            if (response := self._attempts.take(call)) is not NOTHING:
+                return response
+            self._read = call
         return self._end_of_stream()
 
     def _end_of_stream(self) -> Any:
@@ -119,7 +116,7 @@ class RetriedCall(grpc.Call, grpc.Future):  # type: ignore[type-arg]  # at run t
         call = None
         while (call := self._attempts.after(call)) is not None:
             metadata = call.initial_metadata()
-            if metadata or call.is_active():
+            if metadata or not self._attempts.has_ended(call, _GRACE):
                 return metadata
         return self._last().initial_metadata()
 
