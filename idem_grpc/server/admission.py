@@ -53,7 +53,7 @@ class Caller:
         identities = context.peer_identities()
         return cls(
             method=method,
-            metadata=tuple((key, value) for key, value in context.invocation_metadata() or ()),
+            metadata=tuple(context.invocation_metadata() or ()),  # as grpc's own pairs, with .key and .value
             peer=context.peer(),
             peer_identities=None if identities is None else tuple(identities),
             peer_identity_key=context.peer_identity_key(),

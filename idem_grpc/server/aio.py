@@ -1,7 +1,8 @@
 """The interceptor for asyncio servers, ``grpc.aio.server``."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import aclosing
 from typing import Any
 
 import grpc
@@ -70,9 +71,16 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
             return handler
         method = handler_call_details.method
 
-        async def behavior(request: Any, context: Any) -> bytes | None:
+        def arrived(request: Any, context: Any) -> AioCall:
             raw = None if handler.request_streaming else request
-            call = AioCall(self.store, self.protection, handler, Caller.of(method, context), context, raw)
-            return await call.serve(plan, self._tasks)
+            return AioCall(self.store, self.protection, handler, Caller.of(method, context), context, raw)
 
-        return raw_handler(handler, behavior)
+        async def response(request: Any, context: Any) -> bytes:
+            return await arrived(request, context).response(plan, self._tasks)
+
+        async def responses(request: Any, context: Any) -> AsyncIterator[bytes]:
+            async with aclosing(arrived(request, context).responses(plan, self._tasks)) as messages:
+                async for message in messages:
+                    yield message
+
+        return raw_handler(handler, responses if handler.response_streaming else response)

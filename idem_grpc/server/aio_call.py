@@ -6,10 +6,7 @@ comes to an end that the flow knows how to go on from.
 """
 
 import asyncio
-import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import aclosing
-from functools import partial
+from collections.abc import AsyncGenerator, Awaitable
 from time import monotonic
 from typing import Any
 
@@ -20,8 +17,9 @@ from idem_grpc.flow import flow
 from idem_grpc.outcome import Metadata
 from idem_grpc.policy import OnCancel, Rules
 from idem_grpc.server.admission import Admitted, Caller, Refused
+from idem_grpc.server.aio_handler import serve
 from idem_grpc.server.aio_pipe import Pipe
-from idem_grpc.server.arities import Handler, behavior_of, closed_after, is_async, serialized
+from idem_grpc.server.arities import Handler, behavior_of, is_async, serialized
 from idem_grpc.server.base import Protection
 from idem_grpc.server.keeper import failed
 from idem_grpc.server.recording import AsyncRecordingContext, CallerGone, Recording, RecordingContext
@@ -30,8 +28,6 @@ from idem_grpc.server.transcript import Incoming, compare
 from idem_grpc.steps import Compare, Compared, Ended, Event, Execute, Outage, Pause, Reply, Wait, Waited
 from idem_grpc.stores.protocol import AsyncStore
 from idem_grpc.swap import Held, Swap, Swapped
-
-_END = object()
 
 
 class AioCall:
@@ -58,39 +54,69 @@ class AioCall:
         self._streamed = b""
         self._recorded: Recording | None = None
         self._handling: asyncio.Future[Any] | None = None
+        self._reading: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
 
-    async def serve(self, plan: Rules | Reply, tasks: set[asyncio.Task[Reply]]) -> bytes | None:
-        """Be the coroutine of the RPC. The task of the flow is kept in ``tasks`` while it lasts."""
-        if isinstance(plan, Reply):
-            return await self._end(self._protection.answer(plan, self._caller), 0)
-        flow_task = asyncio.create_task(self._reply(plan))
-        tasks.add(flow_task)
-        flow_task.add_done_callback(tasks.discard)
-        flow_task.add_done_callback(lambda _: self._pipe.close())
-        reading = (
-            asyncio.create_task(self._pipe.pump(self._context)) if self._handler.request_streaming else None
-        )
+    async def response(self, plan: Rules | Reply, tasks: set[asyncio.Task[Reply]]) -> bytes:
+        """Serve a method with one response. The task of the flow is kept in ``tasks`` while it lasts."""
+        try:
+            self._begin(plan, tasks)
+            await self._pipe.take()
+            answer = self._answer(plan)
+            await self._end(answer)
+            return answer.messages[0] if answer.messages else b""
+        finally:
+            await self._stop()
+
+    async def responses(
+        self, plan: Rules | Reply, tasks: set[asyncio.Task[Reply]]
+    ) -> AsyncGenerator[bytes, None]:
+        """The same for a stream of responses: a generator, as those outside of ours want one."""
         sent = 0
         try:
+            self._begin(plan, tasks)
             while (item := await self._pipe.take()) is not None:
                 message, written = item
                 await self._open(self._pipe.opening)
-                await self._context.write(message)
+                yield message
                 sent += 1
                 self._pipe.written(written)
-            answer = self._protection.answer(flow_task.result(), self._caller, self._streamed)
-            return await self._end(answer, sent)
+            answer = self._answer(plan)
+            for message in answer.messages[sent:]:
+                await self._open(answer.opening)
+                yield message
+            await self._end(answer)
         finally:
-            self._leave()
-            if reading is not None:
-                reading.cancel()
-                await asyncio.gather(reading, return_exceptions=True)
+            await self._stop()
+
+    def _begin(self, plan: Rules | Reply, tasks: set[asyncio.Task[Reply]]) -> None:
+        if isinstance(plan, Reply):
+            self._pipe.close()
+            return
+        self._flow = asyncio.create_task(self._reply(plan))
+        tasks.add(self._flow)
+        self._flow.add_done_callback(tasks.discard)
+        self._flow.add_done_callback(lambda _: self._pipe.close())
+        if self._handler.request_streaming:
+            self._reading = asyncio.create_task(self._pipe.pump(self._context))
+        # A generator that is left while it yields learns of that only when it is thrown away.
+        self._context.add_done_callback(lambda _: self._leave())
+
+    def _answer(self, plan: Rules | Reply) -> Answer:
+        reply = plan if isinstance(plan, Reply) else self._flow.result()
+        return self._protection.answer(reply, self._caller, self._streamed)
+
+    async def _stop(self) -> None:
+        self._leave()
+        if self._reading is not None:
+            await asyncio.gather(self._reading, return_exceptions=True)
 
     def _leave(self) -> None:
         """The RPC is over: nothing more is waited for on its account."""
         self._pipe.leave()
         self._wake.set()
+        if self._reading is not None:
+            self._reading.cancel()
         if self._recorded is not None:
             self._recorded.caller_left()
         if self._handling is not None:
@@ -103,15 +129,8 @@ class AioCall:
                 self._recorded.compress(self._context)
             await self._context.send_initial_metadata(initial_metadata)
 
-    async def _end(self, answer: Answer, sent: int) -> bytes | None:
-        """Send what is left of an answer, of which ``sent`` messages were."""
-        body = None
-        if not self._handler.response_streaming:
-            body = answer.messages[0] if answer.messages else b""
-        else:
-            for message in answer.messages[sent:]:
-                await self._open(answer.opening)
-                await self._context.write(message)
+    async def _end(self, answer: Answer) -> None:
+        """Send the status of an answer."""
         if answer.initial_metadata:
             await self._open(answer.initial_metadata)
         elif self._recorded is not None and not self._is_opened:
@@ -119,7 +138,6 @@ class AioCall:
         if answer.code is not grpc.StatusCode.OK:
             await self._context.abort_with_status(answer)
         self._context.set_trailing_metadata(answer.trailing_metadata)
-        return body
 
     async def _reply(self, rules: Rules) -> Reply:
         """What to answer: by the time it is known, so does the store."""
@@ -214,8 +232,8 @@ class AioCall:
         return ended
 
     async def _serve(self, recording: Recording, admitted: Admitted) -> Any:
-        """Call the handler, in whichever of grpc's styles it is written. Returns its one response."""
-        behavior, incoming = behavior_of(self._handler), recording.incoming
+        """Call the handler. Returns its one response."""
+        incoming = recording.incoming
 
         async def send(response: Any) -> None:
             message = serialized(self._handler, response)
@@ -223,50 +241,11 @@ class AioCall:
             self._streamed = admitted.call.owner
             await self._pipe.write(message, opening(recording.initial_metadata, admitted.call.owner))
 
-        async def receive(end: object = _END) -> Any:
+        async def receive(end: object) -> Any:
             raw = None if incoming is None else await self._pipe.read(incoming)
             return end if incoming is None or raw is None else incoming.take(raw)
 
-        async def requests() -> AsyncIterator[Any]:
-            while (request := await receive()) is not _END:
-                yield request
-
-        if not isinstance(recording, AsyncRecordingContext):
-            serving = asyncio.to_thread(self._serve_on_thread, recording, admitted, send, receive)
-            return await _to_its_end(asyncio.ensure_future(serving))
-        if incoming is not None:
-            recording.reader = partial(receive, grpc.aio.EOF)
-        if self._handler.response_streaming:
-            recording.writer = send
-        request = admitted.request if incoming is None else requests()
-        if inspect.isasyncgenfunction(behavior):
-            async with aclosing(behavior(request, recording)) as responses:
-                async for response in responses:
-                    await send(response)
-            return None
-        return await behavior(request, recording)
-
-    def _serve_on_thread(
-        self,
-        recording: Recording,
-        admitted: Admitted,
-        send: Callable[[Any], Coroutine[Any, Any, None]],
-        receive: Callable[[], Coroutine[Any, Any, Any]],
-    ) -> Any:
-        """Call a plain function, whose streams are plain iterators."""
-
-        def wait_for(step: Coroutine[Any, Any, Any]) -> Any:
-            return asyncio.run_coroutine_threadsafe(step, self._loop).result()
-
-        is_stream = recording.incoming is not None
-        request = iter(lambda: wait_for(receive()), _END) if is_stream else admitted.request
-        response = behavior_of(self._handler)(request, recording)
-        if not self._handler.response_streaming:
-            return response
-        with closed_after(response):
-            for each in response:
-                wait_for(send(each))
-        return None
+        return await serve(self._handler, admitted.request, recording, send, receive)
 
     async def _compare(self, wanted: Compare, admitted: Admitted) -> Compared:
         rules = admitted.call.rules
@@ -287,13 +266,3 @@ class AioCall:
             return Compared(end.value)
         except (CallerGone, Refused, TimeoutError, asyncio.CancelledError):
             return Compared(same=False)
-
-
-async def _to_its_end(thread: asyncio.Future[Any]) -> Any:
-    """Await what runs on a thread: no cancel stops that, so none may have us think it ended."""
-    while True:
-        try:
-            return await asyncio.shield(thread)
-        except asyncio.CancelledError:
-            if thread.done():
-                raise

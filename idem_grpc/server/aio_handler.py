@@ -1,0 +1,77 @@
+"""The styles in which a handler of an asyncio server may be written, and how each is called."""
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import aclosing
+from functools import partial
+from typing import Any
+
+import grpc
+
+from idem_grpc.server.arities import Handler, behavior_of, closed_after
+from idem_grpc.server.recording import AsyncRecordingContext, Recording
+
+Send = Callable[[Any], Coroutine[Any, Any, None]]
+Receive = Callable[[object], Coroutine[Any, Any, Any]]
+
+_END = object()
+
+
+async def serve(handler: Handler, request: Any, recording: Recording, send: Send, receive: Receive) -> Any:
+    """Call a handler with its one request, or with the stream that ``receive`` reads.
+
+    ``receive`` is given what to return at the end. Returns the one response; a stream of
+    them goes to ``send``.
+    """
+    is_stream = recording.incoming is not None
+    if not isinstance(recording, AsyncRecordingContext):
+        loop = asyncio.get_running_loop()
+
+        def wait_for(step: Coroutine[Any, Any, Any]) -> Any:
+            return asyncio.run_coroutine_threadsafe(step, loop).result()
+
+        if is_stream:
+            request = iter(lambda: wait_for(receive(_END)), _END)
+        serving = asyncio.to_thread(
+            _serve_on_thread, handler, request, recording, lambda response: wait_for(send(response))
+        )
+        return await _to_its_end(asyncio.ensure_future(serving))
+    if is_stream:
+        request = _stream(receive)
+        recording.reader = partial(receive, grpc.aio.EOF)
+    if handler.response_streaming:
+        recording.writer = send
+    behavior = behavior_of(handler)
+    if not inspect.isasyncgenfunction(behavior):
+        return await behavior(request, recording)
+    async with aclosing(behavior(request, recording)) as responses:
+        async for response in responses:
+            await send(response)
+    return None
+
+
+async def _stream(receive: Receive) -> AsyncIterator[Any]:
+    while (request := await receive(_END)) is not _END:
+        yield request
+
+
+def _serve_on_thread(handler: Handler, request: Any, recording: Recording, send: Callable[[Any], Any]) -> Any:
+    """Call a plain function, whose streams are plain iterators."""
+    response = behavior_of(handler)(request, recording)
+    if not handler.response_streaming:
+        return response
+    with closed_after(response):
+        for each in response:
+            send(each)
+    return None
+
+
+async def _to_its_end(thread: asyncio.Future[Any]) -> Any:
+    """Await what runs on a thread: no cancel stops that, so none may have us think it ended."""
+    while True:
+        try:
+            return await asyncio.shield(thread)
+        except asyncio.CancelledError:
+            if thread.done():
+                raise

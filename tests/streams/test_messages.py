@@ -1,0 +1,158 @@
+"""Messages that are large, empty, compressed, or none at all."""
+
+import socket
+import threading
+from contextlib import suppress
+
+import grpc
+import pytest
+
+from idem_grpc import Policy
+from idem_grpc.record import State
+from tests.server import harness
+from tests.server.client import MESSAGE_SIZE, Client, Kind
+from tests.server.ledger import order, run
+from tests.streams.scripts import Do, Read, Send
+from tests.streams.servers import Conversation, say
+
+LARGE = 3 << 20
+GZIP = 2
+
+
+def one_answer(kind, message):
+    """A handler that reads all, and answers with one message."""
+
+    def script(context):
+        while (yield Read()) is not None:
+            pass
+        if kind.has_response_stream:
+            yield Send(message)
+        return message
+
+    return {kind: script}
+
+
+def ask(client, kind, key, *messages):
+    if kind.has_request_stream:
+        return say(client, kind, key, messages)
+    return Conversation(client, kind, key, only=messages[0]).answer()
+
+
+def test_large_messages_both_ways(start, kind, key):
+    large = bytes(range(256)) * (LARGE // 256)
+    server = start(scripts=one_answer(kind, large), default=Policy(max_response_bytes=2 * LARGE))
+    first, second = (ask(server.client, kind, key, large) for _ in range(2))
+    assert first.messages == (large,)
+    assert second.essence == first.essence
+    assert second.replayed
+    assert not ask(server.client, kind, key, large[:-1] + b"!").ok
+
+
+def test_an_empty_message_is_an_answer(start, kind, key):
+    server = start(scripts=one_answer(kind, b""))
+    first, second = (ask(server.client, kind, key, b"") for _ in range(2))
+    assert first.messages == (b"",)
+    assert second.essence == first.essence
+    assert second.replayed
+
+
+def test_empty_messages_in_streams_are_counted(start, key):
+    def script(context):
+        while (request := (yield Read())) is not None:
+            yield Send(request)
+
+    server = start(scripts={Kind.BIDI: script})
+    first, second = (say(server.client, Kind.BIDI, key, [b"", b"a", b"", b""]) for _ in range(2))
+    assert first.messages == (b"", b"a", b"", b"")
+    assert second.essence == first.essence
+    assert not say(server.client, Kind.BIDI, key, [b"", b"a", b""]).ok
+
+
+@pytest.mark.parametrize("end", ["NONE", "WRONG_TYPE"])
+def test_what_is_no_message_is_internal_and_not_kept(start, kind, key, end):
+    server = start()
+    request = order(run(end), run())
+    first, second, third = (server.client.call(kind, request, key) for _ in range(3))
+    assert first.code is grpc.StatusCode.INTERNAL
+    assert second.ok
+    assert not second.replayed
+    assert third.essence == second.essence
+
+
+def test_malformed_requests_are_internal(start, kind, key):
+    server = start()
+    assert server.client.call(kind, b"\xff\xff", key).code is grpc.StatusCode.INTERNAL
+    assert not server.ledger.all_runs
+    assert server.record(key, kind).state in (State.ABSENT, State.OPEN)
+    assert server.client.call(kind, order(), key).ok
+
+
+def test_a_malformed_duplicate_is_not_answered(start, kind, key):
+    server = start()
+    request = order()
+    first = server.client.call(kind, request, key)
+    answer = server.client.call(kind, b"\xff\xff", key)
+    assert not answer.ok
+    assert not answer.messages
+    assert server.client.call(kind, request, key).essence == first.essence
+
+
+class Relay:
+    """Passes one connection on to a server, and counts what comes back."""
+
+    def __init__(self, address: str) -> None:
+        host, _, port = address.partition(":")
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._target = (host, int(port))
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        self.came_back = 0
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
+        near, far = self._listener.accept()[0], socket.create_connection(self._target)
+        threading.Thread(target=self._pass, args=(near, far), daemon=True).start()
+        self._pass(far, near, counts=True)
+
+    def _pass(self, source: socket.socket, sink: socket.socket, counts: bool = False) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                self.came_back += len(data) if counts else 0
+                sink.sendall(data)
+        for end in (source, sink):
+            end.close()
+
+    def close(self) -> None:
+        self._listener.close()
+
+
+@pytest.mark.parametrize("by", ["nobody", "server", "handler"])
+def test_compression(start, monkeypatch, kind, key, by):
+    if by == "server":  # as compression= does; the harness takes no options
+        options = (*MESSAGE_SIZE, ("grpc.default_compression_algorithm", GZIP))
+        monkeypatch.setattr(harness, "MESSAGE_SIZE", options)
+
+    def script(context):
+        yield Read()
+        if by == "handler":
+            yield Do(lambda: context.set_compression(grpc.Compression.Gzip))
+            # grpc.aio itself forgets the compression of a unary answer that has none of these.
+            yield Do(lambda: context.send_initial_metadata([("packed", "yes")]))
+        answer = bytes(LARGE)
+        if kind.has_response_stream:
+            yield Send(answer)
+        return answer
+
+    server = start(scripts={kind: script}, default=Policy(max_response_bytes=LARGE))
+    relay = Relay(server.address)
+    client = Client(relay.address)
+    try:
+        first = ask(client, kind, key, b"one")
+        assert first.messages == (bytes(LARGE),)
+        assert (relay.came_back < LARGE / 10) is (by != "nobody")
+        second = ask(client, kind, key, b"one")
+        assert second.essence == first.essence
+        if by == "server":
+            assert relay.came_back < LARGE / 10
+    finally:
+        client.channel.close()
+        relay.close()
