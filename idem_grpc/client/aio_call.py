@@ -5,7 +5,7 @@ What they say of themselves is what grpc's own calls would, of the logical call 
 
 import asyncio
 import weakref
-from collections.abc import AsyncIterator, Callable, Generator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from typing import Any
 
 import grpc
@@ -105,13 +105,21 @@ class _Responses(_Call):
     """Nobody is left to take the responses of a stream that nobody holds: it is cancelled."""
 
     def _watch(self) -> None:
-        fire = weakref.WeakMethod(self._fire)
+        # The course lasts as long as the call. It must not keep alive what the caller holds, and grpc's
+        # continuation knows that.
+        held = weakref.ref(self)
+        self._continuation = self._course.continuation
 
-        def fire_if_held() -> None:
-            if (held := fire()) is not None:
-                held()
+        def continuation(details: Any, request: Any) -> Awaitable[Any]:
+            if (this := held()) is None:
+                raise asyncio.CancelledError
+            return this._continuation(details, request)
 
-        self._course.on_over = fire_if_held
+        def on_over() -> None:
+            if (this := held()) is not None:
+                this._fire()
+
+        self._course.continuation, self._course.on_over = continuation, on_over
 
     def __del__(self) -> None:
         if not self.done() and not self._course.loop.is_closed():

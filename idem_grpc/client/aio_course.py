@@ -7,15 +7,19 @@ taken: all that was read when an attempt fails has been handed over.
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from time import monotonic
 from typing import Any
 
 import grpc
 
 from idem_grpc.client.aio_requests import Pulse, Requests
+from idem_grpc.client.aio_status import Status
 from idem_grpc.client.common import ANOTHER_RUN, NO_RUN, TOO_LARGE, Handed, Pairs, Trial, snapshot
 
 Continuation = Callable[[Any, Any], Awaitable[Any]]
+
+_GRACE = 0.1  # seconds
 
 _running: set[asyncio.Task[Any]] = set()  # the event loop itself holds its tasks weakly
 
@@ -39,7 +43,7 @@ class Course:
         end: Callable[[], None],
     ) -> None:
         self._trial = trial
-        self._continuation = continuation
+        self.continuation = continuation
         self._details = details
         self._metadata = metadata
         self.requests = request if isinstance(request, Requests) else None
@@ -50,6 +54,7 @@ class Course:
         self._handed = Handed()
         self._broken_by: grpc.aio.AioRpcError | None = None
         self._attempt: Any = None
+        self._status: Status | None = None
         self._opening: Any = None
         self._changed = Pulse()
         self._given: list[Any] = []
@@ -109,12 +114,15 @@ class Course:
         self.task.result()
 
     async def opening(self) -> Any:
-        """The initial metadata of the attempt that lives to have some, or of the last one."""
+        """The initial metadata of the first attempt that does not end with it, or of the last one."""
         while not self.is_over and self._opening is None:
             attempt, count = self._attempt, self._changed.count
             if attempt is not None:
                 metadata = await attempt.initial_metadata()
-                # That of a failed attempt is as good as none.
+                if not metadata:
+                    # It may be but the head of a status that says no more, and follows at once.
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(self._changed.after(count), _GRACE)
                 if attempt is self._attempt and not attempt.done():
                     return metadata
             await self._changed.after(count)
@@ -149,14 +157,16 @@ class Course:
                 self._trial.succeeded()
                 return response
             except grpc.aio.AioRpcError as failed:
-                error = failed
+                error, code = failed, failed.code()
+                if self._status is not None:
+                    error, code = await self._status.settled(failed)
             except _AnotherRun:
                 assert self._broken_by is not None
                 self._trial.note(self._broken_by, ANOTHER_RUN)
                 raise self._broken_by from None
             is_whole = self.requests is None or self.requests.is_whole
             can_resend = is_whole and self._handed.can_resend
-            wait = self._trial.failed(error.code(), error.trailing_metadata(), can_resend=can_resend)
+            wait = self._trial.failed(code, error.trailing_metadata(), can_resend=can_resend)
             if wait is None:
                 held_back = [NO_RUN if is_whole else TOO_LARGE] if self._trial.was_held_back else []
                 self._trial.note(error, *held_back)
@@ -166,9 +176,10 @@ class Course:
     async def _send(self, timeout: float | None) -> Any:
         details = sending(self._details, self._metadata, timeout)
         request = self._request if self.requests is None else self.requests.again()
-        attempt = None
+        attempt = self._status = None
         try:
-            attempt = self._attempt = await self._continuation(details, request)
+            attempt = self._attempt = await self.continuation(details, request)
+            self._status = None if self.requests is None else Status(attempt)
             self._changed.beat()
             return await (self._hand_over(attempt) if self._streams else attempt)
         finally:

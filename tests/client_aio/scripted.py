@@ -1,6 +1,7 @@
 """A server that behaves as the test says, attempt by attempt, and tells what it saw."""
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -62,7 +63,7 @@ class Seen:
 
     method: str
     metadata: dict[str, str | bytes]
-    time_remaining: float | None
+    time_remaining: float
     requests: list[pb.LedgerRequest] = field(default_factory=list)
     was_complete: bool = False
     """The client had no more requests."""
@@ -79,6 +80,8 @@ class Scripted:
         self._steps = steps or (Step(),)
         self.seen: list[Seen] = []
         self.arrived = asyncio.Condition()
+        self.left = asyncio.Event()
+        """A client went away."""
         self.address = ""
 
     @property
@@ -93,11 +96,15 @@ class Scripted:
     def handler(self, kind: Kind) -> Any:
         make: Any = getattr(grpc, f"{kind.arity}_rpc_method_handler")
 
-        async def stream(given: Any, context: Any) -> None:
-            await self._serve(kind, given, context)
-
         async def single(given: Any, context: Any) -> Any:
-            return await self._serve(kind, given, context)
+            try:
+                return await self._serve(kind, given, context)
+            except asyncio.CancelledError:
+                self.left.set()
+                raise
+
+        async def stream(given: Any, context: Any) -> None:
+            await single(given, context)
 
         return make(
             stream if kind.has_response_stream else single,
@@ -109,7 +116,9 @@ class Scripted:
         step = self._steps[min(len(self.seen), len(self._steps) - 1)]
         attempt = str(len(self.seen))
         requests = [] if kind.has_request_stream else [given]
-        seen = Seen(kind.path, dict(context.invocation_metadata()), context.time_remaining(), requests)
+        left = context.time_remaining()
+        metadata = dict(context.invocation_metadata())
+        seen = Seen(kind.path, metadata, math.inf if left is None else left, requests)
         async with self.arrived:
             self.seen.append(seen)
             self.arrived.notify_all()

@@ -1,0 +1,53 @@
+"""The ledger, protected by our interceptor, on the event loop of the test."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+from uuid import uuid4
+
+import grpc
+from tests_pb.v1 import ledger_pb2_grpc
+
+import idem_grpc.aio
+from tests.server.ledger import Ledger
+from tests.server.servicers import AsyncServicer
+
+
+class LedgerServer:
+    """Its address, and what its handlers did."""
+
+    def __init__(self) -> None:
+        self.ledger = Ledger()
+        self.address = ""
+
+    async def stands_at(self, gate: str) -> None:
+        """Wait until a handler stands at this gate."""
+        await until(self.ledger.gate(gate).reached.is_set)
+
+
+@asynccontextmanager
+async def ledger_server(
+    servicer: Callable[[Ledger], Any] = AsyncServicer, **settings: Any
+) -> AsyncIterator[LedgerServer]:
+    """A server in this loop. ``settings`` are those of the interceptor."""
+    it = LedgerServer()
+    store = idem_grpc.aio.open_store("memory:", namespace=uuid4().hex)
+    protection: Any = idem_grpc.aio.ServerInterceptor(store, **{"scope": idem_grpc.SHARED, **settings})
+    server = grpc.aio.server(interceptors=[protection])
+    ledger_pb2_grpc.add_LedgerServiceServicer_to_server(servicer(it.ledger), server)
+    it.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    await server.start()
+    try:
+        yield it
+    finally:
+        it.ledger.open_all()
+        await server.stop(0)
+        await protection.drain(10)
+        await store.aclose()
+
+
+async def until(happened: Callable[[], bool]) -> None:
+    """Wait for it, on the event loop."""
+    while not happened():  # noqa: ASYNC110 -- what is asked for may happen on another thread
+        await asyncio.sleep(0.001)
