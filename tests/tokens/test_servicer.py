@@ -74,7 +74,9 @@ def call():
             response, _, code, _ = rpc.termination()
             if code is grpc.StatusCode.OK:
                 return response
-            return code, reason_in(dict(servicer.refusals[-1].trailing_metadata)["grpc-status-details-bin"])
+            details = dict(servicer.refusals[-1].trailing_metadata)["grpc-status-details-bin"]
+            assert isinstance(details, bytes)
+            return code, reason_in(details)
 
         yield call
 

@@ -1,0 +1,81 @@
+"""Whatever stands in a call's idempotency-key, the answer is a clean one."""
+
+from uuid import uuid4
+
+import grpc
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from idem_grpc import KeyRule, Policy, Reason
+from tests.server.client import Kind
+from tests.server.harness import open_store
+from tests.server.ledger import order
+from tests.tokens.servers import FACES, get, issue, revoke
+
+LETTERS = "".join(map(chr, range(0x20, 0x7F)))  # what grpc lets through; it strips blanks at the ends
+CLEAN = {
+    None: {grpc.StatusCode.OK},
+    Reason.KEY_INVALID: {grpc.StatusCode.INVALID_ARGUMENT},
+    Reason.KEY_REQUIRED: {grpc.StatusCode.INVALID_ARGUMENT},
+    Reason.KEY_REUSED: {grpc.StatusCode.INVALID_ARGUMENT},
+    Reason.TOKEN_UNKNOWN: {grpc.StatusCode.FAILED_PRECONDITION},
+}
+TOO_LONG = 7000  # characters, from which grpc itself may refuse a call's metadata
+short = st.text(LETTERS, max_size=300)
+long = st.builds(str.__mul__, st.text(LETTERS, min_size=1, max_size=20), st.integers(1, 1000))
+like_a_token = st.builds("idt_{}".format, st.text(LETTERS, min_size=20, max_size=28))
+
+
+@pytest.fixture(scope="module", params=list(FACES))
+def server(request):
+    """ServerStream takes any key, the others tokens."""
+    policies = {Kind.SERVER_STREAM.path: Policy(operation="tests.any", key=KeyRule.OPTIONAL)}
+    server = FACES[request.param](open_store(request.param, "memory:", uuid4().hex), policies=policies)
+    yield server
+    server.close()
+
+
+@pytest.mark.parametrize("kind", [Kind.UNARY, Kind.SERVER_STREAM])
+@settings(max_examples=150, deadline=None)
+@given(key=short | long | like_a_token)
+@example(key="")
+@example(key=" ")
+@example(key="x" * 255)
+@example(key="x" * 256)
+@example(key="a b")
+@example(key="a,b")
+def test_a_key_of_any_text(server, kind, key):
+    before = len(server.ledger.all_runs)
+    answer = server.client.call(kind, order(), key)
+    if len(key) > TOO_LONG and answer.code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return
+    assert answer.code in CLEAN[answer.reason], answer
+    ran = len(server.ledger.all_runs) - before
+    assert ran == answer.ok, "what is refused is not run"
+    assert not (answer.ok and kind is Kind.UNARY), "nobody guesses a token"
+
+
+@settings(max_examples=100, deadline=None)
+@given(where=st.integers(0, 27), letter=st.sampled_from(LETTERS))
+def test_a_token_with_a_letter_changed(server, where, letter):
+    token = issue(server.client)
+    changed = token[:where] + letter + token[where + 1 :]
+    answer = server.client.call(Kind.UNARY, order(), changed)
+    assert answer.ok == (changed.strip() == token), answer
+    assert answer.code in CLEAN[answer.reason], answer
+
+
+@settings(max_examples=100, deadline=None)
+@given(token=st.text(max_size=300))
+def test_a_token_of_any_text_that_is_looked_up(server, token):
+    assert get(server.client, token).code is grpc.StatusCode.NOT_FOUND
+    assert revoke(server.client, token).ok
+
+
+@settings(max_examples=50, deadline=None)
+@given(keys=st.lists(st.text(LETTERS, min_size=1, max_size=40), min_size=2, max_size=4))
+def test_several_keys(server, keys):
+    answer = server.client.call(Kind.UNARY, order(), keys)
+    assert answer.code in CLEAN[answer.reason], answer
+    assert not answer.ok
