@@ -1,7 +1,10 @@
-"""A project of somebody else's: it compiles protos that import ours, against the wheel it installed."""
+"""A project of somebody else's: it compiles protos that import ours, against the wheel it installed.
 
-import json
+Its proto, and what it is shown, are those of docs/contract.md.
+"""
+
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -13,31 +16,8 @@ from tests.support.wheel import environment, run
 # Building and installing fetch packages.
 pytestmark = pytest.mark.timeout(600)
 
-PROTO = """
-syntax = "proto3";
-package acme.billing.v1;
-import "idem_grpc_pb/v1/options.proto";
-
-service BillingService {
-  option (idem.v1.default_policy) = {
-    retention: {seconds: 172800}
-    on_unclear: ON_UNCLEAR_FAIL
-  };
-  rpc Charge(ChargeRequest) returns (ChargeResponse) {
-    option (idem.v1.policy) = {operation: "acme.charge"};
-  }
-}
-
-message ChargeRequest {
-  string request_id = 1 [(idem.v1.role) = ROLE_KEY];
-  int64 minor_units = 2;
-  string trace = 3 [(idem.v1.role) = ROLE_IGNORED];
-}
-
-message ChargeResponse {
-  string payment = 1;
-}
-"""
+PAGE = (Path(__file__).parents[1] / "docs" / "contract.md").read_text()
+BLOCKS = dict(re.findall(r"^```(\w+)\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE))
 
 READ = """
 import sys
@@ -47,9 +27,9 @@ from idem_grpc_pb.v1 import options_pb2, record_pb2
 assert not {"grpc", "redis", "idem_grpc"} & sys.modules.keys()
 service = billing_pb2.DESCRIPTOR.services_by_name["BillingService"]
 default = service.GetOptions().Extensions[options_pb2.default_policy]
-assert (default.retention.seconds, default.on_unclear) == (172800, record_pb2.ON_UNCLEAR_FAIL)
+assert (default.retention.seconds, default.key) == (172800, options_pb2.KEY_RULE_REQUIRED)
 policy = service.methods_by_name["Charge"].GetOptions().Extensions[options_pb2.policy]
-assert policy.operation == "acme.charge"
+assert (policy.operation, policy.on_unclear) == ("acme.charge", record_pb2.ON_UNCLEAR_FAIL)
 fields = billing_pb2.ChargeRequest.DESCRIPTOR.fields
 assert [field.GetOptions().Extensions[options_pb2.role] for field in fields] == [
     options_pb2.ROLE_KEY, options_pb2.ROLE_UNSPECIFIED, options_pb2.ROLE_IGNORED
@@ -79,6 +59,16 @@ class Billing(billing_pb2_grpc.BillingServiceServicer):
         run = current()
         assert run is not None and run.operation == "acme.charge"
         return billing_pb2.ChargeResponse(payment=run.derive("payment"))
+
+    def Refund(
+        self, request: billing_pb2.RefundRequest, context: grpc.ServicerContext
+    ) -> billing_pb2.RefundResponse:
+        return billing_pb2.RefundResponse()
+
+    def GetCharge(
+        self, request: billing_pb2.GetChargeRequest, context: grpc.ServicerContext
+    ) -> billing_pb2.GetChargeResponse:
+        return billing_pb2.GetChargeResponse()
 
 
 def declared() -> options_pb2.Policy:
@@ -129,7 +119,7 @@ def commands(wheel, tmp_path_factory):
 def project(tmp_path):
     proto = tmp_path / "protos" / "acme" / "billing" / "v1" / "billing.proto"
     proto.parent.mkdir(parents=True)
-    proto.write_text(PROTO)
+    proto.write_text(BLOCKS["proto"])
     (tmp_path / "stubs").mkdir()
     return tmp_path
 
@@ -154,13 +144,13 @@ def test_it_compiles_runs_and_type_checks(project, commands):
 
 
 def test_it_is_linted(project, commands):
-    (method,) = json.loads(run(commands / "idem-grpc", "lint", "--json", "protos", cwd=project))
-    assert method["class"] == "from_fields"
-    assert method["retention_seconds"] == 172800
+    command, _, table = BLOCKS["text"].partition("\n")
+    assert command == "$ idem-grpc lint protos"
+    assert run(commands / "idem-grpc", "lint", "protos", cwd=project) == table
 
 
 def test_vendored_protos_compile_with_protoc_and_buf(project, commands):
-    """As docs/contract.md has it: a copy of our protos, which is compiled against and not compiled."""
+    """A copy of our protos is compiled against, and not compiled."""
     include = run(commands / "idem-grpc", "proto-path").strip()
     shutil.copytree(
         Path(include, "idem_grpc_pb"),
@@ -170,7 +160,7 @@ def test_vendored_protos_compile_with_protoc_and_buf(project, commands):
     compile_protos(project, commands, "third_party")
     assert not (project / "stubs" / "idem_grpc_pb").exists()
     run(commands / "python", "-I", "-c", READ, cwd=project)
-    (project / "buf.yaml").write_text("version: v2\nmodules:\n  - path: protos\n  - path: third_party\n")
+    (project / "buf.yaml").write_text(BLOCKS["yaml"])
     buf = Path(sys.executable).with_name("buf")
     run(buf, "lint", "protos", cwd=project)
     run(buf, "build", "-o", "contract.binpb", cwd=project)
