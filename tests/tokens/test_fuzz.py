@@ -1,16 +1,19 @@
 """Whatever stands in a call's idempotency-key, the answer is a clean one."""
 
+import re
 from uuid import uuid4
 
 import grpc
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tests_pb.v1 import ledger_pb2 as pb
 
 from idem_grpc import KeyRule, Policy, Reason
 from tests.server.client import Kind
 from tests.server.harness import open_store
 from tests.server.ledger import order
+from tests.tokens.rawcall import grpc_status
 from tests.tokens.servers import FACES, get, issue, revoke
 
 LETTERS = "".join(map(chr, range(0x20, 0x7F)))  # what grpc lets through; it strips blanks at the ends
@@ -79,3 +82,19 @@ def test_several_keys(server, keys):
     answer = server.client.call(Kind.UNARY, order(), keys)
     assert answer.code in CLEAN[answer.reason], answer
     assert not answer.ok
+
+
+INVALID_ARGUMENT, FAILED_PRECONDITION = b"3", b"9"
+
+
+@settings(max_examples=100, deadline=None)
+@given(key=st.binary(max_size=300))
+@example(key=b"\xff\xfe")
+@example(key="é".encode())
+@example(key=b"a\x00b")
+@example(key=b"a\x7f")
+def test_a_key_of_any_bytes(server, key):
+    status = grpc_status(server.address, Kind.UNARY.path, key)
+    well_formed = re.fullmatch(rb"[\x21-\x7e]{1,255}", key)
+    assert status == (FAILED_PRECONDITION if well_formed else INVALID_ARGUMENT), key
+    assert not server.ledger.runs(pb.LedgerRequest())
