@@ -6,6 +6,7 @@ import queue
 import subprocess
 import sys
 import threading
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,16 @@ class ServerProcess:
         self._reader.start()
         self._client: Client | None = None
 
+    @cached_property
+    def address(self) -> str:
+        port = self._port.get(timeout=DEADLINE)
+        assert port is not None, f"the server ended at its start, with {self._process.wait()}"
+        return f"127.0.0.1:{port}"
+
     @property
     def client(self) -> Client:
         if self._client is None:
-            port = self._port.get(timeout=DEADLINE)
-            assert port is not None, f"the server ended at its start, with {self._process.wait()}"
-            self._client = Client(f"127.0.0.1:{port}")
+            self._client = Client(self.address)
         return self._client
 
     def attempts(self, request: pb.LedgerRequest) -> list[int]:
