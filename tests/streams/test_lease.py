@@ -2,6 +2,7 @@
 
 import threading
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import grpc
@@ -33,8 +34,7 @@ two_faces = pytest.mark.parametrize("style", ["sync", "aio"], indirect=True)
 
 def half_way(kind, sent=1):
     """A first run that stops once it has sent so many responses, and a second that does not."""
-    gate = {"gate": "half-way", "responses_before_gate": sent if kind.has_response_stream else 0}
-    return run(**gate), run()
+    return run(gate="half-way", responses_before_gate=sent if kind.has_response_stream else 0), run()
 
 
 def taken_over(server, kind, key, **fields):
@@ -147,7 +147,7 @@ def test_what_a_killed_server_left_another_runs_again(start, namespace, style, u
         calls = {}
         for kind, request in requests.items():
             calls[kind] = dying.client.begin(kind, request, kind.value)
-            until(lambda request=request: dying.attempts(request))
+            until(partial(dying.attempts, request))
         dying.kill()
         for call in calls.values():
             assert call.answer().code is grpc.StatusCode.UNAVAILABLE
