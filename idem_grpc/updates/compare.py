@@ -118,18 +118,21 @@ def _same_message(one: Message, other: Message) -> bool:
 
 def _same_fields(one: Message, other: Message) -> bool:
     """The same without serializing, so that no part of a deep message is serialized again and again."""
-    return _same_listed(one.ListFields(), other.ListFields(), _same_fields) and _unknown(one) == _unknown(
-        other
-    )
+    return _same_listed(_listed(one), _listed(other), _same_fields) and _unknown(one) == _unknown(other)
 
 
 def _same_unnamed(one: Message, other: Message) -> bool:
     """Whether that which no path can name is the same: extensions and unknown fields."""
     ones, others = (
-        [(field, value) for field, value in message.ListFields() if field.is_extension]
+        [(field, value) for field, value in _listed(message) if field.is_extension]
         for message in (one, other)
     )
     return _same_listed(ones, others, _same_message) and _unknown(one) == _unknown(other)
+
+
+def _listed(message: Message) -> _Fields:
+    # ListFields also lists repeated extensions that are empty, once somebody has looked at them.
+    return [(field, value) for field, value in message.ListFields() if not field.is_repeated or len(value)]
 
 
 def _same_listed(ones: _Fields, others: _Fields, same: _Same) -> bool:

@@ -42,7 +42,10 @@ def ignored_tree(paths: Iterable[str], descriptor: Descriptor) -> Tree:
     """
     if isinstance(paths, str):
         raise TypeError(f"ignore={paths!r}: give a collection of paths, not one string")
-    return _tree(FieldMask(paths=[path for path in paths if _field_at(path, descriptor)]))
+    try:
+        return _tree(FieldMask(paths=[path for path in paths if _field_at(path, descriptor)]))
+    except ValueError as error:
+        raise ValueError(f"changed(ignore=…): {error}") from None
 
 
 def is_value(descriptor: Descriptor) -> bool:
