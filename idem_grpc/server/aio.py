@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import Any
 
@@ -54,9 +55,14 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
 
     async def drain(self, timeout: Duration | None = None) -> int:
         """As ``idem_grpc.ServerInterceptor.drain``."""
-        return await asyncio.to_thread(
-            self.protection.runs.drain, None if timeout is None else in_seconds(timeout)
-        )
+        thread = ThreadPoolExecutor(1, "idem_grpc drain")  # handlers may hold all those of the loop
+        seconds = None if timeout is None else in_seconds(timeout)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(
+                thread, self.protection.runs.drain, seconds
+            )
+        finally:
+            thread.shutdown(wait=False)
 
     async def intercept_service(
         self,
