@@ -1,9 +1,11 @@
 """What a contract declares about keys: the options of options.proto, read from descriptors."""
 
 from collections.abc import Iterator
+from datetime import timedelta
 from functools import lru_cache
 
-from google.protobuf.descriptor import Descriptor, MethodDescriptor
+from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
+from google.protobuf.duration_pb2 import Duration
 from idem_grpc_pb.v1 import options_pb2, record_pb2
 
 from idem_grpc.policy import KeyRule, Policy
@@ -12,11 +14,13 @@ from idem_grpc.sources import FromRequest
 
 _REMEMBERED = 4096
 _KEY_RULES = {
+    options_pb2.KEY_RULE_UNSPECIFIED: None,
     options_pb2.KEY_RULE_OPTIONAL: KeyRule.OPTIONAL,
     options_pb2.KEY_RULE_REQUIRED: KeyRule.REQUIRED,
     options_pb2.KEY_RULE_TOKEN: KeyRule.TOKEN,
 }
 _ON_UNCLEAR = {
+    record_pb2.ON_UNCLEAR_UNSPECIFIED: None,
     record_pb2.ON_UNCLEAR_RERUN: OnUnclear.RERUN,
     record_pb2.ON_UNCLEAR_FAIL: OnUnclear.FAIL,
 }
@@ -67,19 +71,50 @@ def key_field_names(method: MethodDescriptor) -> list[str]:
 
 def ignored_fields(descriptor: Descriptor) -> Iterator[str]:
     """Dotted paths of the fields that have ROLE_IGNORED, those of messages inside too."""
-    yield from _ignored(descriptor, "", ())
+    yield from _ignored(descriptor, "", (), _leading_to_ignored(descriptor))
 
 
-def _ignored(descriptor: Descriptor, prefix: str, above: tuple[str, ...]) -> Iterator[str]:
+def _ignored(descriptor: Descriptor, prefix: str, above: tuple[str, ...], worth: set[str]) -> Iterator[str]:
     for field in descriptor.fields:
         if _role(field) == options_pb2.ROLE_IGNORED:
             yield prefix + field.name
             continue
-        inner = field.message_type
-        if inner is not None and inner.GetOptions().map_entry:
-            inner = inner.fields_by_name["value"].message_type
-        if inner is not None and inner.full_name not in (*above, descriptor.full_name):
-            yield from _ignored(inner, f"{prefix}{field.name}.", (*above, descriptor.full_name))
+        inner = _inside(field)
+        if inner is None or inner.full_name not in worth:
+            continue
+        if inner.full_name not in (*above, descriptor.full_name):
+            yield from _ignored(inner, f"{prefix}{field.name}.", (*above, descriptor.full_name), worth)
+
+
+def _leading_to_ignored(root: Descriptor) -> set[str]:
+    """The message types in ``root`` that have an ignored field, or lead to one.
+
+    Types that contain each other have more paths between them than anyone can walk, so
+    only those that lead somewhere are.
+    """
+    inside: dict[str, set[str]] = {}
+    worth: set[str] = set()
+    left = [root]
+    while left:
+        descriptor = left.pop()
+        if descriptor.full_name in inside:
+            continue
+        if any(_role(field) == options_pb2.ROLE_IGNORED for field in descriptor.fields):
+            worth.add(descriptor.full_name)
+        inner = [found for found in map(_inside, descriptor.fields) if found is not None]
+        inside[descriptor.full_name] = {found.full_name for found in inner}
+        left += inner
+    while more := {name for name, inner in inside.items() if inner & worth} - worth:
+        worth |= more
+    return worth
+
+
+def _inside(field: FieldDescriptor) -> Descriptor | None:
+    """The message type of a field, or of the values of a map."""
+    inner = field.message_type
+    if inner is not None and inner.GetOptions().map_entry:
+        return inner.fields_by_name["value"].message_type
+    return inner
 
 
 def _role(field: object) -> int:
@@ -87,13 +122,28 @@ def _role(field: object) -> int:
 
 
 def _policy(message: options_pb2.Policy) -> Policy:
+    """Raises ValueError for what makes no sense, or what a later release may know and this one does not."""
+    if message.key not in _KEY_RULES or message.on_unclear not in _ON_UNCLEAR:
+        raise ValueError(
+            f"key {message.key} or on_unclear {message.on_unclear} is not known to this release of idem-grpc"
+        )
     return Policy(
         operation=message.operation or None,
-        key=_KEY_RULES.get(message.key),
-        retention=message.retention.ToTimedelta() if message.HasField("retention") else None,
-        lease=message.lease.ToTimedelta() if message.HasField("lease") else None,
-        wait=message.wait.ToTimedelta() if message.HasField("wait") else None,
-        on_unclear=_ON_UNCLEAR.get(message.on_unclear),
+        key=_KEY_RULES[message.key],
+        retention=_duration(message, "retention"),
+        lease=_duration(message, "lease"),
+        wait=_duration(message, "wait"),
+        on_unclear=_ON_UNCLEAR[message.on_unclear],
         replay_errors=tuple(message.replay_errors) or None,
         max_response_bytes=message.max_response_bytes if message.HasField("max_response_bytes") else None,
     )
+
+
+def _duration(message: options_pb2.Policy, name: str) -> timedelta | None:
+    if not message.HasField(name):  # type: ignore[arg-type]  # the stubs want the names themselves
+        return None
+    duration: Duration = getattr(message, name)
+    try:
+        return duration.ToTimedelta()
+    except OverflowError:
+        raise ValueError(f"{name} is {duration.seconds} s, which is longer than any store keeps") from None

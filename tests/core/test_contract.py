@@ -5,11 +5,12 @@ from datetime import timedelta
 import pytest
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from google.protobuf.descriptor_pool import DescriptorPool
+from google.protobuf.duration_pb2 import Duration
 from idem_grpc_pb.v1 import options_pb2
 from tests_pb.v1 import contract_pb2, ledger_pb2
 
 from idem_grpc.contract import declared_key_rule, ignored_fields, key_field_names, key_fields
-from idem_grpc.methods import Methods, find_method
+from idem_grpc.methods import Methods, declared_rules, find_method
 from idem_grpc.outcome import Code
 from idem_grpc.policy import KeyRule, Policy
 from idem_grpc.record import OnUnclear
@@ -125,6 +126,51 @@ def test_moving_a_field_about_in_its_proto_does_not_change_the_key():
     pool = DescriptorPool()
     pool.AddSerializedFile(file.SerializeToString())
     assert key_field_names(pool.FindMethodByName("moved.Service.Method")) == ["first", "second"]
+
+
+def declared(**policy):
+    """A method of a contract that is made on the spot."""
+    file = FileDescriptorProto(name="made.proto", package="made", syntax="proto3")
+    file.message_type.add(name="Message")
+    method = file.service.add(name="Service").method.add(name="Method")
+    method.input_type = method.output_type = ".made.Message"
+    method.options.Extensions[options_pb2.policy].MergeFrom(options_pb2.Policy(**policy))
+    pool = DescriptorPool()
+    pool.AddSerializedFile(file.SerializeToString())
+    return pool.FindMethodByName("made.Service.Method")
+
+
+@pytest.mark.parametrize(
+    ("policy", "says"),
+    [
+        ({"key": 99}, "not known to this release"),
+        ({"on_unclear": 99}, "not known to this release"),
+        ({"retention": Duration(seconds=2**62)}, "longer than any store keeps"),
+        ({"lease": Duration(seconds=-1)}, "give between"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_and_not_taken_for_unsaid(policy, says):
+    with pytest.raises(ValueError, match=rf"made\.proto: .*{says}"):
+        declared_rules(declared(**policy))
+
+
+def test_types_that_contain_each_other_are_walked_only_where_that_leads_to_ignored_fields():
+    file = FileDescriptorProto(name="tangle.proto", package="tangle", syntax="proto3")
+    names = [f"Type{number}" for number in range(12)]
+    for name in names:  # 12! paths between them
+        message = file.message_type.add(name=name)
+        for number, other in enumerate(names, 1):
+            field = message.field.add(name=other.lower(), number=number, type="TYPE_MESSAGE")
+            field.type_name, field.label = f".tangle.{other}", field.LABEL_OPTIONAL
+    root = file.message_type.add(name="Root")
+    for number, name in ((1, "trace"), (2, "tangle"), (3, "leaf")):
+        field = root.field.add(name=name, number=number, label="LABEL_OPTIONAL", type="TYPE_STRING")
+        if name == "tangle":
+            field.type, field.type_name = field.TYPE_MESSAGE, ".tangle.Type0"
+    root.field[0].options.Extensions[options_pb2.role] = options_pb2.ROLE_IGNORED
+    pool = DescriptorPool()
+    pool.AddSerializedFile(file.SerializeToString())
+    assert list(ignored_fields(pool.FindMessageTypeByName("tangle.Root"))) == ["trace"]
 
 
 def test_a_service_that_is_listed_is_checked_whole_at_the_start():
