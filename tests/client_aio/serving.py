@@ -14,12 +14,17 @@ from tests.server.ledger import Ledger
 from tests.server.servicers import AsyncServicer
 
 
-class LedgerServer:
-    """Its address, and what its handlers did."""
+class LedgerServer(grpc.aio.ServerInterceptor):
+    """Its address, what its handlers did, and the methods of the attempts that came."""
 
     def __init__(self) -> None:
         self.ledger = Ledger()
         self.address = ""
+        self.attempts: list[str] = []
+
+    async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
+        self.attempts.append(handler_call_details.method)
+        return await continuation(handler_call_details)
 
     async def stands_at(self, gate: str) -> None:
         """Wait until a handler stands at this gate."""
@@ -34,7 +39,7 @@ async def ledger_server(
     it = LedgerServer()
     store = idem_grpc.aio.open_store("memory:", namespace=uuid4().hex)
     protection: Any = idem_grpc.aio.ServerInterceptor(store, **{"scope": idem_grpc.SHARED, **settings})
-    server = grpc.aio.server(interceptors=[protection])
+    server = grpc.aio.server(interceptors=[it, protection])
     ledger_pb2_grpc.add_LedgerServiceServicer_to_server(servicer(it.ledger), server)
     it.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     await server.start()
@@ -47,7 +52,7 @@ async def ledger_server(
         await store.aclose()
 
 
-async def until(happened: Callable[[], bool]) -> None:
+async def until(happened: Callable[[], object]) -> None:
     """Wait for it, on the event loop."""
     while not happened():  # noqa: ASYNC110 -- what is asked for may happen on another thread
         await asyncio.sleep(0.001)
