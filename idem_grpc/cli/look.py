@@ -7,8 +7,8 @@ from typing import Any
 import click
 
 from idem_grpc.cli.facts import as_lines, facts, is_dead, state_of
-from idem_grpc.cli.failures import No
-from idem_grpc.cli.places import key_options, look, opened, place_of, store_options
+from idem_grpc.cli.failures import No, Wrong
+from idem_grpc.cli.places import Listing, key_options, look, opened, place_of, store_options
 from idem_grpc.cli.tables import span, table
 from idem_grpc.record import Record, State
 from idem_grpc.swap import Held
@@ -68,6 +68,8 @@ def list_records(
     wanted = set(states or ("running", "unknown", "unreadable"))
     found: dict[bytes, dict[str, Any]] = {}
     with opened(store_url, namespace) as store:
+        if not isinstance(store, Listing):
+            raise Wrong(f"{store!r} cannot list what it holds; 'inspect' looks single keys up")
         for name, held in store.scan():
             record = Record.from_bytes(held.value)
             if _RECORD.fullmatch(name) and wanted & _states_of(held, record):

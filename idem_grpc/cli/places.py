@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from os.path import exists
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 from uuid import uuid4
 
 import click
@@ -15,7 +15,6 @@ from idem_grpc.digest import store_key, token_key
 from idem_grpc.record import Record
 from idem_grpc.stores import open_store
 from idem_grpc.stores.protocol import Store
-from idem_grpc.stores.redis import RedisStore
 from idem_grpc.stores.sqlite import SqliteStore
 from idem_grpc.swap import Held
 
@@ -32,6 +31,13 @@ class Place:
 
     def __repr__(self) -> str:
         return f"Place({self.name!r})"
+
+
+@runtime_checkable
+class Listing(Protocol):
+    """A store that can tell what it holds, which no server needs."""
+
+    def scan(self) -> Iterator[tuple[bytes, Held]]: ...
 
 
 def store_options(command: F) -> F:
@@ -91,7 +97,7 @@ def place_of(
 
 
 @contextmanager
-def opened(store_url: str, namespace: str) -> Iterator[SqliteStore | RedisStore]:
+def opened(store_url: str, namespace: str) -> Iterator[Store]:
     """The store at a URL, whose errors become sentences."""
     with sentences():
         if store_url.startswith("memory:"):
@@ -101,7 +107,6 @@ def opened(store_url: str, namespace: str) -> Iterator[SqliteStore | RedisStore]
         store = open_store(store_url, namespace=namespace)
         if isinstance(store, SqliteStore) and not exists(store.path):
             raise Wrong(f"there is no store in {store.path}")  # it would be made, and be empty
-        assert isinstance(store, SqliteStore | RedisStore), "there are no others that are not in memory"
         with store:
             yield store
 

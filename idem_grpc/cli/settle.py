@@ -139,6 +139,8 @@ def _require_unsettled(held: Held, record: Record) -> None:
         return
     if record.state is State.RUNNING:
         raise No("it runs, and its owner lives: wait for its end")
+    if record.state is State.UNREADABLE:
+        raise No("nobody can read this record, so it cannot be settled; 'forget' drops it")
     raise No(f"there is nothing to settle: it is {record.state.name}")
 
 

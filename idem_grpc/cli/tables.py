@@ -3,6 +3,8 @@
 import math
 from collections.abc import Sequence
 
+_UNITS = ((86_400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s"))
+
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:
     """Rows as lines whose columns are aligned; the last column is not padded."""
@@ -19,9 +21,6 @@ def span(seconds: float) -> str:
         return "without end"
     if seconds < 60:
         return f"{seconds:.3g} s"
-    whole = int(seconds)
-    for size, unit, smaller, name in ((86_400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
-        if whole >= size:
-            rest = whole % size // smaller
-            return f"{whole // size} {unit}" + (f" {rest} {name}" if rest else "")
-    return f"{whole} s"
+    size, unit, smaller, name = next(units for units in _UNITS if seconds >= units[0])
+    whole, rest = int(seconds) // size, int(seconds) % size // smaller
+    return f"{whole} {unit}" + (f" {rest} {name}" if rest else "")

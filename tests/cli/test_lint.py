@@ -213,6 +213,14 @@ def test_what_is_no_contract_is_told_in_a_sentence(run, shop, tmp_path):
         assert says in result.stderr
 
 
+def test_without_a_compiler_a_folder_is_told_what_to_do(shop):
+    script = "import sys; sys.modules['grpc_tools'] = None; from idem_grpc.cli import main; main()"
+    command = [sys.executable, "-c", script, "lint", str(shop)]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert "pip install grpcio-tools; or give a descriptor set" in ended.stderr
+
+
 def test_imports_of_a_folder_may_be_elsewhere(run, shop, tmp_path):
     other = tmp_path / "other"
     other.mkdir()

@@ -125,6 +125,12 @@ def test_resolve_takes_nothing_that_is_clear(run, place, store, found, record, s
     assert found()[0] == record
 
 
+def test_resolve_takes_nothing_that_nobody_can_read(run, place, store):
+    name = put(store, b"u" * 32, b"\xff\xff")
+    result = run("resolve", *place, "--raw", name, "--rerun", "--yes")
+    assert (result.exit_code, "'forget' drops it" in result.stderr) == (1, True)
+
+
 @pytest.mark.parametrize(
     "how",
     [
