@@ -5,7 +5,7 @@ import pytest
 pytest.register_assert_rewrite("idem_grpc.stores.contract", "idem_grpc.testing", "tests.support")
 
 from tests.support import wheel as wheels  # noqa: E402 -- after what it is to be rewritten by
-from tests.support.redis_server import RedisServer  # noqa: E402 -- likewise
+from tests.support.redis_server import RedisServer  # noqa: E402 -- after that, likewise
 
 
 @pytest.fixture(scope="session")
