@@ -7,13 +7,14 @@ from contextlib import suppress
 import grpc
 import pytest
 
-from idem_grpc import Policy
+from idem_grpc import Policy, Reason
 from idem_grpc.record import State
 from tests.server import harness
 from tests.server.client import MESSAGE_SIZE, Client, Kind
 from tests.server.ledger import order, run
 from tests.streams.scripts import Do, Read, Send
 from tests.streams.servers import Conversation, say
+from tests.support.wait import until
 
 LARGE = 3 << 20
 GZIP = 2
@@ -156,3 +157,19 @@ def test_compression(start, monkeypatch, kind, key, by):
     finally:
         client.channel.close()
         relay.close()
+
+
+def test_who_waits_for_an_answer_over_the_limit_gets_it_unless_it_is_a_stream(start, kind, key):
+    server = start(default=Policy(max_response_bytes=1000))
+    request = order(
+        run(filler_bytes=1001, gate="at work", responses_before_gate=1 if kind.has_response_stream else 0)
+    )
+    first = server.client.begin(kind, request, key)
+    server.ledger.gate("at work").await_arrival()
+    waiting = server.client.begin(kind, request, key)
+    until(lambda: server.drain(0) == 2)
+    server.ledger.gate("at work").open()
+    assert first.answer().ok
+    answer = waiting.answer()
+    assert answer.ok is not kind.has_response_stream
+    assert answer.ok or answer.reason is Reason.RESPONSE_NOT_KEPT
