@@ -96,8 +96,9 @@ def test_a_keyed_handler_takes_no_token(start, face):
             keys = idem_grpc.aio.TokenKeys(tokens, CHARGE)
             interceptors = idem_grpc.aio.client_interceptors(keys=keys)
             async with grpc.aio.insecure_channel(inner.address, interceptors=interceptors) as channel:
+                method: Any = channel.unary_unary(Kind.UNARY.path)
                 try:
-                    await channel.unary_unary(Kind.UNARY.path)(order().SerializeToString())
+                    await method(order().SerializeToString())
                 except RuntimeError as error:
                     seen.append(str(error))
         return b""
