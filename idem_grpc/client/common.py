@@ -49,6 +49,14 @@ class Channel:
         return Trial(self.retry, self._tokens, chosen.is_safe, timeout, clock)
 
 
+def single(timeout: float | None) -> "Trial":
+    """The course of a call that is never sent again."""
+    return Trial(_SINGLE, Tokens(None), False, timeout)
+
+
+_SINGLE = Retry(max_attempts=1, budget=None)
+
+
 class Trial:
     """The attempts at one call, driven by its caller::
 

@@ -29,11 +29,13 @@ _ALL = "*"
 @dataclass(frozen=True, slots=True)
 class Chosen:
     """The key of a call: ``key`` to be added to its metadata (None: nothing is), which may be an
-    awaitable in aio. ``is_safe``: the call may be sent again. ``end`` is called when it is over."""
+    awaitable in aio. ``is_safe``: the call may be sent again. ``end`` is called when it is over,
+    and where ``is_derived``, by then: before anybody can make the next call."""
 
     key: Any
     is_safe: bool
     end: Callable[[], None] = lambda: None
+    is_derived: bool = False
 
 
 class Keying:
@@ -114,4 +116,4 @@ def _derived(execution: Execution, method: str) -> Chosen:
     ordinal = execution.calls.begin(method, step)
     place = (method.encode(), step.encode(), str(ordinal).encode())
     key = as_uuid(int.from_bytes(digest("downstream", execution.identity, *place), "big"), version=8)
-    return Chosen(key, is_safe=True, end=lambda: execution.calls.end(method, step))
+    return Chosen(key, is_safe=True, end=lambda: execution.calls.end(method, step), is_derived=True)

@@ -8,13 +8,12 @@ attempt gives.
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import grpc
 
 from idem_grpc.client.answers import replayed_in
-from idem_grpc.client.common import TOO_LARGE, Channel, Pairs, Trial, once, snapshot, with_key
+from idem_grpc.client.common import TOO_LARGE, Channel, Pairs, Trial, once, single, snapshot, with_key
 from idem_grpc.client.grpc_calls import is_background, is_call, is_local_failure
 from idem_grpc.client.keying import KeySource, checked
 from idem_grpc.client.retry import Retry
@@ -111,10 +110,12 @@ class _Interceptor(
                 getattr(given, "compression", None),
             )
             sending = _Sending(continuation, details, request, stream, end)
-            if self._channel.retry is None or not self._channel.will_retry(chosen):
-                return sending.once()
-            trial = self._channel.trial(chosen, given.timeout)
-            return sending.repeatedly(trial, self._channel.retry.max_request_bytes)
+            if self._channel.retry is not None and self._channel.will_retry(chosen):
+                trial = self._channel.trial(chosen, given.timeout)
+                return sending.attended(trial, self._channel.retry.max_request_bytes)
+            if chosen.is_derived:
+                return sending.attended(single(given.timeout), 0)
+            return continuation(details, request if stream is None else stream)
         except BaseException:
             end()
             raise
@@ -138,15 +139,7 @@ class _Sending:
         self._requests: Requests | None = None
         self._end = end
 
-    def once(self) -> Any:
-        """Send it and leave it at that."""
-        call = self._continuation(self._details, self._request if self._stream is None else self._stream)
-        # grpc's log of a callback's failure wants a partial; and this one does not keep the call alive.
-        if not (is_background(call) and is_call(call) and call.add_callback(partial(self._end))):
-            self._end()
-        return call
-
-    def repeatedly(self, trial: Trial, max_request_bytes: int) -> Any:
+    def attended(self, trial: Trial, max_request_bytes: int) -> Any:
         """Send it, and again if it fails: here if its caller waits for it, elsewhere if not."""
         if self._stream is not None:
             self._requests = Requests(self._stream, max_request_bytes)

@@ -280,6 +280,7 @@ class Attempts:
         return self._finish(self._interrupted)
 
     def _finish(self, final: Any) -> list[Callable[[], object]]:
+        self._end()  # before anybody knows
         self.final, self._state = final, State.OVER
         if self._next is not None:
             self._next.cancel()
@@ -290,7 +291,6 @@ class Attempts:
         return callbacks
 
     def _conclude(self, callbacks: list[Callable[[], object]]) -> None:
-        self._end()
         for callback in callbacks:
             try:
                 callback()
