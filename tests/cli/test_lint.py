@@ -149,8 +149,8 @@ def test_a_method_cannot_both_read_only_and_have_a_policy(run, shop):
 
 def test_the_examples_and_our_own_protos():
     ended = start("lint", "--json", EXAMPLES)
-    methods = {one["method"].rpartition("/")[2]: one["class"] for one in json.loads(ended.stdout)}
-    assert methods["GetPayment"] == "no_side_effects"
+    methods = {one["method"]: one["class"] for one in json.loads(ended.stdout)}
+    assert methods["/examples.checkout.v1.PaymentService/GetPayment"] == "no_side_effects"
     assert not {"contradictory", "infrastructure"} & set(methods.values())
     assert ended.returncode == int("unprotected" in methods.values())
     ours = start("lint", "--json", proto_path())
