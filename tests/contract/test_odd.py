@@ -10,9 +10,13 @@ from idem_grpc_pb.v1 import options_pb2
 from idem_grpc.methods import Methods
 from idem_grpc.policy import Policy
 
-REPEATED = FieldDescriptorProto(label="LABEL_REPEATED", type="TYPE_STRING")
+REPEATED = FieldDescriptorProto(
+    label=FieldDescriptorProto.LABEL_REPEATED, type=FieldDescriptorProto.TYPE_STRING
+)
 MESSAGE = FieldDescriptorProto(
-    label="LABEL_OPTIONAL", type="TYPE_MESSAGE", type_name=".google.protobuf.MethodOptions"
+    label=FieldDescriptorProto.LABEL_OPTIONAL,
+    type=FieldDescriptorProto.TYPE_MESSAGE,
+    type_name=".google.protobuf.MethodOptions",
 )
 
 
