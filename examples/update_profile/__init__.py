@@ -1,0 +1,1 @@
+"""Updates (PUT) that may be sent twice: one that changes nothing does nothing."""

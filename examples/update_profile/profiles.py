@@ -1,0 +1,80 @@
+"""Profiles in an SQLite file, and the events that tell other services of changes.
+
+A profile and its event are written in one transaction, so there is no change without its event.
+"""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from examples_pb.update_profile.v1 import profiles_pb2 as pb
+from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from idem_grpc import updates
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS profiles (name TEXT PRIMARY KEY, body BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS events (id INTEGER PRIMARY KEY, name TEXT NOT NULL, changed TEXT NOT NULL);
+"""
+
+
+class Profiles:
+    """``careless``: what most servers do: write, stamp and tell whatever comes."""
+
+    def __init__(self, path: Path, *, careless: bool = False) -> None:
+        self._path = path
+        self._careless = careless
+        with self._open() as database:
+            database.execute("PRAGMA journal_mode = WAL")
+            database.executescript(_SCHEMA)
+
+    def update(self, patch: pb.Profile, mask: FieldMask) -> pb.Profile:
+        """Raises UpdateRefused."""
+        with self._open() as database:
+            database.execute("BEGIN IMMEDIATE")  # nobody writes between the read and the write
+            stored = _profile(database, patch.name)
+            update = updates.apply(stored, patch, mask) if not self._careless else _careless(stored, patch)
+            if update.changed:  # the one place for all that follows from a change
+                body = update.message.SerializeToString()
+                database.execute("INSERT OR REPLACE INTO profiles VALUES (?, ?)", (patch.name, body))
+                event = (patch.name, ",".join(update.changed.paths))
+                database.execute("INSERT INTO events (name, changed) VALUES (?, ?)", event)
+            return update.message
+
+    def get(self, name: str) -> pb.Profile:
+        with self._open() as database:
+            return _profile(database, name)
+
+    def events(self, name: str) -> list[str]:
+        """What was told of a profile's changes."""
+        with self._open() as database:
+            rows = database.execute("SELECT changed FROM events WHERE name = ? ORDER BY id", (name,))
+            return [changed for (changed,) in rows]
+
+    @contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        database = sqlite3.connect(self._path, timeout=10)
+        try:
+            with database:
+                yield database
+        finally:
+            database.close()
+
+
+def _profile(database: sqlite3.Connection, name: str) -> pb.Profile:
+    """The profile, or an empty one: then the first update makes it."""
+    row = database.execute("SELECT body FROM profiles WHERE name = ?", (name,)).fetchone()
+    return pb.Profile.FromString(row[0]) if row else pb.Profile()
+
+
+def _careless(stored: pb.Profile, patch: pb.Profile) -> updates.Update[pb.Profile]:
+    message = pb.Profile()
+    message.CopyFrom(stored)
+    message.MergeFrom(patch)
+    now = Timestamp()
+    now.GetCurrentTime()
+    message.update_time.CopyFrom(now)
+    everything = FieldMask(paths=["*"])
+    return updates.Update(message, updates.Changes(everything))

@@ -1,0 +1,100 @@
+"""The examples that need no key do what they say, run as their readers run them, and can fail."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from examples.upsert.prices import UPSERT
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def run(example, *options):
+    """Exit status and what was printed. No process is left, and none printed a traceback."""
+    command = [sys.executable, "-m", f"examples.{example}", *options]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    try:
+        printed, _ = process.communicate(timeout=90)
+        with pytest.raises(ProcessLookupError):
+            os.killpg(process.pid, 0)
+    finally:
+        if process.returncode is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+    assert "Traceback" not in printed, printed
+    return process.returncode, printed
+
+
+def ticks(printed):
+    return {line[4:]: line[2] == "✓" for line in printed.splitlines() if line[2:3] in {"✓", "✗"}}
+
+
+def test_update_profile():
+    status, printed = run("update_profile")
+    assert status == 0, printed
+    assert len(ticks(printed)) >= 11
+    assert all(ticks(printed).values())
+    for what in ("update_time stays", "one event is sent", "the second is ABORTED, for its etag"):
+        assert f"  ✓ {what}\n" in printed
+    assert printed.endswith("All scenes held.\n")
+
+
+def test_update_profile_can_fail():
+    status, printed = run("update_profile", "--careless")
+    assert status == 1, printed
+    for what in ("update_time stays", "one event is sent", "the second is ABORTED, for its etag"):
+        assert f"  ✗ {what}\n" in printed
+    assert printed.endswith("FAILED: 4 of 4 scenes did not hold.\n")
+
+
+def test_upsert():
+    status, printed = run("upsert")
+    assert status == 0, printed
+    assert printed.count("✓ one row was written, once") == 2
+    assert "  ✓ it undoes nothing\n" in printed
+    assert all(ticks(printed).values())
+    assert printed.endswith("All scenes held.\n")
+
+
+def test_upsert_can_fail():
+    status, printed = run("upsert", "--careless")
+    assert status == 1, printed
+    assert "  ✗ it undoes nothing\n" in printed
+    assert printed.endswith("FAILED: 3 of 3 scenes did not hold.\n")
+
+
+@pytest.mark.parametrize("example", ["update_profile", "upsert"])
+def test_a_server_that_does_not_start_is_a_failure(example, tmp_path):
+    """It is given a folder for a database."""
+    ended = subprocess.run(
+        [sys.executable, "-m", f"examples.{example}.server", str(tmp_path)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.returncode != 0
+    assert "listens" not in ended.stdout
+
+
+def test_the_readme_shows_what_is_printed():
+    _, printed = run("update_profile")
+    (shown,) = re.findall(r"^```text\n(.*?)^```$", text_of("update_profile"), re.DOTALL | re.MULTILINE)
+    assert shown in printed
+
+
+def test_the_readme_shows_the_statement():
+    (shown,) = re.findall(r"^```sql\n(.*?)^```$", text_of("upsert"), re.DOTALL | re.MULTILINE)
+    assert shown.strip() == UPSERT.strip()
+
+
+def text_of(example):
+    return (EXAMPLES / example / "README.md").read_text()
