@@ -1,0 +1,1 @@
+"""An HTTP gateway in front of a gRPC payments service: ``Idempotency-Key`` in, metadata out."""

@@ -1,0 +1,118 @@
+"""What HTTP clients are told of a call that failed: a table, and problem details (RFC 9457) made of it.
+
+The draft (draft-ietf-httpapi-idempotency-key-header) asks for 400 if the key is
+missing, 422 if it came with another payload before, and 409 while the first request is still being
+processed. ``Retry-After`` stands wherever the same request with the same key is worth sending again.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import grpc
+from google.rpc import error_details_pb2, status_pb2
+
+import idem_grpc.aio
+from idem_grpc import Reason
+
+MEDIA_TYPE = "application/problem+json"
+
+
+@dataclass(eq=False)  # and not frozen: an exception gets its traceback while it rises
+class Problem(Exception):
+    """An HTTP status and what it means; ``code`` tells those of one status apart.
+
+    retry_after: seconds until the same request should be sent again, under the same key.
+    headers: what else the answer bears.
+    """
+
+    status: int
+    code: str
+    detail: str
+    retry_after: int | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+
+    def body(self, about: str) -> dict[str, str | int]:
+        """``about`` is the page that tells more, which the draft wants linked."""
+        title = self.code.replace("_", " ").capitalize()
+        return {
+            "type": f"{about}#{self.code}",
+            "title": title,
+            "status": self.status,
+            "detail": self.detail,
+            "code": self.code,
+        }
+
+
+REFUSALS = {
+    Reason.KEY_REQUIRED: 400,
+    Reason.KEY_INVALID: 400,
+    Reason.KEY_REUSED: 422,
+    Reason.IN_PROGRESS: 409,
+    Reason.OUTCOME_PENDING: 409,  # for the client the same: it ran, and the answer is on its way
+    Reason.LEASE_LOST: 409,
+    Reason.STORE_UNAVAILABLE: 503,
+    Reason.OUTCOME_UNKNOWN: 500,  # nobody can tell the client more before somebody has looked
+    Reason.RESPONSE_NOT_KEPT: 410,
+    Reason.SCOPE_UNKNOWN: 401,
+    Reason.TOKEN_UNKNOWN: 400,  # a token that was not issued is a key that is not valid
+    Reason.TOKEN_MISMATCH: 403,
+    Reason.MISCONFIGURED: 500,
+}
+"""Why idem_grpc refused the call. Nothing was run, or nothing was run again."""
+
+BUSINESS = {"CARD_DECLINED": 402}
+"""What the payments service itself answers, by the reason that its rich status gives."""
+
+CODES = {
+    grpc.StatusCode.INVALID_ARGUMENT: 400,
+    grpc.StatusCode.FAILED_PRECONDITION: 400,
+    grpc.StatusCode.OUT_OF_RANGE: 400,
+    grpc.StatusCode.UNAUTHENTICATED: 401,
+    grpc.StatusCode.PERMISSION_DENIED: 403,
+    grpc.StatusCode.NOT_FOUND: 404,
+    grpc.StatusCode.ALREADY_EXISTS: 409,
+    grpc.StatusCode.ABORTED: 409,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: 429,
+    grpc.StatusCode.UNIMPLEMENTED: 501,
+    grpc.StatusCode.UNAVAILABLE: 503,
+    grpc.StatusCode.DEADLINE_EXCEEDED: 504,
+}
+"""All else, by its status, as google/rpc/code.proto has it. 500 is for those that are not here."""
+
+AGAIN = {429, 503, 504}
+"""Worth sending again, even if nobody knows what became of them: with a key, that is safe."""
+
+
+def problem(error: grpc.aio.AioRpcError) -> Problem:
+    """What to answer for a call that failed."""
+    trailing = dict(error.trailing_metadata())
+    reason = idem_grpc.aio.reason(error)
+    code = reason or business_reason(trailing.get("grpc-status-details-bin")) or error.code().name
+    status = CODES.get(error.code(), 500)
+    if reason is not None:
+        status = REFUSALS[reason]
+    elif code in BUSINESS:
+        status = BUSINESS[code]
+    pushback = trailing.get("grpc-retry-pushback-ms")
+    retry_after = None
+    if pushback is not None and int(pushback) >= 0:
+        retry_after = max(1, math.ceil(int(pushback) / 1000))
+    elif status in AGAIN or code == "ABORTED" or reason is Reason.LEASE_LOST:
+        retry_after = 1
+    return Problem(status, code, error.details() or "", retry_after, answer_headers(trailing))
+
+
+def answer_headers(trailing: dict[str, str | bytes]) -> dict[str, str]:
+    """What the service said of a keyed answer. The draft names no headers for it: these are ours."""
+    names = {"idempotency-replayed": "Idempotency-Replayed", "idempotency-run": "Idempotency-Run"}
+    return {names[name]: str(value) for name, value in trailing.items() if name in names}
+
+
+def business_reason(rich_status: str | bytes | None) -> str:
+    """The reason in the google.rpc.Status of an error; empty if it gives none."""
+    if isinstance(rich_status, bytes):
+        info = error_details_pb2.ErrorInfo()
+        for detail in status_pb2.Status.FromString(rich_status).details:
+            if detail.Unpack(info):
+                return info.reason
+    return ""

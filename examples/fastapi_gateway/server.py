@@ -1,0 +1,91 @@
+"""The payments of ``examples.checkout``, and their books: a gRPC server, started by __main__."""
+
+import argparse
+import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+from examples_pb.checkout.v1 import payments_pb2_grpc
+from examples_pb.fastapi_gateway.v1 import books_pb2 as pb
+from examples_pb.fastapi_gateway.v1 import books_pb2_grpc
+
+from examples.checkout.ledger import Ledger
+from examples.checkout.payments import PaymentService
+from examples.checkout.provider import Provider
+from examples.fastapi_gateway.launch import when_orphaned
+from idem_grpc import KeyRule, Policy, ServerInterceptor, metadata, open_store
+
+PAYMENTS = "examples.checkout.v1.PaymentService"
+THREADS = 16
+GRACE = 5.0
+
+# A duplicate of a payment that takes longer is told to come back, and holds no connection until then.
+WAIT = 1.0
+
+SLOW = 4.0
+"""Seconds that the bank takes over the slow card."""
+
+
+class BooksService(books_pb2_grpc.BooksServiceServicer):
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    def GetBooks(self, request: pb.GetBooksRequest, context: grpc.ServicerContext) -> pb.GetBooksResponse:
+        payments = self._ledger.payments(request.order_id)
+        return pb.GetBooksResponse(
+            runs=len(self._ledger.runs(request.order_id)),
+            charges=len(payments),
+            minor_units=sum(payment.minor_units for payment in payments),
+        )
+
+
+class UnhurriedProvider(Provider):
+    """Charges the slow card after a while, where nobody opens a gate for it."""
+
+    def authorize(self, order_id: str, card: str) -> None:
+        if card == "card-slow":
+            threading.Event().wait(SLOW)
+        super().authorize(order_id, card)
+
+
+def main() -> None:
+    options = parse()
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    when_orphaned(stop.set)
+    ledger = Ledger(options.folder / "ledger.db", "payments")
+    provider = Provider(options.gates) if options.gates else UnhurriedProvider()
+    with open_store(f"sqlite:///{options.folder}/idem.db") as store:
+        store.check()
+        idempotency = ServerInterceptor(
+            store,
+            scope=metadata("x-tenant-id"),  # the gateway sets it, and callers cannot pass the gateway by
+            services=[PAYMENTS],
+            policies={f"/{PAYMENTS}/*": Policy(key=KeyRule.REQUIRED, wait=WAIT)},
+            max_waiters=THREADS // 4,
+        )
+        server = grpc.server(ThreadPoolExecutor(THREADS), interceptors=[idempotency])
+        payments_pb2_grpc.add_PaymentServiceServicer_to_server(PaymentService(ledger, provider), server)
+        books_pb2_grpc.add_BooksServiceServicer_to_server(BooksService(ledger), server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        print(f"127.0.0.1:{port}", flush=True)
+        stop.wait()
+        server.stop(GRACE).wait()
+        idempotency.drain(GRACE)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Serve payments to a gateway.")
+    parser.add_argument("--folder", type=Path, required=True, help="where the ledger and the store are kept")
+    parser.add_argument(
+        "--gates", type=Path, help="folder that makes slow cards slow; see checkout/provider.py"
+    )
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

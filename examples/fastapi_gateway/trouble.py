@@ -1,0 +1,48 @@
+"""A network that loses replies: for the demonstration, and nothing to copy.
+
+A request that bears ``X-Lose-Reply`` is served like any other, and its connection is cut when the
+answer is about to leave. The payment is booked by then, and the one who paid does not know.
+"""
+
+import asyncio
+from collections.abc import MutableMapping
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+HEADER = b"x-lose-reply"
+
+_lines: MutableMapping[Any, asyncio.Transport] = {}  # by the client's address
+
+
+class Line(H11Protocol):
+    """A connection that can be cut. ASGI has no word for that, so the transport is remembered."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
+        _lines[transport.get_extra_info("peername")] = transport
+        super().connection_made(transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        _lines.pop(self.transport.get_extra_info("peername"), None)
+        super().connection_lost(exc)
+
+
+class LosesReplies:
+    """``app``, behind connections of the class Line that are cut where a request asks for that."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if HEADER not in dict(scope.get("headers", ())):
+            await self._app(scope, receive, send)
+            return
+
+        async def swallow(message: Message) -> None:
+            pass
+
+        await self._app(scope, receive, swallow)
+        _lines[scope["client"]].abort()
+        while (await receive())["type"] != "http.disconnect":
+            pass
