@@ -1,15 +1,15 @@
-"""Measure: ``make bench``, or ``make bench ARGS=calls`` for one of the two."""
+"""Measure: ``make bench``, or ``make bench ARGS=calls`` for one of them."""
 
 import argparse
 
-from benchmarks import calls, stores
+from benchmarks import calls, stores, updates
 
-ALL = {"stores": stores.main, "calls": calls.main}
+ALL = {"stores": stores.main, "calls": calls.main, "updates": updates.main}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure what the stores and the interceptors cost.")
-    parser.add_argument("what", nargs="*", metavar="what", help=f"of {', '.join(ALL)}; default: both")
+    parser = argparse.ArgumentParser(description="Measure what stores, interceptors and updates cost.")
+    parser.add_argument("what", nargs="*", metavar="what", help=f"of {', '.join(ALL)}; default: all")
     wanted = parser.parse_args().what or list(ALL)
     if unknown := set(wanted) - set(ALL):
         parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(ALL)}")
