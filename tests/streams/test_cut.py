@@ -170,6 +170,7 @@ def test_cut_while_the_process_is_busy(server, uploads, gate):
     check_none_was_taken_for_whole(server, uploads, cut)
 
 
+@pytest.mark.parametrize("style", ["sync", "aio"], indirect=True)
 def test_a_stream_cut_after_its_last_message_but_before_its_end_is_cut(server, uploads, gate):
     """All messages of the whole are there: only the end tells that no more were to come."""
     cut = keys("endless", 10)

@@ -80,6 +80,7 @@ def test_who_cannot_renew_is_taken_over_and_never_says_ok_to_half_a_stream(start
 
 
 @streams
+@two_faces
 @pytest.mark.parametrize("state", [State.RUNNING, State.DONE, State.UNKNOWN], ids=lambda state: state.name)
 def test_what_was_sent_is_not_followed_by_the_end_of_another(start, kind, key, state):
     server = start(default=Policy(lease=0.3, retention=600))

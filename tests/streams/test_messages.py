@@ -88,6 +88,7 @@ def test_malformed_requests_are_internal(start, kind, key):
     assert server.client.call(kind, order(), key).ok
 
 
+@pytest.mark.parametrize("style", ["sync", "aio"], indirect=True)
 def test_a_malformed_duplicate_is_not_answered(start, kind, key):
     server = start()
     request = order()
@@ -126,6 +127,7 @@ class Relay:
         self._listener.close()
 
 
+@pytest.mark.parametrize("style", ["sync", "aio"], indirect=True)
 @pytest.mark.parametrize("by", ["nobody", "server", "handler"])
 def test_compression(start, monkeypatch, kind, key, by):
     if by == "server":  # as compression= does; the harness takes no options

@@ -88,6 +88,7 @@ def test_what_was_said_after_the_end_is_said_after_the_duplicates_end(converse):
     assert longer.messages == first.messages[:-2]
 
 
+@pytest.mark.parametrize("style", ["sync", "aio"], indirect=True)
 @pytest.mark.parametrize("turn", range(len(TURNS)))
 @pytest.mark.parametrize("way", [take_turns, all_at_once])
 def test_who_deviates_is_answered_up_to_there(converse, turn, way):
@@ -101,6 +102,7 @@ def test_who_deviates_is_answered_up_to_there(converse, turn, way):
     assert take_turns(begin()).essence == first.essence
 
 
+@pytest.mark.parametrize("style", ["sync", "aio"], indirect=True)
 def test_who_ends_early_is_answered_up_to_there(converse):
     begin = converse(echo(farewell=[b"bye"]))
     first = take_turns(begin())
@@ -158,6 +160,7 @@ def test_an_error_after_turns_comes_after_the_same_turns(start, key):
     assert early.messages == (b"re: a",)
 
 
+@pytest.mark.parametrize("style", ["sync", "aio"], indirect=True)
 def test_who_leaves_in_the_midst_of_a_replay_spoils_nothing(start, key):
     server = start(scripts={KIND: echo()})
     first = take_turns(Conversation(server.client, KIND, key))

@@ -17,6 +17,15 @@ METADATA: list[tuple[str, str | bytes]] = [
     ("nil-bin", b""),
 ]
 
+STORES = ("memory", "sqlite", "redis")
+# The styles of aio differ in how they read and write, and not in what becomes of that in which store.
+COMBINATIONS = [
+    *((style, store) for style in ("sync", "aio") for store in STORES),
+    *((style, "memory") for style in ("aio-read-write", "aio-thread")),
+]
+
+pytestmark = pytest.mark.parametrize(("style", "url"), COMBINATIONS, indirect=True)
+
 
 @pytest.fixture
 def server(start, url):
