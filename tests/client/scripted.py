@@ -66,7 +66,8 @@ class Scripted(grpc.GenericRpcHandler):
     def await_calls(self, number: int) -> None:
         """Wait until so many attempts have arrived."""
         with self._arrived:
-            assert self._arrived.wait_for(lambda: len(self.seen) >= number, DEADLINE), self.seen
+            if not self._arrived.wait_for(lambda: len(self.seen) >= number, DEADLINE):
+                raise AssertionError(f"{len(self.seen)} calls have come, and not {number}")
 
     def close(self) -> None:
         self._server.stop(0).wait(DEADLINE)
