@@ -154,6 +154,20 @@ def test_refunds_and_reads(server, tmp_path):
     assert server.stop(signal.SIGTERM) == 0
 
 
+def test_the_front_end_pays_with_tokens_alone(server, tmp_path):
+    address = server.ready()
+    with closing(Client(address)) as client, closing(Client(address, tenant="another")) as other:
+        token = client.issue_token()
+        assert other.pay(order(), token).reason == "TOKEN_MISMATCH"
+        assert client.pay(order(), "pay:order-1").reason == "TOKEN_UNKNOWN"
+        assert not Ledger(tmp_path / "ledger.db").runs("o")
+        first, second = client.pay(order(), token), client.pay(order(), token)
+    assert (first.code, first.replayed) == (grpc.StatusCode.OK, False)
+    assert (second.body, second.replayed) == (first.body, True)
+    assert len(Ledger(tmp_path / "ledger.db").payments("o")) == 1
+    assert server.stop(signal.SIGTERM) == 0
+
+
 def test_server_that_stops_ends_what_it_began(server, start, tmp_path):
     ledger = Ledger(tmp_path / "ledger.db")
     with closing(Client(server.ready())) as client, ThreadPoolExecutor() as pool:

@@ -16,6 +16,7 @@ from examples_pb.checkout.v1 import payments_pb2 as pb
 from examples_pb.checkout.v1 import payments_pb2_grpc as pb_grpc
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
+from idem_grpc_pb.v1 import token_pb2, token_pb2_grpc
 
 from idem_grpc import keys
 
@@ -52,12 +53,23 @@ class Client:
         self._on_pushback = on_pushback
         self._channel = grpc.insecure_channel(address)
         self._stub = pb_grpc.PaymentServiceStub(self._channel)
+        self._checkout = pb_grpc.CheckoutServiceStub(self._channel)
+        self._tokens = token_pb2_grpc.TokenServiceStub(self._channel)
 
     def charge(self, request: pb.ChargeRequest, key: str, timeout: float = 10) -> Answer:
         return self._send(self._stub.Charge, request, key, timeout)
 
     def refund(self, request: pb.RefundRequest, key: str, timeout: float = 10) -> Answer:
         return self._send(self._stub.Refund, request, key, timeout)
+
+    def issue_token(self, timeout: float = 10) -> str:
+        """A token to pay with, once; what a front end does before it shows the page."""
+        request = token_pb2.IssueTokensRequest(operation="payments.charge")
+        metadata = (("x-tenant-id", self._tenant),)
+        return self._tokens.IssueTokens(request, timeout=timeout, metadata=metadata).tokens[0].token
+
+    def pay(self, request: pb.ChargeRequest, token: str, timeout: float = 10) -> Answer:
+        return self._send(self._checkout.Pay, pb.PayRequest(charge=request), token, timeout)
 
     def get_payment(self, payment_id: str, timeout: float = 10) -> pb.Payment:
         request = pb.GetPaymentRequest(payment_id=payment_id)

@@ -1,4 +1,4 @@
-"""Seven ways in which one call arrives twice, over real ports: ``make demo``.
+"""Eight ways in which one call arrives twice, over real ports: ``make demo``.
 
 Exit status 0 says that every scene held, which is judged by the answers and by the shop's ledger.
 """

@@ -146,6 +146,11 @@ def _declined(shop: Shop, order: str) -> list[Answer]:
     return [shop.pay(order, server, card="card-declined").result() for server in (0, 1)]
 
 
+def _token(shop: Shop, order: str) -> list[Answer]:
+    token = shop.show_page()
+    return [click.result() for click in [shop.pay(order, server, token=token) for server in (0, 1)]]
+
+
 SCENES = [
     Scene(
         "Double-click",
@@ -193,5 +198,11 @@ SCENES = [
         _declined,
         {"CARD_DECLINED": 1, "CARD_DECLINED replayed": 1},
         charged_by=None,
+    ),
+    Scene(
+        "Token, double-click",
+        "a token with the page; 2 clicks bear it",
+        _token,
+        {"OK": 1, "OK replayed": 1},
     ),
 ]

@@ -1,6 +1,7 @@
 """Serve payments: ``python -m examples.checkout.server --store sqlite:///idem.db --ledger ledger.db``.
 
-All that makes the calls safe to send twice is in ``interceptor``.
+All that makes the calls safe to send twice is in ``interceptor``; ``OPERATIONS`` has the tokens issued
+with which the front end pays.
 """
 
 import argparse
@@ -15,23 +16,36 @@ import grpc
 from examples_pb.checkout.v1 import payments_pb2_grpc
 
 from examples.checkout.ledger import Ledger
-from examples.checkout.payments import PaymentService
+from examples.checkout.payments import CheckoutService, PaymentService
 from examples.checkout.provider import Provider
-from idem_grpc import KeyRule, Policy, ServerInterceptor, Store, StoreError, metadata, open_store
+from idem_grpc import (
+    KeyRule,
+    Operation,
+    Policy,
+    ServerInterceptor,
+    Store,
+    StoreError,
+    add_token_service,
+    metadata,
+    open_store,
+)
 
-SERVICE = "examples.checkout.v1.PaymentService"
+PAYMENTS = "examples.checkout.v1.PaymentService"
+CHECKOUT = "examples.checkout.v1.CheckoutService"
+OPERATIONS = {"payments.charge": Operation()}  # its methods are those whose contract names it: Pay
 THREADS = 32
 GRACE = 10.0
 
 
 def interceptor(store: Store, lease: float, retention: float) -> ServerInterceptor:
     # A run that died may be run again, which is the default: the ledger books a payment once per id.
-    once = Policy(key=KeyRule.REQUIRED, lease=lease, retention=retention)
+    once = Policy(key=KeyRule.REQUIRED)
     return ServerInterceptor(
         store,
         scope=metadata("x-tenant-id"),  # a gateway that callers cannot bypass sets it
-        services=[SERVICE],
-        policies={f"/{SERVICE}/Charge": once, f"/{SERVICE}/Refund": once},
+        services=[PAYMENTS, CHECKOUT],
+        policies={f"/{PAYMENTS}/Charge": once, f"/{PAYMENTS}/Refund": once},  # Pay's is in the contract
+        default=Policy(lease=lease, retention=retention),
         max_waiters=THREADS // 4,  # so that duplicates leave threads to those they wait for
     )
 
@@ -49,21 +63,22 @@ def serve(options: argparse.Namespace) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     with ExitStack() as stack:
-        interceptors: list[ServerInterceptor] = []
-        if not options.unprotected:
-            store = stack.enter_context(open_store(options.store, namespace=options.namespace))
-            store.check()  # a server that cannot keep its promise had better not start
-            interceptors.append(interceptor(store, options.lease, options.retention))
-        server = grpc.server(ThreadPoolExecutor(THREADS), interceptors=[*interceptors])
+        store = stack.enter_context(open_store(options.store, namespace=options.namespace))
+        store.check()  # a server that cannot keep its promise had better not start
+        idempotency = interceptor(store, options.lease, options.retention)
+        server = grpc.server(
+            ThreadPoolExecutor(THREADS), interceptors=[] if options.unprotected else [idempotency]
+        )
         service = PaymentService(Ledger(options.ledger, options.name), Provider(options.gates))
         payments_pb2_grpc.add_PaymentServiceServicer_to_server(service, server)
+        payments_pb2_grpc.add_CheckoutServiceServicer_to_server(CheckoutService(service), server)
+        add_token_service(server, idempotency, operations=OPERATIONS)
         port = server.add_insecure_port(f"127.0.0.1:{options.port}")
         server.start()
         print(f"{options.name} listens on 127.0.0.1:{port}", flush=True)
         stop.wait()
         server.stop(GRACE).wait()  # lets calls end that are here
-        for each in interceptors:
-            each.drain(GRACE)  # lets runs end whose callers are gone, and tells the store
+        idempotency.drain(GRACE)  # lets runs end whose callers are gone, and tells the store
 
 
 def parse() -> argparse.Namespace:

@@ -93,18 +93,32 @@ class Shop:
         *,
         price: int = PRICE,
         card: str = "card-good",
+        token: str = "",
         timeout: float = 10,
     ) -> "Future[Answer]":
-        """Click on "Pay". Every click on one order has the same key, made of what it means."""
+        """Click on "Pay". Every click on one page bears its token.
+
+        Where there is none, every click on one order has the same key, made of what it means.
+        """
         request = pb.ChargeRequest(
             order_id=order, amount=pb.Money(minor_units=price, currency="EUR"), card=card
         )
-        return self._calls.submit(self._charge, self._addresses[server], request, timeout)
+        return self._calls.submit(self._charge, self._addresses[server], request, token, timeout)
 
-    def _charge(self, address: str, request: pb.ChargeRequest, timeout: float) -> Answer:
+    def show_page(self, server: int = 0) -> str:
+        """The page with the button comes with a token, which is returned."""
+        client = Client(self._addresses[server])
+        try:
+            return client.issue_token()
+        finally:
+            client.close()
+
+    def _charge(self, address: str, request: pb.ChargeRequest, token: str, timeout: float) -> Answer:
         order = request.order_id
         client = Client(address, on_pushback=lambda reason: self._pushbacks.update([order]))
         try:
+            if token:
+                return client.pay(request, token, timeout)
             return client.charge(request, keys.structured("pay", order), timeout)
         finally:
             client.close()

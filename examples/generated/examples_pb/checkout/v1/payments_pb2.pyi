@@ -124,6 +124,48 @@ class ChargeResponse(google.protobuf.message.Message):
 Global___ChargeResponse: typing_extensions.TypeAlias = ChargeResponse
 
 @typing.final
+class PayRequest(google.protobuf.message.Message):
+    """One click on "Pay", on a page that has a token."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CHARGE_FIELD_NUMBER: builtins.int
+    @property
+    def charge(self) -> Global___ChargeRequest:
+        """What to charge."""
+
+    def __init__(
+        self,
+        *,
+        charge: Global___ChargeRequest | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["charge", b"charge"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["charge", b"charge"]) -> None: ...
+
+Global___PayRequest: typing_extensions.TypeAlias = PayRequest
+
+@typing.final
+class PayResponse(google.protobuf.message.Message):
+    """What came of the click."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PAYMENT_FIELD_NUMBER: builtins.int
+    @property
+    def payment(self) -> Global___Payment:
+        """As it stood when it was made."""
+
+    def __init__(
+        self,
+        *,
+        payment: Global___Payment | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["payment", b"payment"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["payment", b"payment"]) -> None: ...
+
+Global___PayResponse: typing_extensions.TypeAlias = PayResponse
+
+@typing.final
 class RefundRequest(google.protobuf.message.Message):
     """One click on "Refund"."""
 

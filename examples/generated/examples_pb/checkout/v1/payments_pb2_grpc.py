@@ -187,3 +187,82 @@ class PaymentService(object):
             timeout,
             metadata,
             _registered_method=True)
+
+
+class CheckoutServiceStub(object):
+    """What the shop's front end may call. It does not choose its keys: it is issued a token when it shows
+    the page, and pays with that. A service of its own, since a method takes either tokens or keys.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Pay = channel.unary_unary(
+                '/examples.checkout.v1.CheckoutService/Pay',
+                request_serializer=examples__pb_dot_checkout_dot_v1_dot_payments__pb2.PayRequest.SerializeToString,
+                response_deserializer=examples__pb_dot_checkout_dot_v1_dot_payments__pb2.PayResponse.FromString,
+                _registered_method=True)
+
+
+class CheckoutServiceServicer(object):
+    """What the shop's front end may call. It does not choose its keys: it is issued a token when it shows
+    the page, and pays with that. A service of its own, since a method takes either tokens or keys.
+    """
+
+    def Pay(self, request, context):
+        """A click on "Pay": charges a card, as Charge does.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_CheckoutServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Pay': grpc.unary_unary_rpc_method_handler(
+                    servicer.Pay,
+                    request_deserializer=examples__pb_dot_checkout_dot_v1_dot_payments__pb2.PayRequest.FromString,
+                    response_serializer=examples__pb_dot_checkout_dot_v1_dot_payments__pb2.PayResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'examples.checkout.v1.CheckoutService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('examples.checkout.v1.CheckoutService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class CheckoutService(object):
+    """What the shop's front end may call. It does not choose its keys: it is issued a token when it shows
+    the page, and pays with that. A service of its own, since a method takes either tokens or keys.
+    """
+
+    @staticmethod
+    def Pay(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/examples.checkout.v1.CheckoutService/Pay',
+            examples__pb_dot_checkout_dot_v1_dot_payments__pb2.PayRequest.SerializeToString,
+            examples__pb_dot_checkout_dot_v1_dot_payments__pb2.PayResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)

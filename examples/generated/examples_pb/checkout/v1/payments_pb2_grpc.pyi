@@ -160,3 +160,65 @@ class PaymentServiceServicer(metaclass=abc.ABCMeta):
         """Reads a payment. It changes nothing, so it needs no key."""
 
 def add_PaymentServiceServicer_to_server(servicer: PaymentServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...
+
+_CheckoutServicePayType = typing_extensions.TypeVar(
+    '_CheckoutServicePayType',
+    grpc.UnaryUnaryMultiCallable[
+        examples_pb.checkout.v1.payments_pb2.PayRequest,
+        examples_pb.checkout.v1.payments_pb2.PayResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        examples_pb.checkout.v1.payments_pb2.PayRequest,
+        examples_pb.checkout.v1.payments_pb2.PayResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        examples_pb.checkout.v1.payments_pb2.PayRequest,
+        examples_pb.checkout.v1.payments_pb2.PayResponse,
+    ],
+)
+
+class CheckoutServiceStub(typing.Generic[_CheckoutServicePayType]):
+    """What the shop's front end may call. It does not choose its keys: it is issued a token when it shows
+    the page, and pays with that. A service of its own, since a method takes either tokens or keys.
+    """
+
+    @typing.overload
+    def __init__(self: CheckoutServiceStub[
+        grpc.UnaryUnaryMultiCallable[
+            examples_pb.checkout.v1.payments_pb2.PayRequest,
+            examples_pb.checkout.v1.payments_pb2.PayResponse,
+        ],
+    ], channel: grpc.Channel) -> None: ...
+
+    @typing.overload
+    def __init__(self: CheckoutServiceStub[
+        grpc.aio.UnaryUnaryMultiCallable[
+            examples_pb.checkout.v1.payments_pb2.PayRequest,
+            examples_pb.checkout.v1.payments_pb2.PayResponse,
+        ],
+    ], channel: grpc.aio.Channel) -> None: ...
+
+    Pay: _CheckoutServicePayType
+    """A click on "Pay": charges a card, as Charge does."""
+
+CheckoutServiceAsyncStub: typing_extensions.TypeAlias = CheckoutServiceStub[
+    grpc.aio.UnaryUnaryMultiCallable[
+        examples_pb.checkout.v1.payments_pb2.PayRequest,
+        examples_pb.checkout.v1.payments_pb2.PayResponse,
+    ],
+]
+
+class CheckoutServiceServicer(metaclass=abc.ABCMeta):
+    """What the shop's front end may call. It does not choose its keys: it is issued a token when it shows
+    the page, and pays with that. A service of its own, since a method takes either tokens or keys.
+    """
+
+    @abc.abstractmethod
+    def Pay(
+        self,
+        request: examples_pb.checkout.v1.payments_pb2.PayRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[examples_pb.checkout.v1.payments_pb2.PayResponse, collections.abc.Awaitable[examples_pb.checkout.v1.payments_pb2.PayResponse]]:
+        """A click on "Pay": charges a card, as Charge does."""
+
+def add_CheckoutServiceServicer_to_server(servicer: CheckoutServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...
