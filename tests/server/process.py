@@ -2,7 +2,7 @@
 
 SETTINGS is JSON: the interceptor's, with ``default`` as the fields of a Policy. It says its
 port first, then every event of its ledger, one a line; it opens the gates that it is told
-to on its standard input, and ends when that does.
+to on its standard input, echoes what it is asked to, and ends when that does.
 """
 
 import json
@@ -32,7 +32,10 @@ def main(face: str, url: str, namespace: str, given: str) -> None:
     server = FACES[face](open_store(face, url, namespace), ledger=ledger, **settings(given))
     say(f"port {server.address.rpartition(':')[2]}")
     for line in sys.stdin:
-        ledger.gate(line.strip()).open()
+        if line.startswith("echo "):
+            say(line.strip())
+        else:
+            ledger.gate(line.strip()).open()
     server.close()
 
 

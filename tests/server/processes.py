@@ -9,6 +9,7 @@ import threading
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from tests_pb.v1 import ledger_pb2 as pb
 
@@ -52,9 +53,19 @@ class ServerProcess:
         return self._client
 
     def attempts(self, request: pb.LedgerRequest) -> list[int]:
-        """The attempts at an order that ran here."""
+        """The attempts at an order that ran here, of all that was told by now."""
+        if self._process.poll() is None:
+            self._hear()
         told = [event.split() for event in list(self._events)]
         return [int(words[2]) for words in told if words[:2] == ["run", request.order]]
+
+    def _hear(self) -> None:
+        """Wait until all that the process has said is heard: its answers travel on another way."""
+        assert self._process.stdin is not None
+        echo = f"echo {uuid4().hex}"
+        self._process.stdin.write(echo + "\n")
+        self._process.stdin.flush()
+        until(lambda: echo in self._events)
 
     def await_gate(self, name: str) -> None:
         """Wait until a handler stands at a gate."""
