@@ -5,7 +5,7 @@ What they say of themselves is what grpc's own calls would, of the logical call 
 
 import asyncio
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
 from typing import Any
 
 import grpc
@@ -20,6 +20,7 @@ class _Call:
 
     def __init__(self, course: Course) -> None:
         self._course = course
+        self._told = _Told(course)
         self._callbacks: list[Callable[[Any], None]] = []
         self._watch()
 
@@ -52,8 +53,34 @@ class _Call:
     def time_remaining(self) -> float | None:
         return self._course.time_remaining()
 
-    async def wait_for_connection(self) -> None:
-        await self._course.connected()
+    def wait_for_connection(self) -> Coroutine[Any, Any, None]:
+        return self._course.connected()
+
+    def initial_metadata(self) -> Coroutine[Any, Any, Any]:
+        return self._told.initial_metadata()
+
+    def trailing_metadata(self) -> Coroutine[Any, Any, Any]:
+        return self._told.trailing_metadata()
+
+    def code(self) -> Coroutine[Any, Any, Any]:
+        return self._told.code()
+
+    def details(self) -> Coroutine[Any, Any, str]:
+        return self._told.details()
+
+    def debug_error_string(self) -> Coroutine[Any, Any, str]:
+        return self._told.debug_error_string()
+
+
+class _Told:
+    """What a call tells of itself, each time that its caller asks.
+
+    Apart from the call: an older grpc.aio (1.73) that closes a channel looks at the coroutine
+    of each task, and stumbles over those of call objects that are not its own.
+    """
+
+    def __init__(self, course: Course) -> None:
+        self._course = course
 
     async def initial_metadata(self) -> Any:
         return await self._course.opening() or grpc.aio.Metadata()
@@ -126,19 +153,25 @@ class _Responses(_Call):
             self._course.on_over = self._fire  # its callbacks are owed their call
             self._course.cancel()
 
-    async def _responses(self) -> AsyncIterator[Any]:
-        while (response := await self.read()) is not grpc.aio.EOF:
-            yield response
-
     def __aiter__(self) -> AsyncIterator[Any]:
-        return self._responses()
+        return _responses(self)
 
-    async def read(self) -> Any:
-        try:
-            return await self._course.take()
-        except asyncio.CancelledError:
-            self.cancel()
-            raise
+    def read(self) -> Coroutine[Any, Any, Any]:
+        return _read(self._course)
+
+
+async def _responses(call: _Responses) -> AsyncIterator[Any]:
+    """Of a call, which is held for as long as it is iterated over."""
+    while (response := await call.read()) is not grpc.aio.EOF:
+        yield response
+
+
+async def _read(course: Course) -> Any:
+    try:
+        return await course.take()
+    except asyncio.CancelledError:
+        course.cancel()
+        raise
 
 
 class _Requests(_Call):

@@ -42,7 +42,7 @@ def failure(
 
 
 def _entries(metadata: Iterable[Any] | None) -> dict[str, str | bytes]:
-    return dict(metadata or ())
+    return dict(tuple(metadata or ()))  # not of itself: the keys() of grpc.aio's Metadata differ by release
 
 
 def _reason(entries: dict[str, str | bytes]) -> Reason | None:

@@ -17,7 +17,7 @@ def pytest_pyfunc_call(pyfuncitem):
     arguments = {name: pyfuncitem.funcargs[name] for name in names}
 
     async def run():
-        async with asyncio.timeout(DEADLINE):
+        async with asyncio.timeout(3 * DEADLINE):
             await pyfuncitem.obj(**arguments)
 
     asyncio.run(run())

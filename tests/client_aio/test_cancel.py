@@ -124,8 +124,8 @@ async def test_a_stream_that_nobody_holds_is_cancelled():
 
 async def census():
     """How many there are: tasks, objects of ours and of grpc's by their classes, and objects at all."""
-    for _ in range(10):
-        await asyncio.sleep(0.01)  # what was cancelled unwinds
+    for _ in range(4):
+        await asyncio.sleep(0.02)  # what was cancelled unwinds
         gc.collect()
     things = gc.get_objects()
     kinds = Counter(f"{type(thing).__module__}.{type(thing).__qualname__}" for thing in things)
@@ -135,6 +135,7 @@ async def census():
 
 @pytest.mark.parametrize("step", [HANGS, fails()], ids=["in flight", "backoff"])
 async def test_ten_thousand_cancelled_calls_leave_nothing_behind(step):
+    """Five thousand here, and as many there."""
     kinds = (Kind.UNARY, Kind.SERVER_STREAM, Kind.CLIENT_STREAM, Kind.BIDI)
 
     async def cancel_many(server, stub, count):
@@ -149,13 +150,13 @@ async def test_ten_thousand_cancelled_calls_leave_nothing_behind(step):
             server.seen.clear()
 
     async with serving(step) as server, connected(server, retry=SLOW) as stub:
-        await cancel_many(server, stub, 1000)
+        await cancel_many(server, stub, 500)
         tasks, ours, objects = await census()
-        await cancel_many(server, stub, 9000)
+        await cancel_many(server, stub, 4500)
         tasks_then, ours_then, objects_then = await census()
         assert tasks_then <= tasks
         assert {kind: count for kind, count in ours_then.items() if count > ours.get(kind, 0) + 20} == {}
-        assert objects_then < objects + 3000  # a third of an object for each call
+        assert objects_then < objects + 1500  # a third of an object for each call
 
 
 async def test_abandoned_request_iterators_are_closed():
