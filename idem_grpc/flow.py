@@ -92,10 +92,10 @@ def _arrive(call: Call) -> Generator[Step, Event, _Claimed | None]:
             case WaitFor():
                 event = yield Wait(verdict.owner, max(0.0, min(next(polls), verdict.lease_left)))
                 assert isinstance(event, Waited)
-                if event.reply is not None:
+                if event.reply is not None and event.reply.is_shared:
                     yield from _replay(call, event.reply)
                     return None
-                if not event.more:
+                if event.reply is not None or not event.more:
                     yield Reply(Problem(Reason.IN_PROGRESS), verdict.owner)
                     return None
                 waited = True
@@ -222,7 +222,7 @@ def _release(call: Call, claimed: _Claimed, ended: Ended) -> Steps:
     left, ttl = _left_by(call, claimed, ended.ending)
     release = Swap(call.key, claimed.swap.new, left.to_bytes(), ttl)
     seen = yield release
-    yield Reply(ended.outcome, call.owner)
+    yield Reply(ended.outcome, call.owner, is_shared=not ended.caller_left)
     if not claimed.acknowledged and not isinstance(seen, Swapped):
         yield from _give_back(claimed.swap, left, ttl)
         return

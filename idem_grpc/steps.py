@@ -49,13 +49,15 @@ class Reply:
     """Answer the call, once. ``owner`` names the run that the answer tells of, if any.
 
     ``replayed`` tells that another call's run made the answer, and ``requests``, for a
-    request stream, what it answers. There is no event.
+    request stream, what it answers. ``is_shared`` is False for an answer that is of no use
+    to those who wait for the same. There is no event.
     """
 
     answer: Outcome | Problem
     owner: bytes = b""
     replayed: bool = False
     requests: Fingerprint | None = None
+    is_shared: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +92,14 @@ class Waited:
 class Ended:
     """The handler came to an end, which is of the class ``ending``.
 
-    ``requests`` is what it has read of a request stream.
+    ``requests`` is what it has read of a request stream. ``caller_left``: it ended as it did
+    because its own caller went away.
     """
 
     outcome: Outcome
     ending: Ending
     requests: Fingerprint | None = None
+    caller_left: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,6 +60,7 @@ class Recording:
         self._initial: Metadata = ()
         self._trailing: Metadata = ()
         self._callbacks: list[Callable[[], None]] = []
+        self._caller_left = False
         self.aborted = False
         self._compression: grpc.Compression | None = None
         self._compresses_message = True
@@ -178,6 +179,7 @@ class Recording:
             logger.error("%s: Failed to serialize response!", self._caller.method, exc_info=error)
             self._code, self._details = grpc.StatusCode.INTERNAL, "Failed to serialize response!"
         elif isinstance(error, (CallerGone, asyncio.CancelledError)):
+            self._caller_left = True
             self._code, self._details = grpc.StatusCode.CANCELLED, "the caller went away"
         else:
             logger.error("Exception calling application: %s", error, exc_info=error)
@@ -194,10 +196,12 @@ class Recording:
             outcome = self._outgoing.outcome(outcome)
         ending = self._execution.ending or usual or ending_of(outcome, self._rules.replay_errors)
         if self.incoming is None:
-            return Ended(outcome, ending)
+            return Ended(outcome, ending, caller_left=self._caller_left)
         if self.incoming.cut and ending is not Ending.NOT_NOW:
             ending = Ending.UNCLEAR
-        return Ended(outcome, ending, self.incoming.so_far())
+        return Ended(
+            outcome, ending, self.incoming.so_far(), caller_left=self._caller_left or self.incoming.cut
+        )
 
 
 class RecordingContext(Recording, grpc.ServicerContext):

@@ -80,3 +80,11 @@ def test_an_outcome_that_was_dropped_while_it_was_sent_is_not_told_to_those_who_
     dropped = Reply(Outcome(messages_dropped=True), b"other")
     flow = Driven().then(held(RUNNING), Waited(dropped))
     assert flow.step == Reply(Problem(Reason.RESPONSE_NOT_KEPT), b"other")
+
+
+@pytest.mark.parametrize("ending", [Ending.UNCLEAR, Ending.NOT_NOW])
+def test_a_run_whose_own_caller_left_says_nothing_to_those_who_wait_for_it(ending):
+    left = running().then(Ended(FAILURE, ending, caller_left=True), Swapped(1.0)).step
+    assert left == Reply(FAILURE, b"me", is_shared=False)
+    waiting = Driven().then(held(RUNNING), Waited(replace(left, owner=b"other")))
+    assert waiting.step == Reply(Problem(Reason.IN_PROGRESS), b"other")

@@ -14,6 +14,7 @@ from itertools import cycle, islice
 import grpc
 import pytest
 
+from idem_grpc.problem import Reason
 from idem_grpc.record import State
 from tests.server.client import Kind
 from tests.server.ledger import Gate
@@ -180,3 +181,21 @@ def test_a_stream_cut_after_its_last_message_but_before_its_end_is_cut(server, u
         upload.cancel()
     gate.open()
     check_none_was_taken_for_whole(server, uploads, cut)
+
+
+def test_a_retry_that_waits_for_a_cut_run_is_told_to_come_again(server, uploads):
+    """The cut is its first caller's affair; the retry, which is there, must not be told of a cancel."""
+    uploads.gate = gate = Gate()
+    (key,) = keys("overtaken", 1)
+    first = begin(server.client, key)
+    until(lambda: key in uploads.arrived)
+    first.cancel()
+    retry = Conversation(server.client, kind_of(key), key).send(key.encode(), *WHOLE).end()
+    until(lambda: server.drain(0) == 2)
+    gate.open()
+    answer = retry.answer()
+    assert (answer.code, answer.reason) == (grpc.StatusCode.UNAVAILABLE, Reason.IN_PROGRESS)
+    assert not answer.replayed
+    uploads.gate = None
+    again = Conversation(server.client, kind_of(key), key).send(key.encode(), *WHOLE).end().answer()
+    assert again.ok
