@@ -1,7 +1,8 @@
 """The root of a call tree as a process: ``python -m tests.client.call_tree FACE STORE B C``.
 
 Its handlers call B, then C, through our client interceptors. Where the request's run for this
-attempt names a gate, "between" or "after", it stands there until it is killed. It says its port,
+attempt names a gate, "between" or "after", it stands there until it is killed; any other gate is
+for the first run of B and of C. It says its port,
 then the attempts that ran and the gates it stands at, one a line; it ends with its standard input.
 """
 
@@ -41,7 +42,10 @@ def begin(request: pb.LedgerRequest) -> str:
 
 
 def downstream(request: pb.LedgerRequest) -> pb.LedgerRequest:
-    return pb.LedgerRequest(order=request.order, amount=request.amount)
+    """What B and C are asked, which is the same in every attempt at ``request``."""
+    gates = {run.gate for run in request.runs} - {"", "between", "after"}
+    runs = [pb.LedgerRun(gate=gate) for gate in gates]
+    return pb.LedgerRequest(order=request.order, amount=request.amount, runs=runs)
 
 
 def response(request: pb.LedgerRequest, *answers: Any) -> pb.LedgerResponse:

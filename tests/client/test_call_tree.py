@@ -5,6 +5,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
+from uuid import uuid4
 
 import grpc
 import pytest
@@ -125,6 +126,24 @@ def test_a_root_that_is_killed_and_run_again_has_each_leaf_act_once(roots, stub_
     assert again == response
     assert (replayed(first), replayed(second)) == (False, True)
     assert attempts(leaves, request) == [[1], [1]]
+
+
+def test_a_root_that_is_killed_while_a_leaf_works_has_that_act_once(roots, stub_for, leaves):
+    doomed, other = roots(2)
+    request = order(run(gate=uuid4().hex))
+    stub = stub_for(doomed, other)
+    first, second = leaves
+    (gate,) = [run.gate for run in request.runs]
+    with ThreadPoolExecutor() as pool:
+        calling = pool.submit(call, stub.Unary, request)
+        first.await_gate(gate)
+        doomed.kill()
+        assert other.says() == f"run {request.order} 2"  # and asks for what is being done already
+        first.open(gate)
+        second.open(gate)
+        response, _ = calling.result()
+    assert attempts(leaves, request) == [[1], [1]]
+    assert len(set(response.entry.split())) == 2
 
 
 def test_two_tenants_with_one_key_do_not_meet_downstream(roots, stub_for, leaves):
