@@ -46,9 +46,12 @@ setup: $(VENV)/.installed ## Install the package and what it takes to work on it
 demo: setup ## Run the demonstration, on its own store or on STORE=redis://host/0
 	@$(BIN)/python -m examples.checkout.demo $(if $(STORE),--store "$(STORE)")
 
+# Most tests wait for something, so more of them than there are cores can run at once.
+JOBS ?= 4
+
 .PHONY: test
-test: setup ## Run the tests
-	$(BIN)/python -m pytest $(ARGS)
+test: setup ## Run the tests, JOBS at a time
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
 
 .PHONY: lint
 lint: setup ## Check style and formatting
