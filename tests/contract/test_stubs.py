@@ -60,3 +60,10 @@ def test_a_contract_that_says_all(compiled):
         "FromFields": ["REQUIRED", f"/{service}/FromFields", 600, True],
         "Read": None,
     }
+
+
+def test_the_contract_of_an_example(compiled):
+    stubs = compiled("examples/protos", "examples_pb/checkout/v1/payments.proto")
+    assert read(stubs, "examples_pb.checkout.v1.payments_pb2", "examples.checkout.v1.CheckoutService") == {
+        "Pay": ["TOKEN", "payments.charge", 86_400, False]
+    }

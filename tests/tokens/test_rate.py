@@ -116,10 +116,11 @@ def test_nor_do_those_of_a_day():
     clock = Clock()
     store = Counted(MemoryStore(clock=clock))
     longest = Operation(ttl=3600, max_ttl=3600, issue_rate=(600, 900))
-    for _ in range(96):
+    for window in range(96):
         assert issued_until_declined(store, 100, operation=longest) == 600
-        assert store.living() <= 600 * 3600 / 900 + 1
         store.swaps = store.swaps[-5 * 607 :]  # more than can live
+        if window % 12 == 11:
+            assert store.living() <= 600 * 3600 / 900 + 1
         clock.now += 900
 
 
