@@ -3,14 +3,16 @@
 A line that must be an error says which one; mypy complains if it is none.
 """
 
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
-from typing import assert_type
+from typing import Any, Never, assert_type
 
 import grpc
 from examples_pb.checkout.v1 import payments_pb2
 from google.protobuf.descriptor import ServiceDescriptor
+from google.protobuf.field_mask_pb2 import FieldMask
+from google.rpc.status_pb2 import Status
 
 import idem_grpc
 import idem_grpc.aio
@@ -35,6 +37,8 @@ from idem_grpc import (
     keys,
     metadata,
     open_store,
+    status_of,
+    updates,
 )
 from idem_grpc.testing import AsyncStoreContract, StoreContract
 
@@ -190,6 +194,35 @@ with keys.using(keys.unique()):
 keys.structured("order", None)  # type: ignore[arg-type]  # a part says something
 keys.windowed("task")  # type: ignore[call-arg]  # a window has no default
 keys.windowed("task", window=3600)  # type: ignore[arg-type]  # a window is a timedelta
+
+
+# Updates.
+
+stored = payments_pb2.Payment(id="1")
+update = updates.apply(stored, payments_pb2.Payment(order_id="2"), FieldMask(paths=["order_id"]))
+assert_type(update, updates.Update[payments_pb2.Payment])
+assert_type(update.message, payments_pb2.Payment)
+assert_type(bool(update.changed), bool)
+assert_type(update.changed.paths, list[str])
+assert_type(update.changed.mask, FieldMask)
+assert_type(updates.changed(stored, update.message, ignore=["id"]), FieldMask)
+updates.apply(stored, stored, touch=None, etag="version", now=datetime.now(UTC))
+
+updates.apply(stored, stored, "*")  # type: ignore[arg-type]  # a mask is a FieldMask
+updates.apply(stored, stored, None, None)  # type: ignore[call-arg]  # settings are given by name
+
+
+def save(
+    context: grpc.ServicerContext, aio_context: grpc.aio.ServicerContext[Any, Any]
+) -> Coroutine[object, object, Never]:
+    try:
+        updates.apply(stored, stored)
+    except updates.UpdateRefused as refused:
+        assert_type(refused.code.name, str)
+        assert_type(refused.reason, str)
+        assert_type(status_of(refused), grpc.Status)
+        context.abort_with_status(refused)  # type: ignore[arg-type]  # status_of makes it one
+    return aio_context.abort_with_status(status_of(updates.UpdateRefused("", Status())))
 
 
 # Reasons and errors.
