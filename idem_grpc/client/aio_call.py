@@ -149,7 +149,7 @@ class _Responses(_Call):
         self._course.continuation, self._course.on_over = continuation, on_over
 
     def __del__(self) -> None:
-        if not self.done() and not self._course.loop.is_closed():
+        if not self.done():
             self._course.on_over = self._fire  # its callbacks are owed their call
             self._course.cancel()
 

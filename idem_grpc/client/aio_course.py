@@ -69,9 +69,11 @@ class Course:
 
     def cancel(self) -> bool:
         """End the call, whatever it is doing. Returns False if it is over."""
-        if not self.task.cancel():
+        if self.loop.is_closed() or not self.task.cancel():
             return False
-        self._ended()  # the caller may make the next call at once, and it is not concurrent with this one
+        # The caller may make the next call at once, and it is not concurrent with this one. Not from
+        # here, since grpc cancels calls as garbage is collected, where no lock may be taken.
+        self.loop.call_soon(self._ended)
         return True
 
     def time_remaining(self) -> float | None:
