@@ -1,5 +1,6 @@
 """The HTTP gateway of the examples, with its real processes: what its clients get, and what is charged."""
 
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -215,16 +216,33 @@ def test_problems_lead_to_a_page_that_explains_them(gateway):
         assert f'id="{code}">{code}, {status}<' in page
 
 
-def test_a_gateway_that_is_killed_takes_its_service_with_it():
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)]
+)
+def test_a_gateway_that_ends_takes_its_service_with_it(number, status):
     gateway = subprocess.Popen(
-        [sys.executable, "-m", GATEWAY, "--child"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+        [sys.executable, "-m", GATEWAY], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    assert gateway.stdout is not None
-    assert "http://" in gateway.stdout.readline()
-    gateway.kill()
-    # The service has the other end of its stderr too, so this comes to an end with the last of them.
-    gateway.communicate(timeout=30)
+    try:
+        assert gateway.stdout is not None
+        httpx.get(gateway.stdout.readline().split()[-1]).raise_for_status()
+        gateway.send_signal(number)
+        # The service has the other end of its stderr too, so this comes to an end with the last of them.
+        _, said = gateway.communicate(timeout=30)
+    finally:
+        gateway.kill()
+    assert gateway.returncode == status
+    assert "Traceback" not in said
+
+
+def test_a_check_that_is_stopped_has_not_held():
+    check = subprocess.Popen([sys.executable, "-m", GATEWAY, "--check"], stdout=subprocess.PIPE, text=True)
+    try:
+        assert check.stdout is not None
+        while "✓" not in check.stdout.readline():
+            assert check.poll() is None
+        check.terminate()
+        check.communicate(timeout=30)
+    finally:
+        check.kill()
+    assert check.returncode == 1

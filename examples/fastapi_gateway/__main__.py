@@ -19,8 +19,8 @@ from examples.fastapi_gateway.trouble import Line, LosesReplies
 
 def main() -> int:
     options = parse()
-    # As on Ctrl-C: an exception, so that the payments service is stopped.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    # As on Ctrl-C: an exception, so that the processes are stopped. To a server it is a good end.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1 if options.check else 0))
     if options.check:
         return check()
     with tempfile.TemporaryDirectory(prefix="gateway-") as folder:

@@ -43,6 +43,7 @@ class LosesReplies:
             pass
 
         await self._app(scope, receive, swallow)
-        _lines[scope["client"]].abort()
+        if (line := _lines.get(scope["client"])) is not None:  # the client may be gone already
+            line.abort()
         while (await receive())["type"] != "http.disconnect":
             pass
