@@ -8,7 +8,6 @@ import logging
 import threading
 from collections.abc import Callable
 from contextvars import copy_context
-from enum import Enum
 from functools import partial
 from time import monotonic
 from typing import Any
@@ -18,27 +17,10 @@ import grpc
 from idem_grpc.client.common import ANOTHER_RUN, NO_RUN, TOO_LARGE, Handed, Trial
 from idem_grpc.client.grpc_calls import CancelledCall
 from idem_grpc.client.sync_requests import Requests
+from idem_grpc.client.sync_states import NOTHING, State, is_resumed
 from idem_grpc.client.timer import Entry, timer
 
 _log = logging.getLogger(__name__)
-
-
-NOTHING = object()
-
-
-class State(Enum):
-    """Of the latest attempt.
-
-    CURRENT: what it answers is the call's answer. BEHIND: it answers again what was handed
-    over before. SKIPPING: somebody is reading that. FAILED: another one will be made.
-    OVER: it was the last.
-    """
-
-    CURRENT = "current"
-    BEHIND = "behind"
-    SKIPPING = "skipping"
-    FAILED = "failed"
-    OVER = "over"
 
 
 class Attempts:
@@ -97,9 +79,16 @@ class Attempts:
 
     def after(self, call: Any) -> Any:
         """Wait for the attempt that follows ``call``, or the end: the attempt, or None at the end."""
-        self._wait(lambda: self._state is State.CURRENT and self._call is not call, None)
-        with self._changed:
-            return None if self.is_over else self._call
+        while True:
+            self._wait(lambda: self._follows(call), None)
+            with self._changed:  # which may have moved on meanwhile, to what is to be skipped
+                if self.is_over:
+                    return None
+                if self._follows(call):
+                    return self._call
+
+    def _follows(self, call: Any) -> bool:
+        return self._state is State.CURRENT and self._call is not call
 
     def has_ended(self, call: Any, timeout: float) -> bool:
         """Whether ``call`` is over, or comes to be in ``timeout`` seconds."""
@@ -189,9 +178,7 @@ class Attempts:
                 return
             if call.code() is grpc.StatusCode.OK:
                 if self._state is State.SKIPPING:
-                    self._ended_well = (
-                        True  # whoever skips will tell whether that is the end of the same stream
-                    )
+                    self._ended_well = True  # and whoever skips will tell whether it is the same stream
                     return
                 self._trial.succeeded()
                 callbacks = self._lose() if self._is_behind() else self._finish(call)
@@ -240,7 +227,7 @@ class Attempts:
 
     def _skip(self, call: Any) -> None:
         """Read again what was handed over before, if it is the same."""
-        is_same = self._is_resumed(call)
+        is_same = is_resumed(call, self._handed)
         callbacks = None
         with self._changed:
             if self._call is not call or self._state is not State.SKIPPING:
@@ -257,21 +244,6 @@ class Attempts:
             self._changed.notify_all()
         if callbacks is not None:
             self._conclude(callbacks)
-
-    def _is_resumed(self, call: Any) -> bool | None:
-        """Whether ``call`` answers what was answered before; None if it fails."""
-        try:
-            next(call)  # initial metadata comes with it
-            to_skip = self._handed.to_skip(call.initial_metadata())
-            if to_skip is None:
-                return False
-            for _ in range(to_skip - 1):
-                next(call)
-        except StopIteration:
-            return False
-        except grpc.RpcError:
-            return None
-        return True
 
     def _lose(self) -> list[Callable[[], object]]:
         """The stream cannot be resumed: the call ends as the attempt did that was handed from."""

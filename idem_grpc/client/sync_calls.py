@@ -7,7 +7,8 @@ from typing import Any
 
 import grpc
 
-from idem_grpc.client.sync_attempts import NOTHING, Attempts
+from idem_grpc.client.sync_attempts import Attempts
+from idem_grpc.client.sync_states import NOTHING
 
 _GRACE = 0.1  # seconds; an answer that has neither metadata nor responses shows its status at once
 
@@ -106,7 +107,7 @@ class RetriedCall(grpc.Call, grpc.Future):  # type: ignore[type-arg]  # at run t
         return self._last().code()  # type: ignore[no-any-return]  # of whatever call this is
 
     def details(self) -> str:
-        return self._last().details()  # type: ignore[no-any-return]  # likewise
+        return self._last().details()  # type: ignore[no-any-return]  # likewise of whatever call
 
     def trailing_metadata(self) -> Any:
         return self._last().trailing_metadata()

@@ -199,7 +199,7 @@ class TestManners:
         assert server.seen[0].is_gone.wait(DEADLINE)
 
     def test_one_that_is_left_while_it_waits_is_not_sent_again(self, call_of):
-        call, server = call_of(fail(), answer(), retry=Retry(initial_backoff=0.2))
+        call, server = call_of(fail(), answer(), retry=PATIENT)
         server.await_calls(1)
         attempts = call._attempts
         del call
