@@ -131,7 +131,7 @@ def _replay(call: Call, reply: Reply) -> Steps:
 
 def _claimed(call: Call, claim: Claim, seen: Swapped) -> _Claimed:
     """A token that is given back has the life that it had left when it was claimed."""
-    is_unused_token = call.binding is not None and claim.record.attempt == 1
+    is_unused_token = call.binding is not None and claim.swap.max_left is None
     # No store takes a life of nothing or without an end, but it may well measure one.
     left = max(seen.ttl_left, SHORTEST_TTL) if math.isfinite(seen.ttl_left) else call.rules.retention
     unused_ttl = left if is_unused_token else call.rules.retention

@@ -146,6 +146,10 @@ def _wait(finding: Finding) -> Verdict:
     return WaitFor(finding.record.owner, finding.lease_left)
 
 
+def _reject_stranger(_: Finding) -> Verdict:
+    return Reject(Problem(Reason.TOKEN_MISMATCH))  # which is not told whether the token was used
+
+
 def _reject(reason: Reason) -> Callable[[Finding], Verdict]:
     return lambda finding: Reject(Problem(reason), finding.record.owner)
 
@@ -168,7 +172,7 @@ ARRIVAL = (
     ),
     Rule((State.ABSENT,), _always, _claim, "never seen: claim"),
     _UNREADABLE,
-    Rule(_ANY, _bound_elsewhere, _reject(Reason.TOKEN_MISMATCH), "a token has one use and one owner"),
+    Rule(_ANY, _bound_elsewhere, _reject_stranger, "a token has one use and one owner"),
     Rule(_ANY, _other_request, _reject(Reason.KEY_REUSED), "one key stands for one request"),
     Rule((State.OPEN,), _always, _claim, "given back, or a token just issued: claim"),
     Rule((State.RUNNING,), _alive, _wait, "its owner lives: wait"),

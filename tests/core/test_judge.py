@@ -80,7 +80,7 @@ ON_ARRIVAL: dict[str, tuple[Finding, Verdict]] = {
     "nobody can tell": (unreadable(), rejected(Reason.OUTCOME_UNKNOWN, b"")),
     "a token has one use": (
         found(replace(DONE, binding=Binding(b"operation", b"another")), by=TOKEN),
-        rejected(Reason.TOKEN_MISMATCH),
+        rejected(Reason.TOKEN_MISMATCH, b""),
     ),
     "one key stands for one": (
         found(replace(DONE, fingerprint=OTHER_REQUEST)),
@@ -223,7 +223,7 @@ def test_a_token_is_claimed_in_one_swap_from_the_record_that_it_was_issued_with(
 @pytest.mark.parametrize("binding", [None, Binding(b"another", b"scope"), Binding(b"operation", b"another")])
 def test_a_token_of_another_operation_or_scope_is_a_mismatch_in_every_state(record, binding):
     verdict = judge(TOKEN, held(replace(record, binding=binding)))
-    assert verdict == rejected(Reason.TOKEN_MISMATCH)
+    assert verdict == rejected(Reason.TOKEN_MISMATCH, b"")
 
 
 def test_a_used_token_is_replayed_and_never_claimed_again():

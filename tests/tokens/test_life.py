@@ -205,3 +205,13 @@ def test_given_back_it_can_be_revoked_unless_a_request_is_remembered(start):
     server.client.call(Kind.UNARY, order(run(code=grpc.StatusCode.ABORTED)), not_now)
     assert revoke(server.client, mendable).ok
     assert revoke(server.client, not_now).code is grpc.StatusCode.FAILED_PRECONDITION
+
+
+@pytest.mark.parametrize("code", [grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.ABORTED])
+def test_given_back_again_it_gains_nothing(start, clocked, clock, code):
+    server, request = start(store=clocked), order(run(code=code))
+    token = issue(server.client)
+    for left in (800, 700, 600):
+        clock.now += 100
+        server.client.call(Kind.UNARY, request, token)
+        assert shown(server.client, token).ttl.ToSeconds() == left
