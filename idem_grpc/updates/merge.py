@@ -49,13 +49,11 @@ def merge_populated(source: Message, target: Message) -> None:
 
 
 def take(field: FieldDescriptor, source: Message, target: Message) -> None:
-    """Make one field what it is in ``source``, unset if it is unset there."""
+    """Make one field, which is set in ``source``, what it is there."""
     name = field.name
     if field.is_repeated:
         target.ClearField(name)
         getattr(target, name).MergeFrom(getattr(source, name))
-    elif field.has_presence and not source.HasField(name):
-        target.ClearField(name)
     elif field.message_type is not None:
         getattr(target, name).CopyFrom(getattr(source, name))
     else:

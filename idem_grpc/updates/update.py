@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 from idem_grpc.digest import digest
 from idem_grpc.updates.compare import changed
 from idem_grpc.updates.masks import same_type, tree_of
-from idem_grpc.updates.merge import copied, merge, merge_populated, take
+from idem_grpc.updates.merge import copied, merge, merge_populated
 from idem_grpc.updates.refusal import etag_mismatch
 
 _TOUCH = "update_time"
@@ -106,13 +106,11 @@ def apply(
     else:
         message.CopyFrom(patch)
     own = [field for field in (clock, version) if field is not None]
-    for field in own:
-        take(field, stored, message)
     changes = Changes(changed(stored, message, ignore=[field.name for field in own]))
     if not changes:
         return Update(copied(stored), changes)
     for field in own:
-        message.ClearField(field.name)
+        message.ClearField(field.name)  # what came with the patch
     if version is not None:
         setattr(message, version.name, _next_etag(getattr(stored, version.name), message))
     if clock is not None:

@@ -150,6 +150,11 @@ def test_without_now_it_is_the_hosts_clock():
 def test_an_etag_never_comes_back_and_is_the_same_wherever_it_is_made():
     first = apply(Resource(), Resource(name="a"), now=NOW).message
     assert apply(Resource(), Resource(name="a"), now=LATER).message.etag == first.etag
+    second = [
+        apply(first, Resource(name="b", update_time=Timestamp(seconds=number), etag=etag)).message.etag
+        for number, etag in ((1, ""), (2, first.etag))
+    ]
+    assert second[0] == second[1]
     back = apply(apply(first, Resource(name="b")).message, Resource(name="a")).message
     assert (back.name, back.etag == first.etag) == ("a", False)
 
