@@ -4,6 +4,7 @@ import asyncio
 import inspect
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import aclosing
+from contextvars import copy_context
 from functools import partial
 from typing import Any
 
@@ -33,10 +34,11 @@ async def serve(handler: Handler, request: Any, recording: Recording, send: Send
 
         if is_stream:
             request = iter(lambda: wait_for(receive(_END)), _END)
-        serving = asyncio.to_thread(
+        serving = partial(
             _serve_on_thread, handler, request, recording, lambda response: wait_for(send(response))
         )
-        return await _to_its_end(asyncio.ensure_future(serving))
+        # Not to_thread, which makes a task: the end of the event loop cancels those.
+        return await _to_its_end(loop.run_in_executor(None, partial(copy_context().run, serving)))
     if is_stream:
         request = _stream(receive)
         recording.reader = partial(receive, grpc.aio.EOF)

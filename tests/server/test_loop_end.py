@@ -1,0 +1,66 @@
+"""An event loop that ends: what it still runs on threads, and who waits for it, end with it."""
+
+import asyncio
+from typing import Any
+
+import grpc
+
+import idem_grpc.aio
+from idem_grpc import SHARED
+from idem_grpc.digest import store_key
+from idem_grpc.record import Record, State
+from idem_grpc.stores.contract import look
+from tests.server.client import Client, Kind
+from tests.server.ledger import SERVICE, Gate, order
+
+TURNS = 200  # of the loop; what a cancelled flow does with a store in memory takes a few of them
+
+
+class Ending:
+    """A loop that ends while a plain handler stands at a gate, which opens only after that."""
+
+    def __init__(self, store):
+        self.store = store
+        self.gate = Gate()
+        self.seen = []
+
+    def state(self):
+        name = store_key(self.store.blocking.namespace, Kind.UNARY.path, b"", "key")
+        return Record.from_bytes(look(self.store.blocking, name).value).state
+
+    def handler(self, request, context):
+        self.gate.cross()
+        self.seen.append(self.state())
+        return b"done"
+
+    async def open_gate_at_the_end(self):
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            for _ in range(TURNS):
+                await asyncio.sleep(0)
+            self.gate.open()
+            raise
+
+    async def main(self):
+        interceptor = idem_grpc.aio.ServerInterceptor(self.store, scope=SHARED)
+        server = grpc.aio.server(interceptors=[interceptor])
+        methods: dict[str, Any] = {Kind.UNARY.value: grpc.unary_unary_rpc_method_handler(self.handler)}
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
+        client = Client(f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}")
+        await server.start()
+        call = client.begin(Kind.UNARY, order(), "key")
+        await asyncio.to_thread(self.gate.await_arrival)
+        await server.stop(0)
+        await asyncio.to_thread(call.answer)
+        client.channel.close()
+        self.last = asyncio.create_task(self.open_gate_at_the_end())
+        await asyncio.sleep(0)
+
+
+def test_a_thread_that_outlives_its_loop_keeps_its_run():
+    """No cancel stops a thread: to call its run ended would have it run once more beside itself."""
+    ending = Ending(idem_grpc.aio.open_store("memory:"))
+    asyncio.run(ending.main())
+    assert ending.seen == [State.RUNNING]
+    assert ending.state() is State.DONE
