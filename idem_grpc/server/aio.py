@@ -2,8 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any
 
 import grpc
@@ -55,14 +54,13 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
 
     async def drain(self, timeout: Duration | None = None) -> int:
         """As ``idem_grpc.ServerInterceptor.drain``."""
-        thread = ThreadPoolExecutor(1, "idem_grpc drain")  # handlers may hold all those of the loop
-        seconds = None if timeout is None else in_seconds(timeout)
-        try:
-            return await asyncio.get_running_loop().run_in_executor(
-                thread, self.protection.runs.drain, seconds
-            )
-        finally:
-            thread.shutdown(wait=False)
+        runs = self.protection.runs
+        await asyncio.sleep(0)  # a flow whose task is made, but has not begun, begins now
+        with suppress(TimeoutError):
+            async with asyncio.timeout(None if timeout is None else in_seconds(timeout)):
+                while runs.left():
+                    await asyncio.wrap_future(runs.over())
+        return runs.left()
 
     async def intercept_service(
         self,

@@ -17,6 +17,7 @@ class Runs:
     def __init__(self) -> None:
         self._runs: dict[bytes, Run] = {}
         self._ended = threading.Condition()
+        self._awaiting: set[Future[None]] = set()
 
     def start(self, owner: bytes) -> Run:
         """Register a flow before its first swap, so that none who finds its record misses it."""
@@ -35,6 +36,25 @@ class Runs:
         with self._ended:
             self._runs.pop(owner, None)
             self._ended.notify_all()
+            awaiting = () if self._runs else tuple(self._awaiting)
+        for over in awaiting:
+            if over.set_running_or_notify_cancel():
+                over.set_result(None)
+
+    def over(self) -> Future[None]:
+        """Done once there is a moment without flows. Holds no thread; cancel it to wait no more."""
+        over = Future[None]()
+        with self._ended:
+            if self._runs:
+                self._awaiting.add(over)
+                over.add_done_callback(self._awaiting.discard)
+            else:
+                over.set_result(None)
+        return over
+
+    def left(self) -> int:
+        """How many flows are not over."""
+        return len(self._runs)
 
     def drain(self, timeout: float | None) -> int:
         """Wait until all flows are over, ``timeout`` seconds at the most. Returns how many are not."""

@@ -1,9 +1,11 @@
 """An event loop that ends: what it still runs on threads, and who waits for it, end with it."""
 
 import asyncio
+import threading
 from typing import Any
 
 import grpc
+import pytest
 
 import idem_grpc.aio
 from idem_grpc import SHARED
@@ -11,8 +13,10 @@ from idem_grpc.digest import store_key
 from idem_grpc.record import Record, State
 from idem_grpc.stores.contract import look
 from tests.server.client import Client, Kind
-from tests.server.ledger import SERVICE, Gate, order
+from tests.server.ledger import SERVICE, Gate, order, run
+from tests.support.wait import until
 
+AT_WORK = "at work"
 TURNS = 200  # of the loop; what a cancelled flow does with a store in memory takes a few of them
 
 
@@ -64,3 +68,55 @@ def test_a_thread_that_outlives_its_loop_keeps_its_run():
     asyncio.run(ending.main())
     assert ending.seen == [State.RUNNING]
     assert ending.state() is State.DONE
+
+
+@pytest.mark.parametrize("face", ["aio"], indirect=True)
+def test_a_drain_that_is_cancelled_leaves_no_thread(start, key):
+    """A thread that waits on keeps the process from exiting."""
+    server = start()
+    server.client.begin(Kind.UNARY, order(run(gate=AT_WORK)), key)
+    server.ledger.gate(AT_WORK).await_arrival()
+    before = set(threading.enumerate())
+
+    async def cancelled_drain():
+        drain = asyncio.create_task(server.interceptor.drain())
+        for _ in range(TURNS):
+            await asyncio.sleep(0)
+        drain.cancel()
+        await asyncio.wait([drain])
+        return drain.cancelled()
+
+    assert server.run(cancelled_drain())
+    until(lambda: set(threading.enumerate()) <= before)
+    assert server.drain(0) == 1
+
+
+class DrainAtOnce(grpc.aio.ServerInterceptor):
+    """Drains in the very turn of the loop in which a call has arrived."""
+
+    def __init__(self):
+        self.ours: Any = None
+        self.left = []
+
+    async def intercept_service(self, continuation, details):
+        handler = await continuation(details)
+
+        async def behavior(request, context):
+            answer = asyncio.create_task(handler.unary_unary(request, context))
+            await asyncio.sleep(0)
+            self.left.append(await self.ours.drain(0))
+            return await answer
+
+        return grpc.unary_unary_rpc_method_handler(behavior)
+
+
+@pytest.mark.parametrize("face", ["aio"], indirect=True)
+def test_drain_knows_a_flow_that_has_not_begun(start, key):
+    outside = DrainAtOnce()
+    server = start(before=[outside])
+    outside.ours = server.interceptor
+    call = server.client.begin(Kind.UNARY, order(run(gate=AT_WORK)), key)
+    until(lambda: outside.left)
+    server.ledger.gate(AT_WORK).open()
+    assert call.answer().ok
+    assert outside.left == [1]
