@@ -36,7 +36,10 @@ class Runs:
         with self._ended:
             self._runs.pop(owner, None)
             self._ended.notify_all()
-            awaiting = () if self._runs else tuple(self._awaiting)
+            if self._runs:
+                return
+            awaiting = tuple(self._awaiting)
+            self._awaiting.clear()
         for over in awaiting:
             if over.set_running_or_notify_cancel():
                 over.set_result(None)
