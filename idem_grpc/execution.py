@@ -4,7 +4,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from threading import Event, Lock
+from math import inf
+from threading import Lock
+from time import monotonic
 
 from idem_grpc.digest import as_uuid, digest
 from idem_grpc.endings import Ending
@@ -38,6 +40,38 @@ class Calls:
             self._under_way.discard((method, step))
 
 
+class Lease:
+    """For how long a run may take itself for the only one, on the clock of its own process.
+
+    It ends ``seconds`` after the last renewal that was acknowledged was sent, and
+    ``max_run`` after the claim: nobody has to come and tell.
+    """
+
+    def __init__(self, seconds: float = inf, max_run: float = inf, claimed: float = 0.0) -> None:
+        self._seconds = seconds
+        self._ends = claimed + seconds
+        self._run_ends = claimed + max_run
+        self._is_taken = False
+
+    @property
+    def run_left(self) -> float:
+        """Seconds for which it may still be renewed."""
+        return self._run_ends - monotonic()
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether another process may be running the call by now."""
+        return self._is_taken or monotonic() >= min(self._ends, self._run_ends)
+
+    def renewed(self, sent: float) -> None:
+        """A renewal that was sent at ``sent`` was acknowledged."""
+        self._ends = sent + self._seconds
+
+    def taken(self) -> None:
+        """The record is another's."""
+        self._is_taken = True
+
+
 @dataclass(slots=True)
 class Execution:
     """One run of a keyed handler. Get it with ``current()``.
@@ -48,7 +82,7 @@ class Execution:
     attempt: 1 for the first run under this key, more after a run that left nothing.
         It fences off late writers; it does not make an effect happen exactly once.
 
-    ``identity``, ``lost``, ``ending`` and ``calls`` are the interceptors' side of it.
+    ``identity``, ``lease``, ``ending`` and ``calls`` are the interceptors' side of it.
     """
 
     key: str
@@ -56,7 +90,7 @@ class Execution:
     scope: str
     attempt: int
     identity: bytes = field(repr=False)
-    lost: Event = field(default_factory=Event, repr=False)
+    lease: Lease = field(default_factory=Lease, repr=False)
     ending: Ending | None = field(default=None, repr=False)
     calls: Calls = field(default_factory=Calls, repr=False)
 
@@ -67,7 +101,7 @@ class Execution:
         True once the lease could not be renewed in time, or ``max_run`` is over. A
         handler that finds it true should stop before its next effect.
         """
-        return self.lost.is_set()
+        return self.lease.is_lost
 
     def keep(self) -> None:
         """Keep the answer of this run for every duplicate, whatever its status code."""

@@ -76,12 +76,19 @@ def flow(call: Call) -> Steps:
 
 def _arrive(call: Call) -> Generator[Step, Event, _Claimed | None]:
     """Claim the key, or reply with what stands in the way."""
-    waited = False
+    waited, asked = False, b""
     polls = _growing(FIRST_POLL, 1.5, LONGEST_POLL)
     claim = call.first_claim()
     verdict: Verdict = claim
     while True:
         match verdict:
+            case Claim(over=over) | GiveUp(over=over) if over not in (b"", asked):
+                asked = over  # its lease has run out, and yet it may live, in this very process
+                event = yield Wait(over, 0.0)
+                assert isinstance(event, Waited)
+                if (yield from _told(call, event, over)):
+                    return None
+                continue
             case Claim():
                 claim = verdict
                 seen = yield claim.swap
@@ -92,11 +99,7 @@ def _arrive(call: Call) -> Generator[Step, Event, _Claimed | None]:
             case WaitFor():
                 event = yield Wait(verdict.owner, max(0.0, min(next(polls), verdict.lease_left)))
                 assert isinstance(event, Waited)
-                if event.reply is not None and event.reply.is_shared:
-                    yield from _replay(call, event.reply)
-                    return None
-                if event.reply is not None or not event.more:
-                    yield Reply(Problem(Reason.IN_PROGRESS), verdict.owner)
+                if (yield from _told(call, event, verdict.owner)):
                     return None
                 waited = True
                 seen = yield _look(claim.swap)
@@ -116,15 +119,29 @@ def _arrive(call: Call) -> Generator[Step, Event, _Claimed | None]:
         verdict = judge(call, seen, waited=waited)
 
 
+def _told(call: Call, event: Waited, owner: bytes) -> Generator[Step, Event, bool]:
+    """Reply with what the wait for the run of ``owner`` came to, if it is over."""
+    if event.reply is not None and event.reply.is_shared:
+        yield from _replay(call, event.reply)
+    elif event.reply is not None or not event.more:
+        yield Reply(Problem(Reason.IN_PROGRESS), owner)
+    else:
+        return False
+    return True
+
+
 def _replay(call: Call, reply: Reply) -> Steps:
     """Answer as another call's run did, if this call is the same."""
-    answer = reply.answer
+    answer, requests = reply.answer, reply.requests
     if isinstance(answer, Outcome) and answer.messages_dropped:
         answer = Problem(Reason.RESPONSE_NOT_KEPT)
-    elif isinstance(answer, Outcome) and call.fingerprint is None and reply.requests is not None:
-        event = yield Compare(answer, reply.requests, reply.owner)
-        assert isinstance(event, Compared)
-        if not event.same:
+    elif isinstance(answer, Outcome) and requests is not None:
+        same = call.fingerprint is not None and requests.matches(call.fingerprint)
+        if call.fingerprint is None:
+            event = yield Compare(answer, requests, reply.owner)
+            assert isinstance(event, Compared)
+            same = event.same
+        if not same:
             answer = Problem(Reason.KEY_REUSED)
     yield Reply(answer, reply.owner, replayed=isinstance(answer, Outcome))
 
@@ -184,7 +201,7 @@ def _keep(call: Call, claimed: _Claimed, ended: Ended) -> Steps:
     call = replace(call, fingerprint=shown)
     done = replace(claimed.record, state=State.DONE, outcome=kept, fingerprint=shown)
     keep = Swap(call.key, claimed.swap.new, done.to_bytes(), call.rules.retention)
-    mine = Reply(ended.outcome, call.owner, requests=ended.requests)
+    mine = Reply(ended.outcome, call.owner, requests=shown)
     replied = False
     pauses = _growing(FIRST_PAUSE, 2, LONGEST_PAUSE)
     while True:
@@ -222,7 +239,8 @@ def _release(call: Call, claimed: _Claimed, ended: Ended) -> Steps:
     left, ttl = _left_by(call, claimed, ended.ending)
     release = Swap(call.key, claimed.swap.new, left.to_bytes(), ttl)
     seen = yield release
-    yield Reply(ended.outcome, call.owner, is_shared=not ended.caller_left)
+    shown = ended.requests or claimed.record.fingerprint
+    yield Reply(ended.outcome, call.owner, requests=shown, is_shared=not ended.caller_left)
     if not claimed.acknowledged and not isinstance(seen, Swapped):
         yield from _give_back(claimed.swap, left, ttl)
         return

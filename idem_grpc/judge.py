@@ -126,7 +126,8 @@ def _take_over(finding: Finding) -> Verdict:
 def _give_up(finding: Finding) -> Verdict:
     unknown = replace(finding.record, state=State.UNKNOWN)
     call, held = finding.call, finding.held
-    return GiveUp(Swap(call.key, held.value, unknown.to_bytes(), UNKNOWN_TTL, finding.max_left))
+    swap = Swap(call.key, held.value, unknown.to_bytes(), UNKNOWN_TTL, finding.max_left)
+    return GiveUp(swap, finding.record.owner)
 
 
 def _overwrite(finding: Finding) -> Verdict:

@@ -48,26 +48,30 @@ class Call:
             binding=self.binding,
         )
         swap = Swap(self.key, expected, record.to_bytes(), record.ttl, max_left)
-        return Claim(record, swap, first_of_request=found.fingerprint is None)
+        over = b"" if max_left is None else found.owner
+        return Claim(record, swap, first_of_request=found.fingerprint is None, over=over)
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
     """Swap ``record`` in, and run the handler if that succeeds.
 
-    ``first_of_request``: no earlier attempt at this request is on record.
+    ``first_of_request``: no earlier attempt at this request is on record. ``over``: the run
+    whose lease has run out, if this takes over from one.
     """
 
     record: Record
     swap: Swap
     first_of_request: bool
+    over: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
 class GiveUp:
-    """Write that a dead owner's end is unclear, and refuse the call."""
+    """Write that the end of the run ``over``, whose lease has run out, is unclear; refuse the call."""
 
     swap: Swap
+    over: bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 
 from idem_grpc import keys
 from idem_grpc.digest import store_key, token_key
-from idem_grpc.execution import Execution, identity_of
+from idem_grpc.execution import Execution, Lease, identity_of
 from idem_grpc.fingerprint import Fingerprint, fingerprint
 from idem_grpc.methods import Methods
 from idem_grpc.outcome import Code, Metadata, Outcome
@@ -76,14 +76,18 @@ class Admitted:
     scope: str
     request: Any
 
-    def execution(self, record: Record) -> Execution:
-        """What ``current()`` is while the handler runs under ``record``."""
+    def execution(self, record: Record, claimed: float) -> Execution:
+        """What ``current()`` is while the handler runs under ``record``.
+
+        ``claimed`` is the monotonic time at which the claim was sent.
+        """
         return Execution(
             key=self.key,
             operation=self.call.rules.operation,
             scope=self.scope,
             attempt=record.attempt,
             identity=identity_of(self.call.key, record),
+            lease=Lease(record.lease, self.call.rules.max_run, claimed),
         )
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import grpc
 
-from idem_grpc.execution import running
 from idem_grpc.flow import flow
 from idem_grpc.outcome import Metadata
 from idem_grpc.policy import OnCancel, Rules
@@ -168,7 +167,7 @@ class AioCall:
                 case Compare() as wanted:
                     event = await self._compare(wanted, admitted)
                 case Reply() as reply:
-                    self._protection.finish(steps, admitted.call.owner)
+                    self._protection.finish(steps, admitted.call.owner, reply)
                     return reply
                 case Pause():
                     raise AssertionError("a flow pauses only after its reply")
@@ -182,9 +181,11 @@ class AioCall:
             return failed(error)
 
     async def _wait(self, wait: Wait) -> Waited:
+        run = self._protection.runs.find(wait.owner)
+        if run is None and wait.seconds == 0:
+            return Waited()
         if self._pipe.is_gone or self._patience.left() == 0:
             return Waited(more=False)
-        run = self._protection.runs.find(wait.owner)
         if run is None:
             await self._sleep(self._patience.until_poll(wait))
             return Waited()
@@ -201,8 +202,8 @@ class AioCall:
             self._leave()
 
     async def _execute(self, execute: Execute, admitted: Admitted, sent: float) -> Ended:
-        rules, owner = admitted.call.rules, admitted.call.owner
-        execution = admitted.execution(execute.record)
+        rules = admitted.call.rules
+        execution = admitted.execution(execute.record, sent)
         kind = AsyncRecordingContext if is_async(behavior_of(self._handler)) else RecordingContext
         recording = self._recorded = kind(
             self._caller,
@@ -213,11 +214,8 @@ class AioCall:
             is_gone=lambda: self._pipe.is_gone,
         )
 
-        def lose() -> None:
-            self._protection.lose(execution, self._caller, owner)
-
-        with self._protection.keeper.renewing(execute.swap, rules, lose, sent), running(execution):
-            try:
+        try:
+            with self._protection.keeping(execute, execution, rules, self._caller):
                 serving: Awaitable[Any] = self._serve(recording, admitted)
                 if rules.on_cancel is OnCancel.CANCEL and kind is AsyncRecordingContext:
                     serving = self._handling = asyncio.ensure_future(serving)
@@ -226,9 +224,11 @@ class AioCall:
                 response = await serving
                 streams = self._handler.response_streaming
                 ended = recording.returned(None if streams else lambda: serialized(self._handler, response))
-            except (Exception, asyncio.CancelledError) as error:
-                ended = recording.raised(error)
-            recording.run_callbacks()
+        except GeneratorExit:  # the event loop drops this coroutine, which may not go on
+            raise
+        except BaseException as error:
+            ended = recording.raised(error)
+        recording.run_callbacks()
         return ended
 
     async def _serve(self, recording: Recording, admitted: Admitted) -> Any:

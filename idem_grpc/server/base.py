@@ -10,7 +10,7 @@ from time import monotonic
 import grpc
 from google.protobuf.descriptor import ServiceDescriptor
 
-from idem_grpc.execution import Execution
+from idem_grpc.execution import Execution, running
 from idem_grpc.policy import Policy, Rules
 from idem_grpc.problem import Problem, Reason
 from idem_grpc.reporter import Reporter
@@ -19,7 +19,7 @@ from idem_grpc.server.admission import Admission, Caller, Refused
 from idem_grpc.server.keeper import Keeper
 from idem_grpc.server.replies import Answer, answer
 from idem_grpc.server.runs import Run, Runs
-from idem_grpc.steps import Reply, Steps, Wait
+from idem_grpc.steps import Execute, Reply, Steps, Wait
 from idem_grpc.stores.protocol import Store
 from idem_grpc.verdicts import Call
 
@@ -74,25 +74,38 @@ class Protection:
             logger.exception("the reporter raised")
         return sent
 
-    def lose(self, execution: Execution, caller: Caller, owner: bytes) -> None:
-        """Tell a handler that its lease is lost."""
-        if execution.lease_lost:
-            return
-        execution.lost.set()
+    @contextmanager
+    def keeping(self, execute: Execute, execution: Execution, rules: Rules, caller: Caller) -> Iterator[None]:
+        """Renew the lease of a run, and make it the current one, until the block ends."""
+        told = False
+
+        def lose() -> None:
+            nonlocal told
+            if not told:
+                told = True
+                self._lost(caller, execute.record.owner)
+            if execution.lease.run_left <= 0:
+                self.runs.disown(execute.record.owner)
+
+        with self.keeper.renewing(execute.swap, execution.lease, rules.lease, lose), running(execution):
+            yield
+
+    def _lost(self, caller: Caller, owner: bytes) -> None:
         logger.warning("%s: run %s has lost its lease", caller.method, owner.hex())
         try:
             self._reporter.lease_lost(caller.method, owner.hex())
         except Exception:
             logger.exception("the reporter raised")
 
-    def finish(self, steps: Steps, owner: bytes) -> None:
+    def finish(self, steps: Steps, owner: bytes, reply: Reply) -> None:
         """Bring a flow that has replied to its end, here if nothing is left of it to do."""
         try:
             step = steps.send(None)
         except StopIteration:
             self.runs.end(owner)
         else:
-            self.keeper.finish(steps, step, lambda: self.runs.end(owner))
+            refused = isinstance(reply.answer, Problem) and reply.answer.reason is Reason.STORE_UNAVAILABLE
+            self.keeper.finish(steps, step, lambda: self.runs.end(owner), has_run=not refused)
 
     @contextmanager
     def running(self, call: Call, patience: "Patience") -> Iterator[Run]:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import monotonic
 
-from idem_grpc.policy import Rules
+from idem_grpc.execution import Lease
 from idem_grpc.steps import Outage, Pause, Step, Steps
 from idem_grpc.stores.protocol import Store, StoreError, StoreUnavailable
 from idem_grpc.swap import Held, Swap, Swapped
@@ -51,14 +51,13 @@ class Keeper:
         self._tails = _Worker("idem_grpc tails")
 
     @contextmanager
-    def renewing(self, swap: Swap, rules: Rules, lose: Callable[[], None], sent: float) -> Iterator[None]:
-        """Renew the record that ``swap`` wrote, three times a lease, until the block ends.
+    def renewing(self, swap: Swap, lease: Lease, seconds: float, lose: Callable[[], None]) -> Iterator[None]:
+        """Renew the record that ``swap`` wrote, three times in ``seconds``, until the block ends.
 
-        ``lose`` is called once the record is another's, could not be renewed for a lease, or
-        ``max_run`` is over. ``sent`` is the monotonic time at which ``swap`` was sent.
+        ``lose`` is called once it is known that ``lease`` is lost.
         """
-        lease = _Lease(self._store, swap, rules, lose, sent)
-        with self._leases.working(lease.interval, lease):
+        job = _Renewal(self._store, swap, lease, seconds / RENEWALS_PER_LEASE, lose)
+        with self._leases.working(job.interval, job):
             yield
 
     @contextmanager
@@ -67,15 +66,17 @@ class Keeper:
         with self._leases.working(seconds, _Limit(stop)):
             yield
 
-    def finish(self, steps: Steps, step: Step, then: Callable[[], None]) -> None:
+    def finish(self, steps: Steps, step: Step, then: Callable[[], None], *, has_run: bool) -> None:
         """Bring a flow to its end that has replied and now asks for ``step``.
 
-        A flow too many is left as if the process had died: its lease will run out.
+        Calls that are refused while the store is away leave one each, to give back a claim
+        that may have been made: of those, one too many is left for its lease to run out.
+        Flows whose handler has run are never dropped; the server bounds them.
         """
-        if len(self._tails) < MAX_TAILS:
+        if has_run or len(self._tails) < MAX_TAILS:
             self._tails.start(0, _Tail(self._store, steps, step, then))
         else:
-            logger.error("too many idempotency records wait for the store: one is left as it is")
+            logger.error("the store is away, and too many claims wait to be given back: one is left")
             steps.close()
             then()
 
@@ -116,11 +117,12 @@ class _Worker:
     def start(self, delay: float, job: _Job) -> None:
         """Run a job in ``delay`` seconds."""
         with self._changed:
+            if self._thread is None or not self._thread.is_alive():  # as in a process that was forked
+                thread = threading.Thread(target=self._work, name=self._name, daemon=True)
+                thread.start()
+                self._thread = thread
             heapq.heappush(self._due, (monotonic() + delay, next(self._order), job))
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name=self._name, daemon=True)
-                self._thread.start()
-            elif self._due[0][2] is job:
+            if self._due[0][2] is job:
                 self._changed.notify()
 
     def _forget(self, job: _Job) -> None:
@@ -136,7 +138,11 @@ class _Worker:
     def _work(self) -> None:
         while True:
             job = self._next()
-            delay = None if job.is_over else job.run()
+            try:
+                delay = None if job.is_over else job.run()
+            except Exception:
+                logger.exception("%s: a job failed", self._name)
+                continue
             if delay is not None:
                 self.start(delay, job)
 
@@ -149,34 +155,31 @@ class _Worker:
                 self._changed.wait(wait)
 
 
-class _Lease(_Job):
+class _Renewal(_Job):
     def __init__(
-        self, store: Store, swap: Swap, rules: Rules, lose: Callable[[], None], acknowledged: float
+        self, store: Store, swap: Swap, lease: Lease, interval: float, lose: Callable[[], None]
     ) -> None:
         self._store = store
         self._renewal = Swap(swap.key, swap.new, swap.new, swap.ttl)
-        self._lease = rules.lease
+        self._lease = lease
         self._lose = lose
-        self._acknowledged = acknowledged
-        self._ends = acknowledged + rules.max_run
-        self.interval = rules.lease / RENEWALS_PER_LEASE
+        self.interval = interval
 
     def run(self) -> float | None:
-        sent = monotonic()
-        if sent >= self._ends:
+        if self._lease.run_left <= 0:
             self._lose()
             return None
+        sent = monotonic()
         seen = attempt(self._store, self._renewal)
         if self.is_over:  # and what the run wrote at its end has overtaken this renewal
             return None
-        if isinstance(seen, Held):
-            self._lose()
-            return None
         if isinstance(seen, Swapped):
-            self._acknowledged = sent
-        elif sent - self._acknowledged >= self._lease:
+            self._lease.renewed(sent)
+        elif isinstance(seen, Held):
+            self._lease.taken()
+        if self._lease.is_lost:
             self._lose()
-        return min(self.interval, self._ends - sent)
+        return None if isinstance(seen, Held) else max(0.0, min(self.interval, self._lease.run_left))
 
 
 class _Limit(_Job):

@@ -6,7 +6,7 @@ once the caller is gone, the handler must be able to finish as if it were not.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NoReturn
 
@@ -19,6 +19,7 @@ from idem_grpc.policy import OnCancel, Rules
 from idem_grpc.server.admission import Caller, Refused
 from idem_grpc.server.arities import Handler, NotSerialized
 from idem_grpc.server.transcript import Incoming, Outgoing
+from idem_grpc.server.values import pairs, shown, text
 from idem_grpc.steps import Ended
 
 logger = logging.getLogger("idem_grpc")
@@ -84,10 +85,10 @@ class Recording:
         self._code = code
 
     def set_details(self, details: str) -> None:
-        self._details = details
+        self._details = text(details)
 
     def set_trailing_metadata(self, trailing_metadata: Any) -> None:
-        self._trailing = _metadata(trailing_metadata)
+        self._trailing = pairs(trailing_metadata)
 
     def trailing_metadata(self) -> Any:
         return self._trailing
@@ -116,7 +117,7 @@ class Recording:
     def record_initial_metadata(self, initial_metadata: Any) -> None:
         if self._initial:
             raise ValueError("Initial metadata no longer allowed!")
-        self._initial = _metadata(initial_metadata)
+        self._initial = pairs(initial_metadata)
 
     def record_abort(
         self, code: grpc.StatusCode, details: str | bytes, trailing_metadata: Any = None
@@ -127,9 +128,9 @@ class Recording:
             code, details = grpc.StatusCode.UNKNOWN, ""
         self.aborted = True
         self._code = code
-        self._details = details if isinstance(details, str) else details.decode(errors="replace")
+        self._details = text(details)
         if trailing_metadata is not None:
-            self._trailing = _metadata(trailing_metadata)
+            self._trailing = pairs(trailing_metadata)
 
     def _sees_caller_gone(self) -> bool:
         return self._rules.on_cancel is OnCancel.CANCEL and self._is_gone()
@@ -182,10 +183,10 @@ class Recording:
             self._caller_left = True
             self._code, self._details = grpc.StatusCode.CANCELLED, "the caller went away"
         else:
-            logger.error("Exception calling application: %s", error, exc_info=error)
+            logger.error("Exception calling application: %s", shown(error), exc_info=error)
             if self._code in (None, grpc.StatusCode.OK):
                 self._code = grpc.StatusCode.UNKNOWN
-            self._details = self._details or f"Exception calling application: {error}"
+            self._details = self._details or text(f"Exception calling application: {shown(error)}")
         return self._ended(usual=Ending.UNCLEAR)
 
     def _ended(self, messages: tuple[bytes, ...] = (), usual: Ending | None = None) -> Ended:
@@ -287,7 +288,3 @@ class CallerGone(grpc.RpcError):
 
 class Aborted(Exception):
     """Ends a handler after ``abort``, as a bare Exception does in grpc."""
-
-
-def _metadata(pairs: Iterable[tuple[str, str | bytes]] | None) -> Metadata:
-    return tuple((key, value) for key, value in pairs or ())

@@ -16,6 +16,7 @@ class Runs:
 
     def __init__(self) -> None:
         self._runs: dict[bytes, Run] = {}
+        self._disowned: set[bytes] = set()
         self._ended = threading.Condition()
         self._awaiting: set[Future[None]] = set()
 
@@ -28,13 +29,20 @@ class Runs:
         return run
 
     def find(self, owner: bytes) -> Run | None:
-        """The flow of ``owner``, if it is one of this process and not over."""
-        return self._runs.get(owner)
+        """The flow of ``owner``, if it is one of this process, not over, and within its time."""
+        return None if owner in self._disowned else self._runs.get(owner)
+
+    def disown(self, owner: bytes) -> None:
+        """A run is past its time: others may take its call over, here as elsewhere."""
+        with self._ended:
+            if owner in self._runs:
+                self._disowned.add(owner)
 
     def end(self, owner: bytes) -> None:
         """The store knows all that the flow had to tell it."""
         with self._ended:
             self._runs.pop(owner, None)
+            self._disowned.discard(owner)
             self._ended.notify_all()
             if self._runs:
                 return

@@ -13,7 +13,6 @@ from typing import Any
 
 import grpc
 
-from idem_grpc.execution import running
 from idem_grpc.flow import flow
 from idem_grpc.outcome import Metadata
 from idem_grpc.policy import Rules
@@ -160,15 +159,17 @@ class SyncCall:
                 case Compare() as wanted:
                     event = self._compare(wanted, admitted)
                 case Reply() as reply:
-                    self._protection.finish(steps, admitted.call.owner)
+                    self._protection.finish(steps, admitted.call.owner, reply)
                     return reply
                 case Pause():
                     raise AssertionError("a flow pauses only after its reply")
 
     def _wait(self, wait: Wait) -> Waited:
+        run = self._protection.runs.find(wait.owner)
+        if run is None and wait.seconds == 0:
+            return Waited()
         if self._patience.left() == 0:
             return Waited(more=False)
-        run = self._protection.runs.find(wait.owner)
         if run is None:
             self._wake.wait(self._patience.until_poll(wait))
             return Waited()
@@ -177,23 +178,22 @@ class SyncCall:
         return Waited(run.result()) if run.done() else Waited(more=False)
 
     def _execute(self, execute: Execute, admitted: Admitted, sent: float) -> Ended:
-        rules, owner = admitted.call.rules, admitted.call.owner
-        execution = admitted.execution(execute.record)
+        execution = admitted.execution(execute.record, sent)
         recording = self._recorded = RecordingContext(
             self._caller,
             execution,
-            rules,
+            admitted.call.rules,
             self._handler,
             time_remaining=self._context.time_remaining,
             is_gone=lambda: self._gone.is_set() or not self._context.is_active(),
         )
 
-        def lose() -> None:
-            self._protection.lose(execution, self._caller, owner)
-
-        with self._protection.keeper.renewing(execute.swap, rules, lose, sent), running(execution):
-            ended = self._handle(recording, admitted)
-            recording.run_callbacks()
+        try:
+            with self._protection.keeping(execute, execution, admitted.call.rules, self._caller):
+                ended = self._handle(recording, admitted)
+                recording.run_callbacks()
+        except Exception as error:  # the handler's own are caught: its lease could not be kept
+            ended = recording.raised(error)
         return ended
 
     def _handle(self, recording: RecordingContext, admitted: Admitted) -> Ended:

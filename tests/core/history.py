@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from idem_grpc.steps import Ended, Event, Execute, Outage, Pause, Reply, Step, Steps, Waited
+from idem_grpc.steps import Ended, Event, Execute, Outage, Pause, Reply, Step, Steps, Wait, Waited
 from idem_grpc.swap import Swap
 from idem_grpc.verdicts import Call
 
@@ -37,7 +37,7 @@ class Node:
         steps = self.run(self.call)
         pending = iter(self.events)
         event: Event = None
-        self.paused = False
+        self.paused = self.waited = False
         try:
             while True:
                 step = steps.send(event)
@@ -56,6 +56,8 @@ class Node:
                         self.step = step
                         return
                     self.paused = False
+                    if isinstance(step, Wait) and step.seconds:  # without, it only asked who lives here
+                        self.waited = True
                     if isinstance(event, Ended):
                         self.ended = event
         except StopIteration:
@@ -66,10 +68,6 @@ class Node:
         if child is None:
             child = self.children[event] = Node(self.run, self.call, (*self.events, event))
         return child
-
-    @cached_property
-    def waited(self) -> bool:
-        return any(isinstance(event, Waited) for event in self.events)
 
     @cached_property
     def unacknowledged(self) -> bool:

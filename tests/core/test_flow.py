@@ -34,7 +34,7 @@ from tests.core.test_judge import (
 FAILURE = Outcome(Code.UNKNOWN, "the handler's own")
 UNCLEAR = Ended(FAILURE, Ending.UNCLEAR)
 DECIDED = Ended(ANSWER, Ending.DECIDED)
-MY_REPLY = Reply(ANSWER, b"me")
+MY_REPLY = Reply(ANSWER, b"me", requests=ME.fingerprint)
 NOTHING = Held(None, 0.0)
 TRUSTING = replace(ME, rules=replace(ME.rules, on_outage=OnOutage.RUN))
 
@@ -89,7 +89,7 @@ class TestAfterExecuteAFlowNeverClaimsAgain:
     @pytest.mark.parametrize("ending", [Ending.UNCLEAR, Ending.NOT_NOW, Ending.MENDABLE])
     def test_a_release_whose_swap_is_lost_returns_the_calls_own_failure(self, there, ending):
         flow = running().then(Ended(FAILURE, ending), there)
-        assert flow.step == Reply(FAILURE, b"me")
+        assert flow.step == Reply(FAILURE, b"me", requests=ME.fingerprint)
         assert flow.then(None).step is None
 
     @pytest.mark.parametrize("there", [NOTHING, held(OPEN), held(mine(UNKNOWN))])
@@ -180,7 +180,7 @@ class TestACallerWhoWaitedForAnAttemptAndSeesItFailGetsThatFailure:
         assert flow.step == Reply(Problem(Reason.IN_PROGRESS), b"other")
 
     def test_a_run_that_died_is_another_matter(self):
-        flow = self.waiting().then(Waited(), held(RUNNING, DEAD))
+        flow = self.waiting().then(Waited(), held(RUNNING, DEAD), Waited())
         assert (flow.record().attempt, flow.swap().max_left) == (2, DEAD)
 
     def test_to_look_changes_nothing(self):
@@ -226,7 +226,7 @@ class TestOnlyTheDeathOfAProcessLeavesRunningBehind:
         assert self.refused().then(there).step is None
 
     def test_a_takeover_that_may_still_come_is_fenced_off_until_its_owner_has_moved_on(self):
-        flow = Driven().then(held(RUNNING, DEAD), Outage(), None, held(RUNNING, RETENTION))
+        flow = Driven().then(held(RUNNING, DEAD), Waited(), Outage(), None, held(RUNNING, RETENTION))
         assert (flow.swap().expected, flow.swap().max_left) == (RUNNING.to_bytes(), DEAD)
         assert isinstance(flow.then(held(RUNNING, RETENTION)).step, Pause)
         assert flow.then(None, held(DONE)).step is None
@@ -242,7 +242,7 @@ class TestOnlyTheDeathOfAProcessLeavesRunningBehind:
     def test_a_release_is_sent_until_the_store_answers(self, call):
         flow = running(call).then(UNCLEAR)
         release = flow.swap()
-        assert flow.then(Outage()).step == Reply(FAILURE, b"me")
+        assert flow.then(Outage()).step == Reply(FAILURE, b"me", requests=ME.fingerprint)
         assert flow.then(None, None, Outage(), None).step == release
         assert flow.then(NOTHING).step is None
 
@@ -294,7 +294,7 @@ class TestRunningWhileTheStoreIsAway:
 
     def test_a_claim_of_which_nothing_is_known_is_given_back(self):
         flow = Driven(TRUSTING).then(Outage(), UNCLEAR, NOTHING)
-        assert flow.step == Reply(FAILURE, b"me")
+        assert flow.step == Reply(FAILURE, b"me", requests=ME.fingerprint)
         assert flow.then(None).swap().expected == TRUSTING.first_claim().swap.new
         assert flow.then(NOTHING).swap().expected is None
         assert flow.then(Swapped(0.0)).step is None
@@ -305,12 +305,35 @@ class TestRunningWhileTheStoreIsAway:
 
 
 def test_a_dead_run_is_given_up_and_its_calls_are_refused():
-    flow = Driven(STRICT).then(held(RUNNING, DEAD))
+    flow = Driven(STRICT).then(held(RUNNING, DEAD), Waited())
     assert (flow.record().state, flow.swap().ttl, flow.swap().max_left) == (State.UNKNOWN, UNKNOWN_TTL, DEAD)
     assert flow.then(Swapped(DEAD)).step == Reply(Problem(Reason.OUTCOME_UNKNOWN), b"other")
     assert flow.then(None).step is None
 
 
 def test_a_dead_run_that_renews_in_the_last_moment_is_waited_for():
-    flow = Driven(STRICT).then(held(RUNNING, DEAD), held(RUNNING, RETENTION))
+    flow = Driven(STRICT).then(held(RUNNING, DEAD), Waited(), held(RUNNING, RETENTION))
     assert isinstance(flow.step, Wait)
+    assert flow.step.seconds > 0
+
+
+@pytest.mark.parametrize("call", [ME, STRICT])
+class TestARunWhoseLeaseHasRunOut:
+    """It may live all the same, in this process: then only the store was away."""
+
+    def test_is_asked_after_before_it_is_taken_for_dead(self, call):
+        assert Driven(call).then(held(RUNNING, DEAD)).step == Wait(b"other", 0.0)
+
+    def test_answers_for_itself_if_it_lives_here(self, call):
+        pending = Reply(Problem(Reason.OUTCOME_PENDING), b"other")
+        assert Driven(call).then(held(RUNNING, DEAD), Waited(pending)).step == pending
+
+    def test_is_not_taken_over_by_one_who_cannot_wait_for_it(self, call):
+        flow = Driven(call).then(held(RUNNING, DEAD), Waited(more=False))
+        assert flow.step == Reply(Problem(Reason.IN_PROGRESS), b"other")
+
+
+def test_the_answer_of_a_run_here_is_not_given_to_another_request():
+    theirs = Reply(ANSWER, b"other", requests=Fingerprint(b"another"))
+    flow = Driven().then(held(RUNNING), Waited(theirs))
+    assert flow.step == Reply(Problem(Reason.KEY_REUSED), b"other")

@@ -35,7 +35,7 @@ both_modes = pytest.mark.parametrize("on_unclear", [RERUN, FAIL], ids=lambda mod
 @both_modes
 @pytest.mark.parametrize("token", [False, True], ids=["own-key", "token"])
 def test_one_of_each_fault(processes, on_unclear, token):
-    assert states(Scenario(processes, (on_unclear,) * 2, ONE_OF_EACH, token=token)) > 5000
+    assert states(Scenario(processes, (on_unclear,) * 2, ONE_OF_EACH, token=token)) > 4500
 
 
 @both_topologies

@@ -66,7 +66,7 @@ def claimed(finding: Finding, max_left: float | None = None) -> Verdict:
 
 def given_up(record: Record = RUNNING) -> Verdict:
     unknown = replace(record, state=State.UNKNOWN).to_bytes()
-    return GiveUp(Swap(b"key", record.to_bytes(), unknown, 30 * 24 * 3600.0, DEAD))
+    return GiveUp(Swap(b"key", record.to_bytes(), unknown, 30 * 24 * 3600.0, DEAD), record.owner)
 
 
 def mine(record: Record) -> Record:

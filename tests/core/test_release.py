@@ -25,7 +25,8 @@ def test_the_caller_may_mend_a_request_that_was_tried_once():
 
 @pytest.mark.parametrize("left", [OPEN, RUNNING], ids=["ended unclear", "died"])
 def test_but_not_one_of_which_an_earlier_attempt_may_have_had_an_effect(left):
-    flow = Driven().then(held(left, 1.0), Swapped(1.0), MENDABLE)
+    asked = [Waited()] if left is RUNNING else []  # whether it lives in this process
+    flow = Driven().then(held(left, 1.0), *asked, Swapped(1.0), MENDABLE)
     assert flow.record().state is State.OPEN
     assert flow.record().fingerprint == ME.fingerprint
 
@@ -49,14 +50,14 @@ class TestAnOwnerTakenForDeadThatLives:
     def test_gives_the_key_back_if_it_knows_that_nothing_happened(self, ended):
         unknown = held(mine(UNKNOWN))
         flow = running(STRICT).then(ended, unknown)
-        assert flow.step == Reply(FAILURE, b"me")
+        assert flow.step == Reply(FAILURE, b"me", requests=ME.fingerprint)
         flow.then(None)
         assert (flow.swap().expected, flow.record().state) == (unknown.value, State.OPEN)
         assert flow.then(Swapped(1.0)).step is None
 
     def test_leaves_it_if_it_does_not(self):
         flow = running(STRICT).then(UNCLEAR, held(mine(UNKNOWN)))
-        assert flow.step == Reply(FAILURE, b"me")
+        assert flow.step == Reply(FAILURE, b"me", requests=ME.fingerprint)
         assert flow.then(None).step is None
 
     def test_leaves_alone_what_is_not_its_own(self):
@@ -85,6 +86,6 @@ def test_an_outcome_that_was_dropped_while_it_was_sent_is_not_told_to_those_who_
 @pytest.mark.parametrize("ending", [Ending.UNCLEAR, Ending.NOT_NOW])
 def test_a_run_whose_own_caller_left_says_nothing_to_those_who_wait_for_it(ending):
     left = running().then(Ended(FAILURE, ending, caller_left=True), Swapped(1.0)).step
-    assert left == Reply(FAILURE, b"me", is_shared=False)
+    assert left == Reply(FAILURE, b"me", requests=ME.fingerprint, is_shared=False)
     waiting = Driven().then(held(RUNNING), Waited(replace(left, owner=b"other")))
     assert waiting.step == Reply(Problem(Reason.IN_PROGRESS), b"other")

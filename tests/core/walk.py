@@ -178,13 +178,19 @@ class Walk:
                     flying = at.in_flight if swap.expected == swap.new else (*at.in_flight, (number, swap))
                     after = at._replace(faults=faults, in_flight=flying)
                     yield Move(f"{number} {told(swap)}: lost", self._sent(after, number, Outage()))
-            case Wait(owner):
-                yield Move(f"{number} waits: time is up", self._sent(at, number, Waited(more=False)))
-                if node.last_seen != at.store:
-                    yield Move(f"{number} waits: poll is due", self._sent(at, number, Waited()))
+            case Wait(owner, seconds):
                 here = self.scenario.processes[number]
-                for other, process in zip(at.nodes, self.scenario.processes, strict=True):
-                    if process == here and other.call.owner == owner and other.replies:
+                local = [
+                    other
+                    for other, process in zip(at.nodes, self.scenario.processes, strict=True)
+                    if process == here and other.call.owner == owner and other.step is not None
+                ]
+                if local or seconds:
+                    yield Move(f"{number} waits: time is up", self._sent(at, number, Waited(more=False)))
+                if node.last_seen != at.store if seconds else not local:
+                    yield Move(f"{number} waits: poll is due", self._sent(at, number, Waited()))
+                for other in local:
+                    if other.replies:
                         heard = Waited(other.replies[0])
                         yield Move(f"{number} waits: is told", self._sent(at, number, heard))
             case Compare():
