@@ -1,0 +1,189 @@
+"""What a run has earned outlives an outage of the store, whatever else the server goes through."""
+
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+
+import grpc
+import pytest
+
+from idem_grpc import SHARED, Policy, ServerInterceptor, StoreUnavailable, current, reason
+from idem_grpc.digest import store_key
+from idem_grpc.problem import Reason
+from idem_grpc.server import keeper
+from idem_grpc.stores.memory import MemoryStore
+from tests.support.wait import until
+
+DEADLINE = 60
+
+
+class LeavingStore(MemoryStore):
+    """A store that can go away, and come back with all that it held."""
+
+    is_away = False
+
+    def swap(self, *swap, **more):
+        if self.is_away:
+            raise StoreUnavailable("away")
+        return super().swap(*swap, **more)
+
+    def left(self, key):
+        """What a record has left to live, in seconds, also while the store is away."""
+        name = store_key(self.namespace, "/t.T/Pay", b"", key)
+        return super().swap(name, b"a look", b"a look", 1.0).ttl_left
+
+
+class Server:
+    """A server of plain functions of bytes, by the names of their methods."""
+
+    def __init__(self, store, behaviors, default, **settings):
+        self.store = store
+        self.interceptor = ServerInterceptor(store, scope=SHARED, default=default, **settings)
+        handlers = {name: handler(behavior) for name, (handler, behavior) in behaviors.items()}
+        self._server = grpc.server(ThreadPoolExecutor(8), interceptors=[self.interceptor])
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("t.T", handlers),))
+        self.channel = grpc.insecure_channel(f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}")
+        self._server.start()
+
+    def call(self, key, request=b"1", method="Pay"):
+        metadata = (("idempotency-key", key),)
+        return self.channel.unary_unary(f"/t.T/{method}").future(request, metadata=metadata, timeout=DEADLINE)
+
+    def answer(self, key, request=b"1", method="Pay"):
+        """The body, or the error."""
+        try:
+            return self.call(key, request, method).result()
+        except grpc.RpcError as error:
+            return error
+
+    def persist(self, key):
+        """Call until it is answered for good."""
+        while reason(answer := self.answer(key)) in (Reason.OUTCOME_PENDING, Reason.IN_PROGRESS):
+            pass
+        return answer
+
+    def close(self):
+        self.channel.close()
+        self._server.stop(None).wait()
+        assert self.interceptor.drain(DEADLINE) == 0
+
+
+@contextmanager
+def serving(*args, **settings):
+    server = Server(*args, **settings)
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+class Work:
+    """A handler that waits to be let go, and counts its runs."""
+
+    def __init__(self):
+        self.runs = 0
+        self.begun = threading.Event()
+        self.go = threading.Event()
+
+    def __call__(self, request, context):
+        self.runs += 1
+        self.begun.set()
+        assert self.go.wait(DEADLINE)
+        return b"paid"
+
+
+UNARY = grpc.unary_unary_rpc_method_handler
+SHORT = Policy(lease=0.2, retention=60, max_run=60)
+
+
+@pytest.mark.parametrize("refused", [keeper.MAX_TAILS + 10])
+def test_an_outcome_outlives_any_number_of_calls_refused_meanwhile(refused):
+    work = Work()
+    with serving(LeavingStore(), {"Pay": (UNARY, work)}, Policy(retention=600)) as server:
+        payment = server.call("payment")
+        assert work.begun.wait(DEADLINE)
+        server.store.is_away = True
+        others = [server.call(f"other-{number}") for number in range(refused)]
+        assert {reason(other.exception()) for other in others} == {Reason.STORE_UNAVAILABLE}
+        work.go.set()
+        assert reason(payment.exception()) is Reason.OUTCOME_PENDING
+        server.store.is_away = False
+        assert server.persist("payment") == b"paid"
+    assert work.runs == 1
+
+
+def test_a_run_outlives_an_outage_longer_than_its_lease_in_its_own_process():
+    work = Work()
+    with serving(LeavingStore(), {"Pay": (UNARY, work)}, SHORT) as server:
+        first = server.call("key")
+        assert work.begun.wait(DEADLINE)
+        server.store.is_away = True
+        until(lambda: server.store.left("key") < SHORT.retention - SHORT.lease)
+        server.store.is_away = False
+        second = server.call("key")
+        work.go.set()
+        assert first.result() == second.result() == b"paid"
+    assert work.runs == 1
+
+
+def test_metadata_that_cannot_be_stored_is_the_handlers_error_and_leaves_the_key_open():
+    runs = []
+
+    def pay(request, context):
+        runs.append(request)
+        if len(runs) == 1:
+            context.set_trailing_metadata((("x-count", 5),))
+        context.set_details("\udc80")
+        return b"paid"
+
+    with serving(MemoryStore(), {"Pay": (UNARY, pay)}, Policy()) as server:
+        error = server.answer("key")
+        assert error.code() is grpc.StatusCode.UNKNOWN
+        assert "x-count" in error.details()
+        assert server.answer("key") == b"paid"
+    assert len(runs) == 2
+
+
+def test_two_methods_of_one_operation_share_a_key_and_no_answer():
+    work = Work()
+
+    def pay_many(requests, context):
+        list(requests)
+        return b"many: " + work(None, context)
+
+    behaviors = {"Pay": (UNARY, work), "PayMany": (grpc.stream_unary_rpc_method_handler, pay_many)}
+    with serving(MemoryStore(), behaviors, Policy(operation="pay")) as server:
+        metadata = (("idempotency-key", "key"),)
+        many = server.channel.stream_unary("/t.T/PayMany").future(
+            iter([b"1"]), metadata=metadata, timeout=DEADLINE
+        )
+        assert work.begun.wait(DEADLINE)
+        one = server.call("key")
+        work.go.set()
+        assert many.result() == b"many: paid"
+        assert reason(one.exception()) is Reason.KEY_REUSED
+        assert reason(server.answer("key")) is Reason.KEY_REUSED
+    assert work.runs == 1
+
+
+def test_a_lease_is_lost_by_the_clock_however_long_the_store_is_silent():
+    told: Future[bool] = Future()
+    hung = threading.Event()
+
+    class Silent(MemoryStore):
+        def swap(self, key, expected, new, ttl, max_left=None):
+            if expected == new and expected is not None:
+                assert hung.wait(DEADLINE)
+            return super().swap(key, expected, new, ttl, max_left)
+
+    def pay(request, context):
+        execution = current()
+        until(lambda: execution.lease_lost)
+        told.set_result(True)
+        return b"paid"
+
+    with serving(Silent(), {"Pay": (UNARY, pay)}, SHORT) as server:
+        call = server.call("key")
+        assert told.result(DEADLINE)
+        hung.set()
+        assert call.result() == b"paid"
