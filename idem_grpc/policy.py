@@ -83,7 +83,8 @@ class Policy:
         NOT_FOUND, ALREADY_EXISTS and FAILED_PRECONDITION.
     ignore: request fields, as dotted paths, that do not tell one request from another.
     max_response_bytes: a larger answer is not kept, and its duplicates are told
-        RESPONSE_NOT_KEPT; default 1 MiB.
+        RESPONSE_NOT_KEPT; default 1 MiB. In a stream, a response counts for 16 bytes at
+        least, and each turn, where both sides stream, for 64.
 
     Raises ValueError or TypeError for a value that makes no sense, saying what would.
     """

@@ -19,6 +19,10 @@ was cut looks the same, and in grpc one in five does; only the cancel that comes
 millisecond or two later. In a process whose threads keep each other waiting it comes later, and
 so do the steps."""
 
+_LEAST = 16
+_TURN = 64
+"""Bytes that a response, however small, and a turn count for: so much they take up to keep."""
+
 _SLACK = 64 * 1024
 """Bytes by which a request stream may outgrow twice the one it is compared with: another
 version of the client can serialize the same messages otherwise."""
@@ -63,19 +67,21 @@ class Outgoing:
 
     def add(self, message: bytes) -> None:
         """Take in a response that is about to be sent."""
-        self._size += len(message)
-        if self._size > self._limit:
+        self._size += max(len(message), _LEAST)
+        if self._incoming is not None and self._size <= self._limit:
+            self._add_to_turn(self._incoming.so_far())
+        if self._size <= self._limit:
+            self._messages.append(message)
+        else:
             self._messages.clear()
             self._turns.clear()
-            return
-        self._messages.append(message)
-        if self._incoming is None:
-            return
-        requests = self._incoming.so_far()
+
+    def _add_to_turn(self, requests: Fingerprint) -> None:
         if self._turns and self._turns[-1].requests == requests:
             self._turns[-1] = replace(self._turns[-1], responses=self._turns[-1].responses + 1)
         else:
             self._turns.append(Turn(requests, 1))
+            self._size += _TURN
 
     def outcome(self, outcome: Outcome) -> Outcome:
         """``outcome`` with these responses, or as a tombstone if they were too large."""

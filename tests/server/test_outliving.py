@@ -27,10 +27,10 @@ class LeavingStore(MemoryStore):
             raise StoreUnavailable("away")
         return super().swap(*swap, **more)
 
-    def left(self, key):
+    def left(self, key: str) -> float:
         """What a record has left to live, in seconds, also while the store is away."""
         name = store_key(self.namespace, "/t.T/Pay", b"", key)
-        return super().swap(name, b"a look", b"a look", 1.0).ttl_left
+        return float(super().swap(name, b"a look", b"a look", 1.0).ttl_left)
 
 
 class Server:
@@ -93,7 +93,8 @@ class Work:
 
 
 UNARY = grpc.unary_unary_rpc_method_handler
-SHORT = Policy(lease=0.2, retention=60, max_run=60)
+LEASE, RETENTION = 0.2, 60.0
+SHORT = Policy(lease=LEASE, retention=RETENTION, max_run=60)
 
 
 @pytest.mark.parametrize("refused", [keeper.MAX_TAILS + 10])
@@ -118,7 +119,7 @@ def test_a_run_outlives_an_outage_longer_than_its_lease_in_its_own_process():
         first = server.call("key")
         assert work.begun.wait(DEADLINE)
         server.store.is_away = True
-        until(lambda: server.store.left("key") < SHORT.retention - SHORT.lease)
+        until(lambda: server.store.left("key") < RETENTION - LEASE)
         server.store.is_away = False
         second = server.call("key")
         work.go.set()
@@ -178,6 +179,7 @@ def test_a_lease_is_lost_by_the_clock_however_long_the_store_is_silent():
 
     def pay(request, context):
         execution = current()
+        assert execution is not None
         until(lambda: execution.lease_lost)
         told.set_result(True)
         return b"paid"

@@ -1,0 +1,42 @@
+"""What is kept of a response stream has room for the smallest of messages and turns, and no more."""
+
+import pytest
+
+from idem_grpc.outcome import Outcome
+from idem_grpc.policy import Rules
+from idem_grpc.server.transcript import Incoming, Outgoing
+
+LIMIT = 1024
+
+
+def outgoing(turns):
+    rules = Rules.of("/t.T/Talk", [])
+    incoming = Incoming("/t.T/Talk", rules, None) if turns else None
+    return incoming, Outgoing(LIMIT, incoming)
+
+
+@pytest.mark.parametrize(("turns", "most"), [(False, LIMIT // 16), (True, LIMIT // (16 + 64))])
+def test_empty_messages_and_turns_count_for_what_they_take_up(turns, most):
+    for count, is_kept in ((most, True), (most + 1, False)):
+        incoming, sent = outgoing(turns)
+        for _ in range(count):
+            if incoming is not None:
+                incoming.take(b"ping")
+            sent.add(b"")
+        outcome = sent.outcome(Outcome())
+        assert outcome.messages_dropped is not is_kept
+        assert len(outcome.messages) == (count if is_kept else 0)
+        assert len(outcome.turns) == (count if is_kept and turns else 0)
+
+
+def test_responses_of_one_turn_are_told_together():
+    incoming, sent = outgoing(turns=True)
+    incoming.take(b"ping")
+    sent.add(b"pong")
+    sent.add(b"pong")
+    incoming.take(b"ping")
+    sent.add(b"pong")
+    assert [(turn.requests.messages, turn.responses) for turn in sent.outcome(Outcome()).turns] == [
+        (1, 2),
+        (2, 1),
+    ]
