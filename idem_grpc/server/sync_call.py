@@ -4,6 +4,7 @@ grpc never stops a handler's thread, so a flow runs where its call arrived. What
 of it after the reply goes to the keeper.
 """
 
+import logging
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -27,6 +28,8 @@ from idem_grpc.server.transcript import EOF_HOLD, Incoming, compare
 from idem_grpc.steps import Compare, Compared, Ended, Event, Execute, Pause, Reply, Wait, Waited
 from idem_grpc.stores.protocol import Store
 from idem_grpc.swap import Swap
+
+logger = logging.getLogger("idem_grpc")
 
 
 class SyncCall:
@@ -65,17 +68,24 @@ class SyncCall:
         """Serve a method with a stream of responses.
 
         grpc asks for no more of them once the caller is gone, so the flow has a thread
-        of its own.
+        of its own. That of the RPC stays until the flow is over: as for other methods, the
+        size of the pool is how many handlers run, of callers who left too.
         """
+        thread = threading.get_ident()
         sent = 0
         if isinstance(plan, Reply):
             reply = plan
         else:
             pending = self._beside(plan)
-            while (message := self._outlet.take()) is not None:
-                self._open(self._opening)
-                yield message
-                sent += 1
+            try:
+                while (message := self._outlet.take()) is not None:
+                    self._open(self._opening)
+                    yield message
+                    sent += 1
+            finally:
+                self._outlet.close()
+                if threading.get_ident() == thread:  # and not a collector of garbage on any other
+                    pending.exception()
             if self._gone.is_set():
                 return
             reply = pending.result()
@@ -92,6 +102,7 @@ class SyncCall:
             try:
                 pending.set_result(self._reply(rules))
             except BaseException as error:
+                logger.exception("%s broke", self._caller.method)  # nobody else may be there to tell
                 pending.set_exception(error)
             finally:
                 self._outlet.close()

@@ -1,0 +1,82 @@
+"""A pool of threads bounds how many handlers run, also those whose callers have left."""
+
+import logging
+import threading
+from contextlib import suppress
+
+import pytest
+
+from tests.server.client import Kind
+from tests.server.ledger import Gate
+from tests.streams.scripts import Cross, Do, Read, Send
+from tests.streams.servers import Conversation
+from tests.streams.stores import barred
+from tests.support.wait import until
+
+KIND = Kind.SERVER_STREAM
+WORKERS = 2
+
+pytestmark = pytest.mark.parametrize("style", ["sync"], indirect=True)
+
+
+class Work:
+    """A handler that stands at a gate in mid-stream, and notes how many of it do at once."""
+
+    def __init__(self):
+        self.gate = Gate()
+        self._lock = threading.Lock()
+        self.at_once = self.most = self.over = 0
+
+    def script(self, context):
+        yield Read()
+        yield Do(lambda: self._count(1))
+        try:
+            yield Send(b"first")
+            yield Cross(self.gate)
+        finally:
+            self._count(-1)
+
+    def _count(self, more):
+        with self._lock:
+            self.at_once += more
+            self.most = max(self.most, self.at_once)
+            self.over += more < 0
+
+
+def test_those_who_leave_do_not_let_more_handlers_in(start, key):
+    work = Work()
+    server = start(scripts={KIND: work.script}, workers=WORKERS)
+    for number in range(WORKERS):
+        call = Conversation(server.client, KIND, f"{key}-left-{number}", timeout=None)
+        assert call.receive() == b"first"
+        call.cancel()
+    stayed = [
+        Conversation(server.client, KIND, f"{key}-stayed-{number}", timeout=None) for number in range(3)
+    ]
+    with suppress(AssertionError):  # they are not let in, as far as can be told in a while
+        until(lambda: work.most > WORKERS, deadline=0.5)
+    work.gate.open()
+    assert all(call.answer().ok for call in stayed)
+    until(lambda: work.over == WORKERS + len(stayed))
+    assert work.most == WORKERS
+
+
+class Broken(BaseException):
+    """What no server expects of a store."""
+
+
+def test_what_breaks_when_the_caller_has_left_is_logged(start, open_one, key, caplog):
+    work, departed = Work(), threading.Event()
+
+    def bar(swap):
+        if departed.is_set():
+            raise Broken
+
+    server = start(store=barred(open_one(), bar), scripts={KIND: work.script})
+    call = Conversation(server.client, KIND, key, timeout=None)
+    assert call.receive() == b"first"
+    call.cancel()
+    departed.set()
+    with caplog.at_level(logging.ERROR, "idem_grpc"):
+        work.gate.open()
+        until(lambda: [entry for entry in caplog.records if entry.exc_info and entry.exc_info[0] is Broken])
