@@ -48,6 +48,7 @@ class Pipe:
         ``opening`` is the initial metadata to go with the first.
         """
         if self.is_gone:
+            await asyncio.sleep(0)  # a handler that only sends would have the loop to itself
             return
         self.opening = opening
         written = asyncio.get_running_loop().create_future()
