@@ -4,6 +4,7 @@ A Policy says as much as its writer cares about. Policies are layered, and a fie
 is decided by the first layer that gives it.
 """
 
+import math
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -84,7 +85,7 @@ class Policy:
     ignore: request fields, as dotted paths, that do not tell one request from another.
     max_response_bytes: a larger answer is not kept, and its duplicates are told
         RESPONSE_NOT_KEPT; default 1 MiB. In a stream, a response counts for 16 bytes at
-        least, and each turn, where both sides stream, for 64.
+        least, and each further turn, where both sides stream, for 64.
 
     Raises ValueError or TypeError for a value that makes no sense, saying what would.
     """
@@ -103,20 +104,23 @@ class Policy:
     max_response_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("retention", "lease", "max_run"):
-            _check_duration(name, getattr(self, name), smallest=0.001)
-        _check_duration("wait", self.wait, smallest=0)
+        for name, smallest in (("retention", 0.001), ("lease", 0.001), ("max_run", 0.001), ("wait", 0.0)):
+            duration = getattr(self, name)
+            if duration is not None:
+                seconds_of("Policy", name, duration, smallest=smallest)
         choices = {"key": KeyRule, "on_unclear": OnUnclear, "on_outage": OnOutage, "on_cancel": OnCancel}
         for name, kind in choices.items():
             value = getattr(self, name)
             if value is not None and not isinstance(value, kind):
                 raise TypeError(f"Policy({name}={value!r}): give a member of {kind.__name__}")
+        if self.operation is not None and not isinstance(self.operation, str):
+            raise TypeError(f"Policy(operation={self.operation!r}): give a name, such as 'payments.charge'")
         if self.operation == "":
             raise ValueError('Policy(operation=""): leave it out to use the method\'s full name')
-        if self.max_response_bytes is not None and self.max_response_bytes < 0:
-            raise ValueError(f"Policy(max_response_bytes={self.max_response_bytes}): give 0 or more")
-        if isinstance(self.ignore, str):
-            raise TypeError(f"Policy(ignore={self.ignore!r}): give a collection of fields, not one string")
+        if self.max_response_bytes is not None:
+            whole_number("Policy", "max_response_bytes", self.max_response_bytes, smallest=0)
+        if self.ignore is not None:
+            _check_fields(self.ignore)
         if self.replay_errors is not None:
             codes_of("Policy(replay_errors=…)", self.replay_errors)
 
@@ -192,33 +196,60 @@ class Rules:
 
 
 def in_seconds(duration: Duration) -> float:
-    """A duration as seconds, to the millisecond."""
+    """A duration as seconds, to the millisecond. Raises TypeError or ValueError for what is none."""
+    if not _is_duration(duration):
+        raise TypeError(f"{duration!r} is no duration: give a timedelta or a number of seconds")
     seconds = duration.total_seconds() if isinstance(duration, timedelta) else duration
+    if not 0 <= seconds < math.inf:
+        raise ValueError(f"{duration!r} is no duration: give 0 seconds or more")
     return round(seconds, 3)
 
 
-def _check_duration(name: str, duration: Duration | None, *, smallest: float) -> None:
-    if duration is None:
-        return
-    if isinstance(duration, bool) or not isinstance(duration, (timedelta, int, float)):
-        raise TypeError(f"Policy({name}={duration!r}): give a timedelta or a number of seconds")
-    if not smallest <= in_seconds(duration) <= _LONGEST:
-        raise ValueError(f"Policy({name}={duration!r}): give between {smallest:g} s and ten years")
+def seconds_of(owner: str, name: str, duration: Duration, *, smallest: float = 0.001) -> float:
+    """The setting ``name`` of ``owner`` as seconds. Raises TypeError or ValueError, naming both."""
+    if not _is_duration(duration):
+        raise TypeError(f"{owner}({name}={duration!r}): give a timedelta or a number of seconds")
+    seconds = duration.total_seconds() if isinstance(duration, timedelta) else duration
+    if not smallest <= seconds <= _LONGEST:
+        raise ValueError(f"{owner}({name}={duration!r}): give between {smallest:g} s and ten years")
+    return in_seconds(duration)
+
+
+def _is_duration(value: object) -> bool:
+    return isinstance(value, (timedelta, int, float)) and not isinstance(value, bool)
+
+
+def whole_number(owner: str, name: str, value: object, *, smallest: int) -> None:
+    """Check a setting that counts something. Raises TypeError or ValueError, naming owner and setting."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{owner}({name}={value!r}): give a whole number")
+    if value < smallest:
+        raise ValueError(f"{owner}({name}={value}): give {smallest} or more")
+
+
+def _check_fields(fields: object) -> None:
+    if isinstance(fields, (str, bytes)) or not isinstance(fields, Collection):
+        raise TypeError(f"Policy(ignore={fields!r}): give a collection of fields, not one string")
+    for field in fields:
+        if not isinstance(field, str) or not field:
+            raise TypeError(f"Policy(ignore={fields!r}): {field!r} is no field: give dotted paths")
 
 
 _LONGEST = timedelta(days=3653).total_seconds()
 
 
-def codes_of(setting: str, codes: Iterable[StatusCode | str]) -> frozenset[Code]:
+def codes_of(setting: str, codes: Collection[StatusCode | str]) -> frozenset[Code]:
     """Status codes, however given, for ``setting``. Raises TypeError or ValueError."""
     if isinstance(codes, str):
         raise TypeError(f"{setting}: give a collection of status codes, not one string ({codes!r})")
+    if not isinstance(codes, Collection):  # an iterator would be used up by this check
+        raise TypeError(f"{setting}: give a collection of status codes, such as [{codes}]")
     names = [code if isinstance(code, str) else getattr(code, "name", repr(code)) for code in codes]
     for name in names:
-        if name not in Code.__members__ or name == "OK":
-            raise ValueError(
-                f"{setting}: {name} is not a status code other than OK: give members of grpc.StatusCode"
-            )
+        if name == "OK":
+            raise ValueError(f"{setting}: OK is no error, and is dealt with anyway: leave it out")
+        if name not in Code.__members__:
+            raise ValueError(f"{setting}: {name} is not a status code: give members of grpc.StatusCode")
     return frozenset(Code[name] for name in names)
 
 

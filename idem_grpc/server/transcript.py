@@ -21,7 +21,7 @@ so do the steps."""
 
 _LEAST = 16
 _TURN = 64
-"""Bytes that a response, however small, and a turn count for: so much they take up to keep."""
+"""Bytes that a response, however small, and a further turn count for: so much they take up to keep."""
 
 _SLACK = 64 * 1024
 """Bytes by which a request stream may outgrow twice the one it is compared with: another
@@ -80,8 +80,8 @@ class Outgoing:
         if self._turns and self._turns[-1].requests == requests:
             self._turns[-1] = replace(self._turns[-1], responses=self._turns[-1].responses + 1)
         else:
+            self._size += _TURN if self._turns else 0
             self._turns.append(Turn(requests, 1))
-            self._size += _TURN
 
     def outcome(self, outcome: Outcome) -> Outcome:
         """``outcome`` with these responses, or as a tombstone if they were too large."""

@@ -15,7 +15,7 @@ def outgoing(turns):
     return incoming, Outgoing(LIMIT, incoming)
 
 
-@pytest.mark.parametrize(("turns", "most"), [(False, LIMIT // 16), (True, LIMIT // (16 + 64))])
+@pytest.mark.parametrize(("turns", "most"), [(False, LIMIT // 16), (True, (LIMIT + 64) // (16 + 64))])
 def test_empty_messages_and_turns_count_for_what_they_take_up(turns, most):
     for count, is_kept in ((most, True), (most + 1, False)):
         incoming, sent = outgoing(turns)
