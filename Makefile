@@ -53,6 +53,20 @@ JOBS ?= 4
 test: setup ## Run the tests, JOBS at a time
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
 
+# The oldest of what pyproject.toml allows.
+OLDEST := grpcio==1.73.1 grpcio-health-checking==1.73.1 grpcio-reflection==1.73.1 grpcio-testing==1.73.1 \
+	grpcio-tools==1.73.1 protobuf==6.31.1 redis[hiredis]==6.0.0
+OLDEST_VENV := .venv-oldest
+$(OLDEST_VENV)/.installed: pyproject.toml
+	@$(call make-venv,$(OLDEST_VENV))
+	$(OLDEST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' $(OLDEST)
+	@touch $@
+
+.PHONY: test-oldest
+test-oldest: $(OLDEST_VENV)/.installed ## Run the tests of servers, clients and stores on the oldest grpcio, protobuf and redis
+	$(OLDEST_VENV)/bin/python -m pytest --numprocesses $(JOBS) --dist loadfile \
+		tests/server tests/streams tests/stores tests/client tests/tokens $(ARGS)
+
 .PHONY: lint
 lint: setup ## Check style and formatting
 	$(BIN)/ruff check
@@ -110,5 +124,5 @@ bench: setup ## Measure what the interceptors cost
 
 .PHONY: clean
 clean: ## Remove what can be made again, the virtual environments too
-	rm -rf $(VENV) $(PROTO_VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PROTO_VENV) $(OLDEST_VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
