@@ -46,16 +46,18 @@ class Methods:
                 raise TypeError(f"policies[{pattern!r}] is {policy!r}: give a Policy")
         self._policies = dict(policies)
         self._default = default
-        self.rules = lru_cache(_REMEMBERED)(self._rules)
+        self._resolved = lru_cache(_REMEMBERED)(self._resolve)
         self._check(services)
 
-    def _rules(self, method: str) -> Rules | None:
+    def rules(self, method: str) -> Rules | None:
         """The rules of a method; None if it passes through. Raises ValueError at a fault."""
+        return self._resolved(method, find_method(method))
+
+    def _resolve(self, method: str, descriptor: MethodDescriptor | None) -> Rules | None:
         service_wide = pattern_of_service(method)
         named = method in self._policies
         if is_infrastructure(method) and not (named or service_wide in self._policies):
             return None
-        descriptor = find_method(method)
         if has_no_side_effects(descriptor) and not named:
             return None
         given = [self._policies.get(method), self._policies.get(service_wide)]
@@ -126,13 +128,17 @@ def _with_contract(descriptor: MethodDescriptor, in_code: Iterable[Policy], defa
     return replace(rules, ignore=tuple(sorted(ignore)), key_fields=fields)
 
 
-@lru_cache(_REMEMBERED)
 def find_method(method: str) -> MethodDescriptor | None:
-    """The descriptor of "/pkg.Service/Method", if its generated module is imported."""
+    """The descriptor of "/pkg.Service/Method", if its generated module is imported by now."""
     try:
-        return descriptor_pool.Default().FindMethodByName(method.lstrip("/").replace("/", "."))
+        return _known_method(method)
     except KeyError:
         return None
+
+
+@lru_cache(_REMEMBERED)  # which forgets what raised: the module may yet be imported
+def _known_method(method: str) -> MethodDescriptor:
+    return descriptor_pool.Default().FindMethodByName(method.lstrip("/").replace("/", "."))
 
 
 def name_of(descriptor: MethodDescriptor) -> str:
