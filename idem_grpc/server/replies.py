@@ -4,14 +4,15 @@ from dataclasses import dataclass
 
 import grpc
 
-from idem_grpc.outcome import Metadata, Outcome
-from idem_grpc.problem import Problem
+from idem_grpc.outcome import Code, Metadata, Outcome
+from idem_grpc.problem import PUSHBACK, Problem
 from idem_grpc.reporter import Replied
 from idem_grpc.server.admission import Caller
 from idem_grpc.steps import Reply
 
 RUN = "idempotency-run"
 REPLAYED = "idempotency-replayed"
+_RETRY_MEETS_THE_SAME = (Code.OK, Code.NOT_FOUND, Code.ALREADY_EXISTS, Code.FAILED_PRECONDITION)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,12 @@ class Answer(grpc.Status):
 
 def opening(initial_metadata: Metadata, owner: bytes) -> Metadata:
     """The initial metadata of a stream of responses that tell of the run of ``owner``."""
-    return (*initial_metadata, (RUN, owner.hex()))
+    return (*_without(initial_metadata, RUN, REPLAYED), (RUN, owner.hex()))
+
+
+def _without(metadata: Metadata, *names: str) -> Metadata:
+    """What a handler says, but for what is ours to say: it may pass on all that another call told it."""
+    return tuple(pair for pair in metadata if pair[0] not in names)
 
 
 def answer(reply: Reply, caller: Caller) -> tuple[Answer, Replied]:
@@ -41,6 +47,10 @@ def answer(reply: Reply, caller: Caller) -> tuple[Answer, Replied]:
     outcome = given if isinstance(given, Outcome) else given.outcome(caller.previous_attempts)
     run = reply.owner.hex()
     trailing = outcome.trailing_metadata
+    if isinstance(given, Outcome):
+        trailing = _without(trailing, RUN, REPLAYED)
+        if given.code in _RETRY_MEETS_THE_SAME:
+            trailing = _without(trailing, PUSHBACK)
     if run:
         trailing += ((RUN, run),)
     if reply.replayed:
@@ -48,7 +58,7 @@ def answer(reply: Reply, caller: Caller) -> tuple[Answer, Replied]:
     sent = Answer(
         code=grpc.StatusCode[outcome.code.name],
         details=outcome.details,
-        initial_metadata=outcome.initial_metadata,
+        initial_metadata=_without(outcome.initial_metadata, RUN, REPLAYED),
         opening=opening(outcome.initial_metadata, reply.owner),
         messages=outcome.messages,
         trailing_metadata=trailing,
