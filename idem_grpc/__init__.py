@@ -3,6 +3,7 @@
 from idem_grpc import keys, updates
 from idem_grpc.client.answers import reason
 from idem_grpc.client.config import service_config
+from idem_grpc.client.keying import KeySource
 from idem_grpc.client.retry import Budget, Retry
 from idem_grpc.client.sync import client_interceptors, replayed
 from idem_grpc.execution import Execution, current
@@ -14,8 +15,10 @@ from idem_grpc.reporter import Replied, Reporter
 from idem_grpc.scope import PEER, SHARED, CallInfo, metadata
 from idem_grpc.server.statuses import status_of
 from idem_grpc.server.sync import ServerInterceptor
+from idem_grpc.sources import Outgoing
 from idem_grpc.stores import open_store
 from idem_grpc.stores.protocol import Store, StoreError, StoreUnavailable
+from idem_grpc.swap import Held, Swapped
 from idem_grpc.tokens.issuing import Operation
 from idem_grpc.tokens.keys import TokenKeys
 from idem_grpc.tokens.service import TokenServicer, add_token_service
@@ -26,11 +29,14 @@ __all__ = [
     "Budget",
     "CallInfo",
     "Execution",
+    "Held",
     "KeyRule",
+    "KeySource",
     "OnCancel",
     "OnOutage",
     "OnUnclear",
     "Operation",
+    "Outgoing",
     "Policy",
     "Reason",
     "Replied",
@@ -40,6 +46,7 @@ __all__ = [
     "Store",
     "StoreError",
     "StoreUnavailable",
+    "Swapped",
     "TokenKeys",
     "TokenServicer",
     "add_token_service",

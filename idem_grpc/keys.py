@@ -13,9 +13,20 @@ from math import floor
 
 from idem_grpc.digest import as_uuid
 from idem_grpc.keytext import MAX_LENGTH, METADATA_KEY, escaped, is_valid
-from idem_grpc.sources import FromRequest
+from idem_grpc.policy import Duration
+from idem_grpc.sources import FromRequest, Outgoing
 
-__all__ = ["METADATA_KEY", "from_request", "is_valid", "step", "structured", "unique", "using", "windowed"]
+__all__ = [
+    "METADATA_KEY",
+    "Outgoing",
+    "from_request",
+    "is_valid",
+    "step",
+    "structured",
+    "unique",
+    "using",
+    "windowed",
+]
 
 
 def structured(*parts: str | int) -> str:
@@ -23,8 +34,13 @@ def structured(*parts: str | int) -> str:
 
     Colons, per cent signs, blanks and all that is not ASCII are percent-encoded
     (UTF-8), so that ("a:b", "c") and ("a", "b:c") differ. Raises ValueError for an
-    empty part, for no parts, and for a key of more than 255 characters.
+    empty part, for no parts, and for a key of more than 255 characters; TypeError for
+    a part that is neither, such as None: all who lack the value would share the key.
     """
+    given: tuple[object, ...] = parts
+    for part in given:
+        if isinstance(part, bool) or not isinstance(part, (str, int)):
+            raise TypeError(f"keys.structured: {part!r} is no part of a key: give strings and whole numbers")
     if not parts or "" in parts:
         raise ValueError(f"keys.structured{parts!r}: every part must say something; none may be empty")
     key = ":".join(escaped(str(part)) for part in parts)
@@ -33,22 +49,27 @@ def structured(*parts: str | int) -> str:
     return key
 
 
-def windowed(*parts: str | int, window: timedelta, at: datetime | None = None) -> str:
+def windowed(*parts: str | int, window: Duration, at: datetime | None = None) -> str:
     """A structured key that is the same within one window of time, and new in the next.
 
     ``windowed("task", "uid123", window=timedelta(hours=1))`` is "task:uid123:20240330T10"
     from 10:00 to 11:00 UTC: the start of the window, as precise as the window needs.
-    Windows are counted from 1970-01-01T00:00 UTC in whole seconds. ``at`` is the time to
-    stand in for now, and must know its time zone.
+    ``window`` is a timedelta or a number of seconds. Windows are counted from
+    1970-01-01T00:00 UTC in whole seconds. ``at`` is the time to stand in for now, and
+    must know its time zone.
 
     Two calls on either side of a window's edge have different keys, however close.
-    Raises ValueError for a window that is not a whole, positive number of seconds.
+    Raises ValueError for a window that is not a whole, positive number of seconds, and
+    TypeError for one that is no duration.
     """
-    span = window // timedelta(seconds=1)
-    if span < 1 or window % timedelta(seconds=1):
+    if isinstance(window, bool) or not isinstance(window, (timedelta, int, float)):
+        raise TypeError(f"window={window!r}: give a timedelta or a whole number of seconds")
+    seconds = window.total_seconds() if isinstance(window, timedelta) else window
+    if not (seconds >= 1 and seconds % 1 == 0):
         raise ValueError(f"window={window!r}: give a whole, positive number of seconds")
     if at is not None and at.tzinfo is None:
         raise ValueError(f"at={at!r}: give a time with a time zone, such as datetime.now(UTC)")
+    span = int(seconds)
     now = floor((at or datetime.now(UTC)).timestamp())
     start = datetime.fromtimestamp(now - now % span, UTC)
     form = next(form for unit, form in _PRECISIONS if span % unit == 0)
@@ -86,6 +107,8 @@ def using(key: str) -> Iterator[None]:
 
     Raises ValueError for a key that may not be sent.
     """
+    if not isinstance(key, str):
+        raise TypeError(f"keys.using({key!r}): give a string")
     if not is_valid(key):
         raise ValueError(f"the key {key[:40]!r} may not be sent: give 1 to 255 characters of 0x21 to 0x7E")
     token = _pending.set([key])

@@ -4,9 +4,12 @@ Scope is a choice, not a default. A replay skips every check inside our intercep
 so an answer must not reach a caller who guessed a key.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from urllib.parse import quote
+
+_NAME = re.compile(r"[0-9a-z_.-]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +46,16 @@ def PEER(call: CallInfo) -> str:
 def metadata(name: str) -> Scope:
     """The value of a metadata entry, such as "x-tenant-id".
 
-    It must be set or checked by something that callers cannot bypass.
+    It must be set or checked by something that callers cannot bypass. Raises TypeError or
+    ValueError for what can be no name of an entry.
     """
-    if not name or name != name.lower():
-        raise ValueError(f"metadata({name!r}): metadata keys are lower case")
+    if not isinstance(name, str):
+        raise TypeError(f"metadata({name!r}): give the name of an entry, such as 'x-tenant-id'")
+    if not _NAME.fullmatch(name):
+        raise ValueError(
+            f"metadata({name!r}): metadata keys are lower case: give letters, digits, '-', '_' and '.',"
+            " as in 'x-tenant-id'"
+        )
 
     def scope(call: CallInfo) -> str:
         values = {value for key, value in call.metadata if key == name}

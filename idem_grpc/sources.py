@@ -90,10 +90,19 @@ class FromRequest:
     def _value(self, request: Message, path: str | None) -> str:
         if not path:
             return ""
-        value: Any = request
-        for name in path.split("."):
-            value = getattr(value, name)
+        *above, name = path.split(".")
+        holder: Any = request
+        for each in above:
+            holder = getattr(holder, each)
+        value = getattr(holder, name)
         text = value.hex() if isinstance(value, bytes) else str(value)
-        if not text:
+        if not text or not _is_given(holder, name, value):
             raise ValueError(f"the request has nothing in {path!r}, which its key is made of")
         return escaped(text)
+
+
+def _is_given(holder: Any, name: str, value: Any) -> bool:
+    """Whether a field was set. One without presence cannot tell 0 from nothing, so 0 is nothing:
+    else all who forgot it would share one key."""
+    field = holder.DESCRIPTOR.fields_by_name[name]
+    return bool(holder.HasField(name)) if field.has_presence else bool(value != field.default_value)

@@ -48,11 +48,12 @@ def client_interceptors(
 
 
 async def replayed(call: Any) -> bool | None:
-    """Whether a call's answer is that of an earlier run; None if the server does not protect its method.
+    """Whether a call, or its error, brought the answer of an earlier run; waits until it is over.
 
-    Waits for the end of the call.
+    None if the server does not protect the method, so that the key was of no use.
     """
-    return replayed_in(await call.trailing_metadata())
+    trailing = call.trailing_metadata()  # which is a coroutine of a call, but not of an error
+    return replayed_in(await trailing if inspect.isawaitable(trailing) else trailing)
 
 
 class _Channel:

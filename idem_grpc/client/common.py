@@ -31,6 +31,8 @@ class Channel:
     def __init__(
         self, keys: KeySource | Mapping[str, KeySource] | None, retry: Retry | None, derive: bool
     ) -> None:
+        if retry is not None and not isinstance(retry, Retry):
+            raise TypeError(f"retry={retry!r}: give a Retry, or None to leave retries to gRPC")
         self._keying = Keying(keys, derive)
         self._tokens = Tokens(retry.budget if retry is not None else None)
         self.retry = retry

@@ -1,9 +1,13 @@
 """gRPC's own retries, for clients that cannot have our interceptors."""
 
 import json
+import re
 from collections.abc import Collection, Iterable
 
-from idem_grpc.policy import Duration, StatusCode, codes_of, in_seconds
+from idem_grpc.policy import Duration, StatusCode, codes_of, seconds_of, whole_number
+
+_NAME = re.compile(r"/?(?P<service>\w+(\.\w+)*)(/(?P<method>\w+|\*)?)?", re.ASCII)
+_MULTIPLIERS = (0.001, 1000)
 
 
 def service_config(
@@ -17,27 +21,63 @@ def service_config(
 ) -> str:
     """The service config (JSON) with which a stock gRPC client in any language retries.
 
-    ``services`` are full names, or "pkg.Service/Method"; with none it is for all methods
-    of the channel, which then must all bear a key. gRPC makes at most five attempts. No
-    retryThrottling is set, since refusals such as IN_PROGRESS would drain it. In Python::
+    ``services`` are full names, "/pkg.Service/*" or "/pkg.Service/Method"; with none it is for
+    all methods of the channel, which then must all bear a key. gRPC makes at most five
+    attempts. No retryThrottling is set, since refusals such as IN_PROGRESS would drain it.
+    In Python::
 
         grpc.insecure_channel(target, options=[("grpc.service_config", service_config())])
 
-    Raises ValueError for settings that gRPC would refuse.
+    Raises ValueError or TypeError for settings that gRPC would refuse.
     """
-    if not 2 <= max_attempts <= 5:
+    whole_number("service_config", "max_attempts", max_attempts, smallest=2)
+    if max_attempts > 5:
         raise ValueError(f"service_config(max_attempts={max_attempts}): gRPC takes 2 to 5")
-    names = [_name(service) for service in services] or [{}]
+    names: list[dict[str, str]] = []
+    for service in _each(services):
+        name = _name(service)
+        if name in names:
+            raise ValueError(f"service_config: {service!r} is named twice, which gRPC does not take")
+        names.append(name)
+    retried = codes_of("service_config(codes=…)", codes)
+    if not retried:
+        raise ValueError("service_config(codes=…): name at least one, such as 'UNAVAILABLE'")
     policy = {
         "maxAttempts": max_attempts,
-        "initialBackoff": f"{in_seconds(initial_backoff):g}s",
-        "maxBackoff": f"{in_seconds(max_backoff):g}s",
-        "backoffMultiplier": multiplier,
-        "retryableStatusCodes": sorted(code.name for code in codes_of("service_config(codes=…)", codes)),
+        "initialBackoff": _duration("initial_backoff", initial_backoff),
+        "maxBackoff": _duration("max_backoff", max_backoff),
+        "backoffMultiplier": _checked(multiplier),
+        "retryableStatusCodes": sorted(code.name for code in retried),
     }
-    return json.dumps({"methodConfig": [{"name": names, "retryPolicy": policy}]})
+    return json.dumps({"methodConfig": [{"name": names or [{}], "retryPolicy": policy}]})
 
 
-def _name(service: str) -> dict[str, str]:
-    service, _, method = service.strip("/").partition("/")
-    return {"service": service, "method": method} if method else {"service": service}
+def _each(services: object) -> Iterable[object]:
+    if isinstance(services, (str, bytes)) or not isinstance(services, Iterable):
+        raise TypeError(f"service_config({services!r}): give a list of names, such as ['pkg.Service']")
+    return services
+
+
+def _name(service: object) -> dict[str, str]:
+    found = _NAME.fullmatch(service) if isinstance(service, str) else None
+    if found is None:
+        raise ValueError(
+            f"service_config: {service!r} is no name: give 'pkg.Service' or 'pkg.Service/Method'"
+        )
+    names = found.groupdict()
+    if names["method"] in (None, "*"):
+        del names["method"]
+    return names
+
+
+def _duration(name: str, duration: Duration) -> str:
+    """As protobuf's JSON has it: a decimal, which knows no exponent."""
+    return f"{seconds_of('service_config', name, duration):.3f}".rstrip("0").rstrip(".") + "s"
+
+
+def _checked(multiplier: float) -> float:
+    if isinstance(multiplier, bool) or not isinstance(multiplier, (int, float)):
+        raise TypeError(f"service_config(multiplier={multiplier!r}): give a number")
+    if not _MULTIPLIERS[0] <= multiplier <= _MULTIPLIERS[1]:
+        raise ValueError(f"service_config(multiplier={multiplier!r}): give a number from 0.001 to 1000")
+    return multiplier

@@ -5,11 +5,13 @@ a key derived from the handler's own; any other source. A call has one key, chos
 its first attempt.
 """
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf import descriptor_pool
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
 from idem_grpc.contract import declared_key_rule, key_fields
 from idem_grpc.digest import as_uuid, digest
@@ -49,16 +51,15 @@ class Keying:
     def __init__(self, keys: KeySource | Mapping[str, KeySource] | None, derive: bool) -> None:
         self._derive = derive
         self._sources = dict(keys) if isinstance(keys, Mapping) else {}
-        for pattern, source in self._sources.items():
+        for pattern, named in self._sources.items():
             if not PATTERN.fullmatch(pattern):
                 raise ValueError(f"keys: {pattern!r} is not '/pkg.Service/Method' or '/pkg.Service/*'")
-            descriptor = find_method(pattern)
-            if isinstance(source, FromRequest) and descriptor is not None:
-                source.check(descriptor.input_type)
+            _check_method(pattern, named)
         if keys is not None and not isinstance(keys, Mapping):
             self._sources[_ALL] = keys
-        for source in self._sources.values():
-            if not callable(source):
+        given: tuple[object, ...] = tuple(self._sources.values())
+        for source in given:
+            if not callable(source) or isinstance(source, type):
                 raise TypeError(
                     f"keys: {source!r} is no source: give keys.unique, keys.from_request(…) or a function"
                 )
@@ -99,8 +100,37 @@ def _contract_source(descriptor: MethodDescriptor | None) -> KeySource | None:
     return unique if declared_key_rule(descriptor) in (KeyRule.OPTIONAL, KeyRule.REQUIRED) else None
 
 
+def _check_method(pattern: str, source: object) -> None:
+    """Raise ValueError if a pattern names no method of a service that is known, or its template no field."""
+    service = _find_service(pattern.lstrip("/").partition("/")[0])
+    if service is None or pattern.endswith("/*"):
+        return
+    descriptor = find_method(pattern)
+    if descriptor is None:
+        known = ", ".join(method.name for method in service.methods)
+        raise ValueError(f"keys: there is no method {pattern!r}: {service.full_name} has {known}")
+    if isinstance(source, FromRequest):
+        if descriptor.client_streaming:
+            raise ValueError(
+                f"keys: {pattern!r} takes a stream of requests, and so has no single request message to"
+                " make a key of: give another source, such as keys.unique"
+            )
+        source.check(descriptor.input_type)
+
+
+def _find_service(name: str) -> ServiceDescriptor | None:
+    try:
+        return descriptor_pool.Default().FindServiceByName(name)
+    except KeyError:
+        return None
+
+
 def checked(key: Any) -> str | None:
-    """A key as its source gave it. Raises ValueError if it may not be sent."""
+    """A key as its source gave it. Raises ValueError or TypeError if it may not be sent."""
+    if inspect.isawaitable(key):
+        if inspect.iscoroutine(key):
+            key.close()  # or Python would warn that nobody awaited it
+        raise TypeError("a key source gave an awaitable: async sources are for idem_grpc.aio")
     if key is not None and not (isinstance(key, str) and is_valid(key)):
         raise ValueError(f"a key source gave {key!r}: a key has 1 to 255 characters of 0x21 to 0x7E")
     return key

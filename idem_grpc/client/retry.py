@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from time import monotonic
 
 from idem_grpc.outcome import Code
-from idem_grpc.policy import Duration, StatusCode, codes_of, in_seconds
+from idem_grpc.policy import Duration, StatusCode, codes_of, in_seconds, seconds_of, whole_number
 from idem_grpc.problem import Reason
 
 JITTER = (0.8, 1.2)
@@ -35,7 +35,9 @@ class Budget:
     ratio: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.max_tokens <= 0 or self.ratio <= 0:
+        for name in ("max_tokens", "ratio"):
+            _check_number("Budget", name, getattr(self, name))
+        if not (self.max_tokens > 0 and self.ratio > 0):
             raise ValueError(f"{self}: both must be positive; Retry(budget=None) sets no limit")
 
 
@@ -69,19 +71,23 @@ class Retry:
     max_request_bytes: int = 1024 * 1024
 
     def __post_init__(self) -> None:
-        if self.max_attempts < 1:
-            raise ValueError(f"Retry(max_attempts={self.max_attempts}): give 1 or more; 1 never retries")
-        if not 0 < in_seconds(self.initial_backoff) <= in_seconds(self.max_backoff):
+        whole_number("Retry", "max_attempts", self.max_attempts, smallest=1)
+        whole_number("Retry", "max_request_bytes", self.max_request_bytes, smallest=0)
+        initial, longest = (
+            seconds_of("Retry", name, getattr(self, name)) for name in ("initial_backoff", "max_backoff")
+        )
+        if initial > longest:
             raise ValueError(
                 f"Retry(initial_backoff={self.initial_backoff!r}, max_backoff={self.max_backoff!r}):"
-                " both must be positive, and the first not above the second"
+                " the first must not be above the second"
             )
-        if self.multiplier < 1:
+        _check_number("Retry", "multiplier", self.multiplier)
+        if not self.multiplier >= 1:
             raise ValueError(f"Retry(multiplier={self.multiplier}): give 1 or more")
-        if self.attempt_timeout is not None and in_seconds(self.attempt_timeout) <= 0:
-            raise ValueError(f"Retry(attempt_timeout={self.attempt_timeout!r}): must be positive")
-        if self.max_request_bytes < 0:
-            raise ValueError(f"Retry(max_request_bytes={self.max_request_bytes}): give 0 or more")
+        if self.attempt_timeout is not None:
+            seconds_of("Retry", "attempt_timeout", self.attempt_timeout)
+        if self.budget is not None and not isinstance(self.budget, Budget):
+            raise TypeError(f"Retry(budget={self.budget!r}): give a Budget, or None for no limit")
         codes_of("Retry(codes=…)", self.codes)
 
     def backoff(self, retry: int, uniform: Callable[[float, float], float] = random.uniform) -> float:
@@ -92,6 +98,11 @@ class Retry:
             factor = math.inf
         longest = in_seconds(self.max_backoff)
         return min(in_seconds(self.initial_backoff) * factor, longest) * uniform(*JITTER)
+
+
+def _check_number(owner: str, name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{owner}({name}={value!r}): give a number")
 
 
 class Tokens:

@@ -18,12 +18,14 @@ from idem_grpc.policy import KeyRule, Policy, Rules
 from idem_grpc.problem import Problem, Reason
 from idem_grpc.record import Binding, Record
 from idem_grpc.scope import CallInfo, Scope, scope_of
+from idem_grpc.server.settings import check_policies, checked_services
 from idem_grpc.sources import Outgoing
 from idem_grpc.verdicts import Call
 
 logger = logging.getLogger("idem_grpc")
 
 _OWNER_BYTES = 8
+_TOKEN_REQUIRED = "this method needs a token of the TokenService as its idempotency-key"
 
 Parse = Callable[[bytes], Any]
 
@@ -107,9 +109,10 @@ class Admission:
                 f"scope={scope!r}: give SHARED, PEER, metadata('name') or a function of CallInfo,"
                 " which says who shares keys and answers"
             )
+        check_policies(policies, default)
         self.namespace = namespace
         self._scope = scope
-        self._methods = Methods(policies, default, services)
+        self._methods = Methods(policies, default, checked_services(services))
 
     def rules(self, method: str, metadata: Metadata) -> Rules | None:
         """The rules by which a call is protected; None if it runs as if we were not there.
@@ -127,6 +130,8 @@ class Admission:
             return None
         if rules.key_fields is not None:
             return rules
+        if rules.key is KeyRule.TOKEN:
+            raise Refused(Problem(Reason.KEY_REQUIRED, _TOKEN_REQUIRED))
         raise Refused(Problem(Reason.KEY_REQUIRED))
 
     def admit(self, rules: Rules, caller: Caller, raw: bytes | None, parse: Parse | None) -> Admitted:

@@ -15,6 +15,7 @@ from idem_grpc.server.admission import Caller
 from idem_grpc.server.aio_call import AioCall
 from idem_grpc.server.arities import Handler, raw_handler
 from idem_grpc.server.base import Protection
+from idem_grpc.server.settings import check_watch
 from idem_grpc.steps import Reply
 from idem_grpc.stores.protocol import AsyncStore
 
@@ -40,6 +41,7 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
     ) -> None:
         if not isinstance(store, AsyncStore):
             raise TypeError(f"store={store!r}: give a store of idem_grpc.aio.open_store")
+        check_watch(max_waiters, reporter)
         self.store = store
         self._tasks: set[asyncio.Task[Reply]] = set()
         self.protection = Protection(

@@ -12,6 +12,7 @@ from idem_grpc.scope import Scope
 from idem_grpc.server.admission import Caller
 from idem_grpc.server.arities import Handler, raw_handler
 from idem_grpc.server.base import Protection
+from idem_grpc.server.settings import check_watch
 from idem_grpc.server.sync_call import SyncCall
 from idem_grpc.stores.protocol import Store
 
@@ -52,6 +53,7 @@ class ServerInterceptor(grpc.ServerInterceptor):
             raise TypeError(
                 f"store={store!r}: give a store of idem_grpc.open_store (idem_grpc.aio has its own)"
             )
+        check_watch(max_waiters, reporter)
         self.store = store
         self.protection = Protection(
             store,

@@ -45,11 +45,12 @@ class Store(ABC):
         ``max_left``, has no more than so many seconds left to live; *or* when it
         already holds ``new`` (then its life is set to ``ttl`` again). Otherwise it
         changes nothing and returns what is there. ``new=None`` deletes. Values are
-        never empty. Durations are seconds, kept to the millisecond at least, and
-        ``ttl_left`` is measured on the store's own clock before the write.
+        never empty, and ``ttl`` is positive and finite, a century at most. Durations are
+        seconds, kept to the millisecond at least, and ``ttl_left`` is measured on the
+        store's own clock before the write.
 
-        Raises ValueError for an empty value or a ttl that is not positive (``ttl`` is
-        not looked at when deleting); StoreUnavailable when the store did not answer, after which the
+        Raises ValueError for an empty value or such a ttl as it cannot keep (it is not
+        looked at when deleting); StoreUnavailable when the store did not answer, after which the
         same swap may be sent again; StoreError when the store is misused.
         """
 
@@ -159,8 +160,8 @@ class UsingLoop:
         """Raise StoreError in any other event loop."""
         if not self.is_here():
             raise StoreError(
-                "this store is used from a second event loop: call open_async_store once for each"
-                " event loop (for each asyncio.run)"
+                "this store is used from a second event loop: call idem_grpc.aio.open_store once"
+                " for each event loop (for each asyncio.run)"
             )
         self._loop = asyncio.get_running_loop()
 

@@ -14,7 +14,7 @@ from idem_grpc_pb.v1 import token_pb2
 
 from idem_grpc.digest import digest, token_key
 from idem_grpc.outcome import Code, Outcome
-from idem_grpc.policy import Duration, in_seconds
+from idem_grpc.policy import Duration, in_seconds, seconds_of, whole_number
 from idem_grpc.problem import Problem, Reason, status_outcome
 from idem_grpc.record import Binding, Record, State
 from idem_grpc.swap import Held, Swap, Swapped
@@ -50,20 +50,14 @@ class Operation:
     issue_rate: tuple[int, Duration] = (600, timedelta(seconds=900))
 
     def __post_init__(self) -> None:
-        ttl, max_ttl = _checked("ttl", self.ttl), _checked("max_ttl", self.max_ttl)
-        if not 0 < ttl <= max_ttl <= LONGEST:
-            raise ValueError(f"{self}: ttl must be positive and not above max_ttl, ten years at most")
+        ttl, max_ttl = (seconds_of("Operation", name, getattr(self, name)) for name in ("ttl", "max_ttl"))
+        if ttl > max_ttl:
+            raise ValueError(f"{self}: ttl must not be above max_ttl")
         rate: object = self.issue_rate
         if not (isinstance(rate, tuple) and len(rate) == 2 and isinstance(rate[0], int)):
             raise TypeError(f"Operation(issue_rate={rate!r}): give (tokens, seconds), as in (600, 900)")
-        if not (rate[0] >= 1 and 0 < _checked("issue_rate", rate[1]) <= LONGEST):
-            raise ValueError(f"{self}: issue_rate is (tokens, seconds), both positive, ten years at most")
-
-
-def _checked(name: str, duration: Duration) -> float:
-    if isinstance(duration, bool) or not isinstance(duration, (timedelta, int, float)):
-        raise TypeError(f"Operation({name}={duration!r}): give a timedelta or a number of seconds")
-    return in_seconds(duration)
+        whole_number("Operation", "issue_rate", rate[0], smallest=1)
+        seconds_of("Operation", "issue_rate", rate[1])
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ else fifty threads at an empty pool would ask for fifty batches, and soon have h
 import asyncio
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from time import monotonic
 
@@ -15,7 +15,7 @@ import grpc
 from google.protobuf.duration_pb2 import Duration as DurationMessage
 from idem_grpc_pb.v1 import token_pb2, token_pb2_grpc
 
-from idem_grpc.policy import Duration, in_seconds
+from idem_grpc.policy import Duration, seconds_of, whole_number
 from idem_grpc.sources import Outgoing, SingleUse
 from idem_grpc.tokens.issuing import MOST_AT_ONCE
 from idem_grpc.tokens.pool import TokenPool
@@ -34,16 +34,16 @@ class _Fetching(SingleUse):
         metadata: Sequence[tuple[str, str | bytes]],
         timeout: Duration,
     ) -> None:
-        if not 1 <= prefetch <= MOST_AT_ONCE:
+        whole_number("TokenKeys", "prefetch", prefetch, smallest=1)
+        if prefetch > MOST_AT_ONCE:
             raise ValueError(f"TokenKeys(prefetch={prefetch}): give 1 to {MOST_AT_ONCE}")
-        if not operation:
+        name: object = operation
+        if not isinstance(name, str) or not name:
             raise ValueError("TokenKeys: name the operation, such as 'payments.charge'")
-        if (ttl is not None and in_seconds(ttl) <= 0) or in_seconds(timeout) <= 0:
-            raise ValueError(f"TokenKeys(ttl={ttl!r}, timeout={timeout!r}): give more than 0 seconds")
         self._operation = operation
-        self._ttl = None if ttl is None else in_seconds(ttl)
-        self._metadata = tuple(metadata)
-        self._timeout = in_seconds(timeout)
+        self._ttl = None if ttl is None else seconds_of("TokenKeys", "ttl", ttl)
+        self._metadata = _pairs(metadata)
+        self._timeout = seconds_of("TokenKeys", "timeout", timeout)
         self._pool = TokenPool(prefetch)
 
     def _request(self) -> token_pb2.IssueTokensRequest:
@@ -63,6 +63,18 @@ class _Fetching(SingleUse):
             logger.warning("tokens for %r could not be fetched ahead: %s", self._operation, error)
 
 
+def _pairs(metadata: Sequence[tuple[str, str | bytes]]) -> tuple[tuple[str, str | bytes], ...]:
+    pairs: object = metadata
+    if isinstance(pairs, (str, bytes, Mapping)) or not isinstance(pairs, Iterable):
+        raise TypeError(f"TokenKeys(metadata={metadata!r}): give pairs, as in [('x-tenant-id', 'shop')]")
+    given = tuple(metadata)
+    each: tuple[object, ...] = given
+    for pair in each:
+        if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str)):
+            raise TypeError(f"TokenKeys(metadata=…): {pair!r} is no pair of a name and a value")
+    return given
+
+
 class TokenKeys(_Fetching):
     """A source for ``client_interceptors(keys=…)`` whose keys are tokens of ``operation``.
 
@@ -74,7 +86,8 @@ class TokenKeys(_Fetching):
     timeout: for a request for tokens; default 5 seconds.
 
     No token is given out twice, or near its end. Where none can be had, the call fails
-    with the RpcError of the request for it.
+    with the RpcError of the request for it. Raises ValueError or TypeError for settings
+    that make no sense.
     """
 
     def __init__(
@@ -88,6 +101,10 @@ class TokenKeys(_Fetching):
         timeout: Duration = 5.0,
     ) -> None:
         super().__init__(operation, prefetch, ttl, metadata, timeout)
+        if not isinstance(channel, grpc.Channel):
+            raise TypeError(
+                f"TokenKeys({channel!r}): give a channel of grpc; idem_grpc.aio.TokenKeys has those of aio"
+            )
         self._stub: token_pb2_grpc.TokenServiceStub = token_pb2_grpc.TokenServiceStub(channel)
         self._lock = threading.Lock()
         self._fetching: Future[None] | None = None
@@ -156,6 +173,10 @@ class AsyncTokenKeys(_Fetching):
         timeout: Duration = 5.0,
     ) -> None:
         super().__init__(operation, prefetch, ttl, metadata, timeout)
+        if not isinstance(channel, grpc.aio.Channel):
+            raise TypeError(
+                f"TokenKeys({channel!r}): give a channel of grpc.aio; idem_grpc.TokenKeys has those of grpc"
+            )
         self._stub: token_pb2_grpc.TokenServiceAsyncStub = token_pb2_grpc.TokenServiceStub(channel)
         self._fetching: asyncio.Task[Exception | None] | None = None
 

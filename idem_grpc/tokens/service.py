@@ -47,6 +47,10 @@ class _Tokens:
     """What the service does, whatever drives it. ``operations`` are named by what they issue for."""
 
     def __init__(self, admission: Admission, operations: Mapping[str, Operation]) -> None:
+        if not isinstance(operations, Mapping):
+            raise TypeError(
+                f"operations={operations!r}: give a mapping, as in {{'payments.charge': Operation()}}"
+            )
         if not operations:
             raise ValueError("operations: name at least one, as in {'payments.charge': Operation()}")
         given: Iterable[tuple[object, object]] = operations.items()
@@ -98,6 +102,10 @@ class TokenServicer(token_pb2_grpc.TokenServiceServicer):
     """The TokenService for a ``grpc.server``; see ``add_token_service``."""
 
     def __init__(self, interceptor: ServerInterceptor, operations: Mapping[str, Operation]) -> None:
+        if not isinstance(interceptor, ServerInterceptor):
+            raise TypeError(
+                f"{interceptor!r} is no idem_grpc.ServerInterceptor: for grpc.aio, use what idem_grpc.aio has"
+            )
         self._store = interceptor.store
         self._tokens = _Tokens(interceptor.protection.admission, operations)
 
@@ -131,6 +139,10 @@ class AsyncTokenServicer(token_pb2_grpc.TokenServiceServicer):
     """The same for a ``grpc.aio.server``."""
 
     def __init__(self, interceptor: AsyncServerInterceptor, operations: Mapping[str, Operation]) -> None:
+        if not isinstance(interceptor, AsyncServerInterceptor):
+            raise TypeError(
+                f"{interceptor!r} is no idem_grpc.aio.ServerInterceptor: for grpc, use what idem_grpc has"
+            )
         self._store = interceptor.store
         self._tokens = _Tokens(interceptor.protection.admission, operations)
 
@@ -168,8 +180,11 @@ def add_token_service(
     Store, namespace and scope are the interceptor's, so that the two cannot disagree. The
     methods that take an operation's tokens are those whose policy names it, as in
     ``Policy(operation="payments.charge", key=KeyRule.TOKEN)``. Raises ValueError or
-    TypeError for operations that are none.
+    TypeError for operations that are none, and for what is of grpc.aio.
     """
+    given: object = server
+    if isinstance(given, grpc.aio.Server):
+        raise TypeError("add_token_service: the server is of grpc.aio: use idem_grpc.aio.add_token_service")
     token_pb2_grpc.add_TokenServiceServicer_to_server(TokenServicer(interceptor, operations), server)
 
 
@@ -177,6 +192,9 @@ def add_async_token_service(
     server: grpc.aio.Server, interceptor: AsyncServerInterceptor, *, operations: Mapping[str, Operation]
 ) -> None:
     """As ``add_token_service``, for a ``grpc.aio.server``."""
+    given: object = server
+    if isinstance(given, grpc.Server):
+        raise TypeError("add_token_service: the server is of grpc: use idem_grpc.add_token_service")
     token_pb2_grpc.add_TokenServiceServicer_to_server(AsyncTokenServicer(interceptor, operations), server)
 
 

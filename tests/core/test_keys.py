@@ -1,5 +1,6 @@
 """Keys that name one business action, one action in a span of time, or one call."""
 
+import math
 import re
 import uuid
 from contextvars import copy_context
@@ -16,6 +17,9 @@ QUARTER, HOUR, DAY = timedelta(minutes=15), timedelta(hours=1), timedelta(days=1
 parts = st.lists(
     st.text(min_size=1, max_size=8).filter(lambda text: text.isprintable()), min_size=1, max_size=4
 )
+
+
+UNIQUE = uuid.UUID(keys.unique())
 
 
 def windowed(at: str, window: timedelta) -> str:
@@ -43,6 +47,16 @@ def test_structured_keys_may_be_sent(some):
 def test_parts_that_make_no_key(some):
     with pytest.raises(ValueError):  # noqa: PT011 -- the last is what Python itself says
         keys.structured(*some)
+
+
+@pytest.mark.parametrize(
+    "part", [None, True, 1.5, b"bytes", ["list"], UNIQUE], ids=lambda part: type(part).__name__
+)
+def test_what_is_no_part_of_a_key(part):
+    with pytest.raises(TypeError, match="give strings and whole numbers"):
+        keys.structured("pay", part)
+    with pytest.raises(TypeError, match="give strings and whole numbers"):
+        keys.windowed("pay", part, window=HOUR)
 
 
 def test_a_key_of_255_characters_is_the_longest():
@@ -102,10 +116,34 @@ def test_a_window_has_one_key_and_the_next_another(at, window, offset):
 
 
 @pytest.mark.parametrize(
-    "window", [timedelta(0), -HOUR, timedelta(milliseconds=1500), timedelta(microseconds=1)]
+    "window",
+    [
+        timedelta(0),
+        -HOUR,
+        timedelta(milliseconds=1500),
+        timedelta(microseconds=1),
+        0,
+        -60,
+        1.5,
+        math.inf,
+        math.nan,
+    ],
+    ids=str,
 )
 def test_a_window_is_a_whole_positive_number_of_seconds(window):
     with pytest.raises(ValueError, match="whole, positive"):
+        keys.windowed("task", window=window)
+
+
+@pytest.mark.parametrize("seconds", [3600, 3600.0])
+def test_a_window_may_be_given_in_seconds(seconds):
+    at = datetime(2024, 3, 30, 10, 59, tzinfo=UTC)
+    assert keys.windowed("task", window=seconds, at=at) == "task:20240330T10"
+
+
+@pytest.mark.parametrize("window", ["1h", None, True])
+def test_a_window_that_is_no_duration(window):
+    with pytest.raises(TypeError, match="give a timedelta or a whole number of seconds"):
         keys.windowed("task", window=window)
 
 
@@ -132,6 +170,11 @@ def test_unique_keys_are_uuids_of_version_7_in_the_order_of_their_milliseconds()
 @pytest.mark.parametrize("key", ["", "a b", "é", "a" * 256])
 def test_a_key_that_may_not_be_sent_cannot_be_used(key):
     with pytest.raises(ValueError, match="may not be sent"), keys.using(key):
+        pytest.fail("it was used")
+
+
+def test_only_a_string_can_be_used():
+    with pytest.raises(TypeError, match="give a string"), keys.using(UNIQUE):  # type: ignore[arg-type]  # no string
         pytest.fail("it was used")
 
 

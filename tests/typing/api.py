@@ -21,10 +21,13 @@ from idem_grpc import (
     SHARED,
     CallInfo,
     Execution,
+    Held,
     KeyRule,
+    KeySource,
     OnCancel,
     OnOutage,
     OnUnclear,
+    Outgoing,
     Policy,
     Reason,
     Replied,
@@ -33,6 +36,7 @@ from idem_grpc import (
     Store,
     StoreError,
     StoreUnavailable,
+    Swapped,
     current,
     keys,
     metadata,
@@ -187,13 +191,31 @@ def charge(request: payments_pb2.ChargeRequest, context: grpc.ServicerContext) -
 assert_type(keys.structured("order", "uid123", 456), str)
 assert_type(keys.windowed("task", "uid123", window=timedelta(hours=1)), str)
 assert_type(keys.windowed("task", window=timedelta(hours=1), at=datetime.now(UTC)), str)
+assert_type(keys.windowed("task", window=3600), str)
 assert_type(keys.unique(), str)
+
+
+def source(outgoing: Outgoing) -> str | None:
+    assert_type(outgoing.method, str)
+    return None if outgoing.request is None else keys.unique()
+
+
+def its_own(outgoing: keys.Outgoing) -> str:
+    return keys.structured("call", outgoing.method)
+
+
+SOURCES: Mapping[str, KeySource] = {"/pkg.Service/*": source, "/pkg.Service/Method": its_own}
+idem_grpc.client_interceptors(keys=SOURCES)
+idem_grpc.aio.client_interceptors(keys=SOURCES)
+aio_source: idem_grpc.aio.KeySource = source
+assert_type(idem_grpc.proto_path(), str)
+assert_type(idem_grpc.aio.proto_path(), str)
 with keys.using(keys.unique()):
     pass
 
 keys.structured("order", None)  # type: ignore[arg-type]  # a part says something
 keys.windowed("task")  # type: ignore[call-arg]  # a window has no default
-keys.windowed("task", window=3600)  # type: ignore[arg-type]  # a window is a timedelta
+keys.windowed("task", window="1h")  # type: ignore[arg-type]  # a window is a duration
 
 
 # Updates.
@@ -244,6 +266,18 @@ def reached() -> bool:
 
 
 # Stores of one's own.
+
+
+def swapped(mine: Store) -> float:
+    found = mine.swap(b"key", None, b"value", ttl=10)
+    assert_type(found, Swapped | Held)
+    if isinstance(found, idem_grpc.aio.Held):
+        assert_type(found.value, bytes | None)
+    return found.ttl_left
+
+
+async def swapped_on_aio(mine: idem_grpc.aio.Store) -> None:
+    assert_type(await mine.swap(b"key", None, b"value", 10), idem_grpc.aio.Swapped | idem_grpc.aio.Held)
 
 
 class TestMyStore(StoreContract):

@@ -1,0 +1,39 @@
+"""Settings of an interceptor that are of the wrong kind; those of the right kind are judged elsewhere."""
+
+from collections.abc import Iterable, Mapping
+
+from google.protobuf.descriptor import ServiceDescriptor
+
+from idem_grpc.policy import Policy, whole_number
+from idem_grpc.reporter import Reporter
+
+
+def check_watch(max_waiters: object, reporter: object) -> None:
+    """Who waits and who is told. Raises ValueError or TypeError, saying what to give."""
+    whole_number("ServerInterceptor", "max_waiters", max_waiters, smallest=0)
+    if reporter is not None and not isinstance(reporter, Reporter):
+        raise TypeError(f"reporter={reporter!r}: give an instance of a subclass of idem_grpc.Reporter")
+
+
+def check_policies(policies: object, default: object) -> None:
+    """What methods are protected by. Raises TypeError, saying what to give."""
+    if not isinstance(policies, Mapping):
+        raise TypeError(
+            f"policies={policies!r}: give a mapping, such as {{'/pkg.Service/*': Policy(lease=10)}}"
+        )
+    if not isinstance(default, Policy):
+        raise TypeError(f"default={default!r}: give a Policy, or leave it out")
+
+
+def checked_services(services: Iterable[str | ServiceDescriptor]) -> tuple[str | ServiceDescriptor, ...]:
+    """The services to check now. Raises TypeError, saying what to give."""
+    if isinstance(services, (str, bytes)) or not isinstance(services, Iterable):
+        raise TypeError(f"services={services!r}: give a list of names, such as ['pkg.Service']")
+    given = tuple(services)
+    kinds: tuple[object, ...] = given
+    for service in kinds:
+        if not isinstance(service, (str, ServiceDescriptor)):
+            raise TypeError(
+                f"services: {service!r} is none: give a name, as in 'pkg.Service', or a descriptor"
+            )
+    return given

@@ -1,0 +1,84 @@
+"""What settings have in common: durations, scopes and fields that keys are made of."""
+
+import math
+from datetime import timedelta
+
+import pytest
+from google.protobuf import descriptor_pb2, timestamp_pb2, type_pb2, wrappers_pb2
+from idem_grpc_pb.v1 import options_pb2, token_pb2
+
+from idem_grpc import keys, metadata
+from idem_grpc.policy import in_seconds
+from idem_grpc.sources import Outgoing
+
+
+@pytest.mark.parametrize("duration", [-1, -0.001, timedelta(seconds=-1), math.nan, math.inf], ids=str)
+def test_a_duration_is_not_negative_and_has_an_end(duration):
+    with pytest.raises(ValueError, match="is no duration: give 0 seconds or more"):
+        in_seconds(duration)
+
+
+@pytest.mark.parametrize("duration", ["10", None, True, b"1"], ids=repr)
+def test_what_is_no_duration(duration):
+    with pytest.raises(TypeError, match="give a timedelta or a number of seconds"):
+        in_seconds(duration)
+
+
+@pytest.mark.parametrize("name", ["", "X-Tenant", "x tenant", "x-tenant:", "téna", "x\n"])
+def test_what_cannot_be_the_name_of_an_entry(name):
+    with pytest.raises(ValueError, match="metadata keys are lower case"):
+        metadata(name)
+
+
+@pytest.mark.parametrize("name", [5, None, b"x-tenant-id"], ids=repr)
+def test_the_name_of_an_entry_is_a_string(name):
+    with pytest.raises(TypeError, match="give the name of an entry, such as 'x-tenant-id'"):
+        metadata(name)
+
+
+def key_of(template, message):
+    return keys.from_request(template)(Outgoing("/shop.v1.Orders/Create", message, ()))
+
+
+@pytest.mark.parametrize(
+    ("message", "field"),
+    [
+        (wrappers_pb2.Int64Value(value=0), "value"),
+        (wrappers_pb2.BoolValue(value=False), "value"),
+        (wrappers_pb2.DoubleValue(value=0), "value"),
+        (wrappers_pb2.StringValue(value=""), "value"),
+        (wrappers_pb2.BytesValue(value=b""), "value"),
+        (type_pb2.Type(syntax=type_pb2.SYNTAX_PROTO2), "syntax"),
+        (token_pb2.IssueTokensRequest(), "ttl.seconds"),
+        (type_pb2.Type(), "source_context.file_name"),
+    ],
+    ids=lambda value: getattr(value, "DESCRIPTOR", None) and value.DESCRIPTOR.name,
+)
+def test_a_field_without_presence_that_has_its_default_is_missing(message, field):
+    with pytest.raises(ValueError, match=f"the request has nothing in '{field}'"):
+        key_of(f"order:{{{field}}}", message)
+
+
+@pytest.mark.parametrize(
+    ("message", "field", "part"),
+    [
+        (wrappers_pb2.Int64Value(value=-7), "value", "-7"),
+        (wrappers_pb2.BoolValue(value=True), "value", "True"),
+        (wrappers_pb2.BytesValue(value=b"\0"), "value", "00"),
+        (type_pb2.Type(syntax=type_pb2.SYNTAX_PROTO3), "syntax", "1"),
+        (timestamp_pb2.Timestamp(seconds=5), "seconds", "5"),
+    ],
+    ids=str,
+)
+def test_a_field_that_says_something_is_part_of_the_key(message, field, part):
+    assert key_of(f"order:{{{field}}}", message) == f"order:{part}"
+
+
+def test_where_presence_is_known_zero_is_a_number_like_any_other():
+    given, silent = options_pb2.Policy(max_response_bytes=0), options_pb2.Policy()
+    assert key_of("order:{max_response_bytes}", given) == "order:0"
+    with pytest.raises(ValueError, match="has nothing in 'max_response_bytes'"):
+        key_of("order:{max_response_bytes}", silent)
+    empty = descriptor_pb2.FieldDescriptorProto(name="")
+    with pytest.raises(ValueError, match="has nothing in 'name'"):
+        key_of("order:{name}", empty)
