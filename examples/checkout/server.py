@@ -19,7 +19,6 @@ from examples.checkout.ledger import Ledger
 from examples.checkout.payments import CheckoutService, PaymentService
 from examples.checkout.provider import Provider
 from idem_grpc import (
-    KeyRule,
     Operation,
     Policy,
     ServerInterceptor,
@@ -38,13 +37,12 @@ GRACE = 10.0
 
 
 def interceptor(store: Store, lease: float, retention: float) -> ServerInterceptor:
-    # A run that died may be run again, which is the default: the ledger books a payment once per id.
-    once = Policy(key=KeyRule.REQUIRED)
     return ServerInterceptor(
         store,
         scope=metadata("x-tenant-id"),  # a gateway that callers cannot bypass sets it
         services=[PAYMENTS, CHECKOUT],
-        policies={f"/{PAYMENTS}/Charge": once, f"/{PAYMENTS}/Refund": once},  # Pay's is in the contract
+        # Which calls need a key, and of what kind, is in the contract. A run that died may be run again,
+        # which is the default: the ledger books a payment once per id.
         default=Policy(lease=lease, retention=retention),
         max_waiters=THREADS // 4,  # so that duplicates leave threads to those they wait for
     )

@@ -13,14 +13,14 @@ from examples_pb.order_chain.v1 import shop_pb2_grpc as pb_grpc
 from examples.order_chain.books import Books
 from examples.order_chain.services import InventoryService, OrderService, PaymentService
 from examples.processes import serve
-from idem_grpc import SHARED, KeyRule, Policy, ServerInterceptor, Store, client_interceptors, keys, open_store
+from idem_grpc import SHARED, Policy, ServerInterceptor, Store, client_interceptors, keys, open_store
 
 
 def interceptor(store: Store, books: Books, lease: float) -> ServerInterceptor:
     return ServerInterceptor(
         store,
         scope=SHARED,  # all who call this server trust one another
-        default=Policy(key=KeyRule.REQUIRED, lease=lease, retention=3600),
+        default=Policy(lease=lease, retention=3600),  # that a key is required, the contract says
         reporter=books,
     )
 

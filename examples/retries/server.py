@@ -17,7 +17,7 @@ from examples_pb.retries.v1 import seats_pb2_grpc as pb_grpc
 
 from examples.processes import serve, until
 from examples.retries.train import Train
-from idem_grpc import SHARED, KeyRule, Policy, ServerInterceptor, current, open_store
+from idem_grpc import SHARED, Policy, ServerInterceptor, current, open_store
 
 SERVICE = "examples.retries.v1.SeatService"
 
@@ -74,7 +74,7 @@ def main() -> None:
             store,
             scope=SHARED,  # all who call this server trust one another
             services=[SERVICE],
-            default=Policy(key=KeyRule.REQUIRED, lease=options.lease, retention=3600),
+            default=Policy(lease=options.lease, retention=3600),  # that a key is required, the contract says
             max_waiters=4,
         )
         interceptors: list[grpc.ServerInterceptor] = [Arrivals(train)]

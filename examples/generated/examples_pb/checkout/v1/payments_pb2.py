@@ -25,13 +25,15 @@ _sym_db = _symbol_database.Default()
 from idem_grpc_pb.v1 import options_pb2 as idem__grpc__pb_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&examples_pb/checkout/v1/payments.proto\x12\x14\x65xamples.checkout.v1\x1a\x1didem_grpc_pb/v1/options.proto\".\n\x05Money\x12\x13\n\x0bminor_units\x18\x01 \x01(\x03\x12\x10\n\x08\x63urrency\x18\x02 \x01(\t\"\x83\x01\n\x07Payment\x12\n\n\x02id\x18\x01 \x01(\t\x12\x10\n\x08order_id\x18\x02 \x01(\t\x12+\n\x06\x61mount\x18\x03 \x01(\x0b\x32\x1b.examples.checkout.v1.Money\x12-\n\x08refunded\x18\x04 \x01(\x0b\x32\x1b.examples.checkout.v1.Money\"\\\n\rChargeRequest\x12\x10\n\x08order_id\x18\x01 \x01(\t\x12+\n\x06\x61mount\x18\x02 \x01(\x0b\x32\x1b.examples.checkout.v1.Money\x12\x0c\n\x04\x63\x61rd\x18\x03 \x01(\t\"@\n\x0e\x43hargeResponse\x12.\n\x07payment\x18\x01 \x01(\x0b\x32\x1d.examples.checkout.v1.Payment\"A\n\nPayRequest\x12\x33\n\x06\x63harge\x18\x01 \x01(\x0b\x32#.examples.checkout.v1.ChargeRequest\"=\n\x0bPayResponse\x12.\n\x07payment\x18\x01 \x01(\x0b\x32\x1d.examples.checkout.v1.Payment\"8\n\rRefundRequest\x12\x12\n\npayment_id\x18\x01 \x01(\t\x12\x13\n\x0bminor_units\x18\x02 \x01(\x03\"S\n\x0eRefundResponse\x12\x11\n\trefund_id\x18\x01 \x01(\t\x12.\n\x07payment\x18\x02 \x01(\x0b\x32\x1d.examples.checkout.v1.Payment\"\'\n\x11GetPaymentRequest\x12\x12\n\npayment_id\x18\x01 \x01(\t\"D\n\x12GetPaymentResponse\x12.\n\x07payment\x18\x01 \x01(\x0b\x32\x1d.examples.checkout.v1.Payment2\xa0\x02\n\x0ePaymentService\x12S\n\x06\x43harge\x12#.examples.checkout.v1.ChargeRequest\x1a$.examples.checkout.v1.ChargeResponse\x12S\n\x06Refund\x12#.examples.checkout.v1.RefundRequest\x1a$.examples.checkout.v1.RefundResponse\x12\x64\n\nGetPayment\x12\'.examples.checkout.v1.GetPaymentRequest\x1a(.examples.checkout.v1.GetPaymentResponse\"\x03\x90\x02\x01\x32v\n\x0f\x43heckoutService\x12\x63\n\x03Pay\x12 .examples.checkout.v1.PayRequest\x1a!.examples.checkout.v1.PayResponse\"\x17\xfa\xf8\x1b\x13\n\x0fpayments.charge\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&examples_pb/checkout/v1/payments.proto\x12\x14\x65xamples.checkout.v1\x1a\x1didem_grpc_pb/v1/options.proto\".\n\x05Money\x12\x13\n\x0bminor_units\x18\x01 \x01(\x03\x12\x10\n\x08\x63urrency\x18\x02 \x01(\t\"\x83\x01\n\x07Payment\x12\n\n\x02id\x18\x01 \x01(\t\x12\x10\n\x08order_id\x18\x02 \x01(\t\x12+\n\x06\x61mount\x18\x03 \x01(\x0b\x32\x1b.examples.checkout.v1.Money\x12-\n\x08refunded\x18\x04 \x01(\x0b\x32\x1b.examples.checkout.v1.Money\"\\\n\rChargeRequest\x12\x10\n\x08order_id\x18\x01 \x01(\t\x12+\n\x06\x61mount\x18\x02 \x01(\x0b\x32\x1b.examples.checkout.v1.Money\x12\x0c\n\x04\x63\x61rd\x18\x03 \x01(\t\"@\n\x0e\x43hargeResponse\x12.\n\x07payment\x18\x01 \x01(\x0b\x32\x1d.examples.checkout.v1.Payment\"A\n\nPayRequest\x12\x33\n\x06\x63harge\x18\x01 \x01(\x0b\x32#.examples.checkout.v1.ChargeRequest\"=\n\x0bPayResponse\x12.\n\x07payment\x18\x01 \x01(\x0b\x32\x1d.examples.checkout.v1.Payment\"8\n\rRefundRequest\x12\x12\n\npayment_id\x18\x01 \x01(\t\x12\x13\n\x0bminor_units\x18\x02 \x01(\x03\"S\n\x0eRefundResponse\x12\x11\n\trefund_id\x18\x01 \x01(\t\x12.\n\x07payment\x18\x02 \x01(\x0b\x32\x1d.examples.checkout.v1.Payment\"\'\n\x11GetPaymentRequest\x12\x12\n\npayment_id\x18\x01 \x01(\t\"D\n\x12GetPaymentResponse\x12.\n\x07payment\x18\x01 \x01(\x0b\x32\x1d.examples.checkout.v1.Payment2\xa8\x02\n\x0ePaymentService\x12S\n\x06\x43harge\x12#.examples.checkout.v1.ChargeRequest\x1a$.examples.checkout.v1.ChargeResponse\x12S\n\x06Refund\x12#.examples.checkout.v1.RefundRequest\x1a$.examples.checkout.v1.RefundResponse\x12\x64\n\nGetPayment\x12\'.examples.checkout.v1.GetPaymentRequest\x1a(.examples.checkout.v1.GetPaymentResponse\"\x03\x90\x02\x01\x1a\x06\xfa\xf8\x1b\x02\x10\x02\x32v\n\x0f\x43heckoutService\x12\x63\n\x03Pay\x12 .examples.checkout.v1.PayRequest\x1a!.examples.checkout.v1.PayResponse\"\x17\xfa\xf8\x1b\x13\n\x0fpayments.charge\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'examples_pb.checkout.v1.payments_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_PAYMENTSERVICE']._loaded_options = None
+  _globals['_PAYMENTSERVICE']._serialized_options = b'\372\370\033\002\020\002'
   _globals['_PAYMENTSERVICE'].methods_by_name['GetPayment']._loaded_options = None
   _globals['_PAYMENTSERVICE'].methods_by_name['GetPayment']._serialized_options = b'\220\002\001'
   _globals['_CHECKOUTSERVICE'].methods_by_name['Pay']._loaded_options = None
@@ -57,7 +59,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETPAYMENTRESPONSE']._serialized_start=751
   _globals['_GETPAYMENTRESPONSE']._serialized_end=819
   _globals['_PAYMENTSERVICE']._serialized_start=822
-  _globals['_PAYMENTSERVICE']._serialized_end=1110
-  _globals['_CHECKOUTSERVICE']._serialized_start=1112
-  _globals['_CHECKOUTSERVICE']._serialized_end=1230
+  _globals['_PAYMENTSERVICE']._serialized_end=1118
+  _globals['_CHECKOUTSERVICE']._serialized_start=1120
+  _globals['_CHECKOUTSERVICE']._serialized_end=1238
 # @@protoc_insertion_point(module_scope)

@@ -22,19 +22,22 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from idem_grpc_pb.v1 import options_pb2 as idem__grpc__pb_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'examples_pb/hourly_job/v1/reports.proto\x12\x16\x65xamples.hourly_job.v1\"%\n\x11MailReportRequest\x12\x10\n\x08\x63ustomer\x18\x01 \x01(\t\"\"\n\x12MailReportResponse\x12\x0c\n\x04mail\x18\x01 \x01(\x03\x32t\n\rReportService\x12\x63\n\nMailReport\x12).examples.hourly_job.v1.MailReportRequest\x1a*.examples.hourly_job.v1.MailReportResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'examples_pb/hourly_job/v1/reports.proto\x12\x16\x65xamples.hourly_job.v1\x1a\x1didem_grpc_pb/v1/options.proto\"%\n\x11MailReportRequest\x12\x10\n\x08\x63ustomer\x18\x01 \x01(\t\"\"\n\x12MailReportResponse\x12\x0c\n\x04mail\x18\x01 \x01(\x03\x32\x81\x01\n\rReportService\x12p\n\nMailReport\x12).examples.hourly_job.v1.MailReportRequest\x1a*.examples.hourly_job.v1.MailReportResponse\"\x0b\xfa\xf8\x1b\x07\x10\x02\x1a\x03\x08\xa0\x38\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'examples_pb.hourly_job.v1.reports_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_MAILREPORTREQUEST']._serialized_start=67
-  _globals['_MAILREPORTREQUEST']._serialized_end=104
-  _globals['_MAILREPORTRESPONSE']._serialized_start=106
-  _globals['_MAILREPORTRESPONSE']._serialized_end=140
-  _globals['_REPORTSERVICE']._serialized_start=142
-  _globals['_REPORTSERVICE']._serialized_end=258
+  _globals['_REPORTSERVICE'].methods_by_name['MailReport']._loaded_options = None
+  _globals['_REPORTSERVICE'].methods_by_name['MailReport']._serialized_options = b'\372\370\033\007\020\002\032\003\010\2408'
+  _globals['_MAILREPORTREQUEST']._serialized_start=98
+  _globals['_MAILREPORTREQUEST']._serialized_end=135
+  _globals['_MAILREPORTRESPONSE']._serialized_start=137
+  _globals['_MAILREPORTRESPONSE']._serialized_end=171
+  _globals['_REPORTSERVICE']._serialized_start=174
+  _globals['_REPORTSERVICE']._serialized_end=303
 # @@protoc_insertion_point(module_scope)

@@ -47,7 +47,8 @@ class ReportServiceServicer(object):
     """
 
     def MailReport(self, request, context):
-        """Makes a customer's report and mails it. Every run is another mail.
+        """Makes a customer's report and mails it. Every run is another mail, so a server remembers its keys for
+        two hours: whoever asks makes one for each hour, and clocks that differ need a margin.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -61,7 +61,9 @@ class ReportServiceStub(typing.Generic[_ReportServiceMailReportType]):
     ], channel: grpc.aio.Channel) -> None: ...
 
     MailReport: _ReportServiceMailReportType
-    """Makes a customer's report and mails it. Every run is another mail."""
+    """Makes a customer's report and mails it. Every run is another mail, so a server remembers its keys for
+    two hours: whoever asks makes one for each hour, and clocks that differ need a margin.
+    """
 
 ReportServiceAsyncStub: typing_extensions.TypeAlias = ReportServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
@@ -79,6 +81,8 @@ class ReportServiceServicer(metaclass=abc.ABCMeta):
         request: examples_pb.hourly_job.v1.reports_pb2.MailReportRequest,
         context: _ServicerContext,
     ) -> typing.Union[examples_pb.hourly_job.v1.reports_pb2.MailReportResponse, collections.abc.Awaitable[examples_pb.hourly_job.v1.reports_pb2.MailReportResponse]]:
-        """Makes a customer's report and mails it. Every run is another mail."""
+        """Makes a customer's report and mails it. Every run is another mail, so a server remembers its keys for
+        two hours: whoever asks makes one for each hour, and clocks that differ need a margin.
+        """
 
 def add_ReportServiceServicer_to_server(servicer: ReportServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -22,31 +22,38 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from idem_grpc_pb.v1 import options_pb2 as idem__grpc__pb_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%examples_pb/order_chain/v1/shop.proto\x12\x17\x65xamples.order_chain.v1\"E\n\x11PlaceOrderRequest\x12\x10\n\x08order_id\x18\x01 \x01(\t\x12\r\n\x05\x63\x65nts\x18\x02 \x01(\x03\x12\x0f\n\x07\x61rticle\x18\x03 \x01(\t\"@\n\x12PlaceOrderResponse\x12\x12\n\npayment_id\x18\x01 \x01(\t\x12\x16\n\x0ereservation_id\x18\x02 \x01(\t\"0\n\rChargeRequest\x12\x10\n\x08order_id\x18\x01 \x01(\t\x12\r\n\x05\x63\x65nts\x18\x02 \x01(\x03\"$\n\x0e\x43hargeResponse\x12\x12\n\npayment_id\x18\x01 \x01(\t\"3\n\x0eReserveRequest\x12\x10\n\x08order_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61rticle\x18\x02 \x01(\t\")\n\x0fReserveResponse\x12\x16\n\x0ereservation_id\x18\x01 \x01(\t2u\n\x0cOrderService\x12\x65\n\nPlaceOrder\x12*.examples.order_chain.v1.PlaceOrderRequest\x1a+.examples.order_chain.v1.PlaceOrderResponse2k\n\x0ePaymentService\x12Y\n\x06\x43harge\x12&.examples.order_chain.v1.ChargeRequest\x1a\'.examples.order_chain.v1.ChargeResponse2p\n\x10InventoryService\x12\\\n\x07Reserve\x12\'.examples.order_chain.v1.ReserveRequest\x1a(.examples.order_chain.v1.ReserveResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%examples_pb/order_chain/v1/shop.proto\x12\x17\x65xamples.order_chain.v1\x1a\x1didem_grpc_pb/v1/options.proto\"E\n\x11PlaceOrderRequest\x12\x10\n\x08order_id\x18\x01 \x01(\t\x12\r\n\x05\x63\x65nts\x18\x02 \x01(\x03\x12\x0f\n\x07\x61rticle\x18\x03 \x01(\t\"@\n\x12PlaceOrderResponse\x12\x12\n\npayment_id\x18\x01 \x01(\t\x12\x16\n\x0ereservation_id\x18\x02 \x01(\t\"0\n\rChargeRequest\x12\x10\n\x08order_id\x18\x01 \x01(\t\x12\r\n\x05\x63\x65nts\x18\x02 \x01(\x03\"$\n\x0e\x43hargeResponse\x12\x12\n\npayment_id\x18\x01 \x01(\t\"3\n\x0eReserveRequest\x12\x10\n\x08order_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61rticle\x18\x02 \x01(\t\")\n\x0fReserveResponse\x12\x16\n\x0ereservation_id\x18\x01 \x01(\t2}\n\x0cOrderService\x12\x65\n\nPlaceOrder\x12*.examples.order_chain.v1.PlaceOrderRequest\x1a+.examples.order_chain.v1.PlaceOrderResponse\x1a\x06\xfa\xf8\x1b\x02\x10\x02\x32s\n\x0ePaymentService\x12Y\n\x06\x43harge\x12&.examples.order_chain.v1.ChargeRequest\x1a\'.examples.order_chain.v1.ChargeResponse\x1a\x06\xfa\xf8\x1b\x02\x10\x02\x32x\n\x10InventoryService\x12\\\n\x07Reserve\x12\'.examples.order_chain.v1.ReserveRequest\x1a(.examples.order_chain.v1.ReserveResponse\x1a\x06\xfa\xf8\x1b\x02\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'examples_pb.order_chain.v1.shop_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PLACEORDERREQUEST']._serialized_start=66
-  _globals['_PLACEORDERREQUEST']._serialized_end=135
-  _globals['_PLACEORDERRESPONSE']._serialized_start=137
-  _globals['_PLACEORDERRESPONSE']._serialized_end=201
-  _globals['_CHARGEREQUEST']._serialized_start=203
-  _globals['_CHARGEREQUEST']._serialized_end=251
-  _globals['_CHARGERESPONSE']._serialized_start=253
-  _globals['_CHARGERESPONSE']._serialized_end=289
-  _globals['_RESERVEREQUEST']._serialized_start=291
-  _globals['_RESERVEREQUEST']._serialized_end=342
-  _globals['_RESERVERESPONSE']._serialized_start=344
-  _globals['_RESERVERESPONSE']._serialized_end=385
-  _globals['_ORDERSERVICE']._serialized_start=387
-  _globals['_ORDERSERVICE']._serialized_end=504
-  _globals['_PAYMENTSERVICE']._serialized_start=506
-  _globals['_PAYMENTSERVICE']._serialized_end=613
-  _globals['_INVENTORYSERVICE']._serialized_start=615
-  _globals['_INVENTORYSERVICE']._serialized_end=727
+  _globals['_ORDERSERVICE']._loaded_options = None
+  _globals['_ORDERSERVICE']._serialized_options = b'\372\370\033\002\020\002'
+  _globals['_PAYMENTSERVICE']._loaded_options = None
+  _globals['_PAYMENTSERVICE']._serialized_options = b'\372\370\033\002\020\002'
+  _globals['_INVENTORYSERVICE']._loaded_options = None
+  _globals['_INVENTORYSERVICE']._serialized_options = b'\372\370\033\002\020\002'
+  _globals['_PLACEORDERREQUEST']._serialized_start=97
+  _globals['_PLACEORDERREQUEST']._serialized_end=166
+  _globals['_PLACEORDERRESPONSE']._serialized_start=168
+  _globals['_PLACEORDERRESPONSE']._serialized_end=232
+  _globals['_CHARGEREQUEST']._serialized_start=234
+  _globals['_CHARGEREQUEST']._serialized_end=282
+  _globals['_CHARGERESPONSE']._serialized_start=284
+  _globals['_CHARGERESPONSE']._serialized_end=320
+  _globals['_RESERVEREQUEST']._serialized_start=322
+  _globals['_RESERVEREQUEST']._serialized_end=373
+  _globals['_RESERVERESPONSE']._serialized_start=375
+  _globals['_RESERVERESPONSE']._serialized_end=416
+  _globals['_ORDERSERVICE']._serialized_start=418
+  _globals['_ORDERSERVICE']._serialized_end=543
+  _globals['_PAYMENTSERVICE']._serialized_start=545
+  _globals['_PAYMENTSERVICE']._serialized_end=660
+  _globals['_INVENTORYSERVICE']._serialized_start=662
+  _globals['_INVENTORYSERVICE']._serialized_end=782
 # @@protoc_insertion_point(module_scope)

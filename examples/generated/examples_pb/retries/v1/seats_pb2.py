@@ -22,19 +22,22 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from idem_grpc_pb.v1 import options_pb2 as idem__grpc__pb_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"examples_pb/retries/v1/seats.proto\x12\x13\x65xamples.retries.v1\"#\n\x0eReserveRequest\x12\x11\n\tpassenger\x18\x01 \x01(\t\"\x1f\n\x0fReserveResponse\x12\x0c\n\x04seat\x18\x01 \x01(\x03\x32\x63\n\x0bSeatService\x12T\n\x07Reserve\x12#.examples.retries.v1.ReserveRequest\x1a$.examples.retries.v1.ReserveResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"examples_pb/retries/v1/seats.proto\x12\x13\x65xamples.retries.v1\x1a\x1didem_grpc_pb/v1/options.proto\"#\n\x0eReserveRequest\x12\x11\n\tpassenger\x18\x01 \x01(\t\"\x1f\n\x0fReserveResponse\x12\x0c\n\x04seat\x18\x01 \x01(\x03\x32k\n\x0bSeatService\x12\\\n\x07Reserve\x12#.examples.retries.v1.ReserveRequest\x1a$.examples.retries.v1.ReserveResponse\"\x06\xfa\xf8\x1b\x02\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'examples_pb.retries.v1.seats_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_RESERVEREQUEST']._serialized_start=59
-  _globals['_RESERVEREQUEST']._serialized_end=94
-  _globals['_RESERVERESPONSE']._serialized_start=96
-  _globals['_RESERVERESPONSE']._serialized_end=127
-  _globals['_SEATSERVICE']._serialized_start=129
-  _globals['_SEATSERVICE']._serialized_end=228
+  _globals['_SEATSERVICE'].methods_by_name['Reserve']._loaded_options = None
+  _globals['_SEATSERVICE'].methods_by_name['Reserve']._serialized_options = b'\372\370\033\002\020\002'
+  _globals['_RESERVEREQUEST']._serialized_start=90
+  _globals['_RESERVEREQUEST']._serialized_end=125
+  _globals['_RESERVERESPONSE']._serialized_start=127
+  _globals['_RESERVERESPONSE']._serialized_end=158
+  _globals['_SEATSERVICE']._serialized_start=160
+  _globals['_SEATSERVICE']._serialized_end=267
 # @@protoc_insertion_point(module_scope)
