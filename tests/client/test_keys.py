@@ -10,6 +10,7 @@ from tests_pb.v1 import contract_pb2, contract_pb2_grpc
 from tests_pb.v1 import ledger_pb2 as pb
 
 import idem_grpc
+import idem_grpc.aio
 from idem_grpc import keys
 from tests.client.conftest import send
 from tests.client.scripted import answer
@@ -78,13 +79,40 @@ def test_a_template_is_checked_against_the_method_it_is_for():
         idem_grpc.client_interceptors(keys={Kind.UNARY.path: keys.from_request("{ordre}")})
 
 
+@pytest.mark.parametrize("source", [keys.unique, FROM_REQUEST], ids=["unique", "from_request"])
+def test_a_pattern_that_names_no_method_of_a_known_service(source):
+    with pytest.raises(ValueError, match=r"no method '/tests\.v1\.LedgerService/Unry': .* has Unary"):
+        idem_grpc.client_interceptors(keys={"/tests.v1.LedgerService/Unry": source})
+
+
+def test_a_template_is_not_for_a_method_that_takes_a_stream():
+    with pytest.raises(ValueError, match="takes a stream of requests"):
+        idem_grpc.client_interceptors(keys={Kind.CLIENT_STREAM.path: FROM_REQUEST})
+
+
+@pytest.mark.parametrize("face", [idem_grpc, idem_grpc.aio], ids=["sync", "aio"])
+@pytest.mark.parametrize("retry", [{}, 3, True, idem_grpc.Retry], ids=repr)
+def test_retries_that_are_none(face, retry):
+    with pytest.raises(TypeError, match="give a Retry, or None"):
+        face.client_interceptors(retry=retry)
+
+
+def test_a_source_for_aio_is_told_where_it_belongs(server, stub_of):
+    async def source(outgoing):
+        return "key"
+
+    with pytest.raises(TypeError, match=r"async sources are for idem_grpc\.aio"):
+        stub_of(server, keys=source).Unary(REQUEST)
+    assert not server.seen
+
+
 @pytest.mark.parametrize("pattern", ["tests.v1.LedgerService/Unary", "/tests.v1.LedgerService", "*", ""])
 def test_a_pattern_that_is_none(pattern):
     with pytest.raises(ValueError, match=r"is not '/pkg\.Service/Method'"):
         idem_grpc.client_interceptors(keys={pattern: keys.unique})
 
 
-@pytest.mark.parametrize("source", ["key", 1, {Kind.UNARY.path: "key"}], ids=str)
+@pytest.mark.parametrize("source", ["key", 1, {Kind.UNARY.path: "key"}, idem_grpc.TokenKeys], ids=str)
 def test_a_source_that_is_none(source):
     with pytest.raises(TypeError, match="is no source"):
         idem_grpc.client_interceptors(keys=source)

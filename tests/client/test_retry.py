@@ -1,7 +1,9 @@
 """When a call is sent again, as the pure core has it: by hand, on a clock of the test's own."""
 
+import math
 from datetime import timedelta
 
+import grpc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -298,3 +300,30 @@ def test_settings_that_make_no_sense(settings):
 def test_a_budget_of_nothing(settings):
     with pytest.raises(ValueError, match="budget=None"):
         Budget(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"max_attempts": "3"}, "give a whole number"),
+        ({"max_attempts": 2.5}, "give a whole number"),
+        ({"max_request_bytes": "1MB"}, "give a whole number"),
+        ({"attempt_timeout": "2s"}, "give a timedelta or a number of seconds"),
+        ({"initial_backoff": "1s"}, "give a timedelta or a number of seconds"),
+        ({"max_backoff": None}, "give a timedelta or a number of seconds"),
+        ({"multiplier": "2"}, "give a number"),
+        ({"budget": 100}, "give a Budget, or None"),
+        ({"codes": grpc.StatusCode.ABORTED}, "give a collection of status codes"),
+    ],
+    ids=str,
+)
+def test_settings_of_another_kind(settings, says):
+    with pytest.raises(TypeError, match=says):
+        Retry(**settings)
+
+
+def test_a_budget_is_of_numbers():
+    with pytest.raises(TypeError, match="give a number"):
+        Budget(max_tokens="100")  # type: ignore[arg-type]  # which is no number
+    with pytest.raises(ValueError, match="both must be positive"):
+        Budget(ratio=math.nan)

@@ -71,9 +71,10 @@ async def test_decided_failures_are_replayed(kind):
         for _ in range(2):
             with keys.using("same"):
                 rpc = send(stub, kind, request)
-                assert (await error_of(kind, rpc)).code() is NOT_FOUND
-                told.append(await replayed(rpc))
-        assert told == [False, True]
+                error = await error_of(kind, rpc)
+                assert error.code() is NOT_FOUND
+                told.append((await replayed(rpc), await replayed(error)))
+        assert told == [(False, False), (True, True)]
 
 
 async def test_what_nobody_protects_is_told(kind):

@@ -1,15 +1,16 @@
 """Wrong settings fail at construction, saying how to mend them; what slips through refuses its calls."""
 
+import asyncio
 from datetime import timedelta
 from typing import Any
 
 import grpc
 import pytest
-from tests_pb.v1 import ledger_pb2
+from tests_pb.v1 import ledger_pb2, ledger_pb2_grpc
 
 import idem_grpc
 import idem_grpc.aio
-from idem_grpc import SHARED, KeyRule, OnOutage, OnUnclear, Policy, Reason
+from idem_grpc import SHARED, KeyRule, OnOutage, OnUnclear, Policy, Reason, Reporter
 from tests.server.kinds import FIRST_AND_LAST, kinds
 from tests.server.ledger import SERVICE, order
 
@@ -63,6 +64,15 @@ WRONG = {
         r"no field 'amonut'",
     ),
     "waiters below none": ({"max_waiters": -1}, r"give 0 or more"),
+    "waiters in halves": ({"max_waiters": 1.5}, r"max_waiters=1\.5\): give a whole number"),
+    "waiters in words": ({"max_waiters": "8"}, r"max_waiters='8'\): give a whole number"),
+    "the class of a reporter": ({"reporter": Reporter}, r"give an instance of a subclass"),
+    "a reporter of another kind": ({"reporter": print}, r"give an instance of a subclass"),
+    "no default": ({"default": None}, r"give a Policy, or leave it out"),
+    "a default by its fields": ({"default": {}}, r"give a Policy, or leave it out"),
+    "policies without names": ({"policies": [Policy()]}, r"give a mapping, such as"),
+    "one service": ({"services": SERVICE}, r"give a list of names, such as"),
+    "a service by its module": ({"services": [ledger_pb2_grpc]}, r"give a name, as in .* or a descriptor"),
     "no scope": ({"scope": None}, r"give SHARED, PEER, metadata"),
     "a scope by name": ({"scope": "x-tenant-id"}, r"give SHARED, PEER, metadata"),
 }
@@ -108,6 +118,24 @@ def test_a_fault_found_at_the_first_call_refuses_it(start, kind, key, fault):
         answer = server.client.call(kind, order(), keys)
         assert (answer.code, answer.reason) == (grpc.StatusCode.INTERNAL, Reason.MISCONFIGURED)
     assert not server.ledger.all_runs
+
+
+@pytest.mark.parametrize(("timeout", "error"), [(-1, ValueError), ("10", TypeError)], ids=repr)
+def test_a_drain_takes_a_duration(build, face, timeout, error):
+    def drain():
+        drained = build().drain(timeout)
+        if face == "aio":
+            asyncio.run(drained)
+
+    with pytest.raises(error, match="is no duration: give"):
+        drain()
+
+
+def test_a_call_without_a_token_is_told_what_it_needs(start, kind):
+    server = start(policies={kind.path: Policy(key=KeyRule.TOKEN)})
+    answer = server.client.call(kind, order(), None)
+    assert (answer.code, answer.reason) == (grpc.StatusCode.INVALID_ARGUMENT, Reason.KEY_REQUIRED)
+    assert "needs a token of the TokenService" in answer.details
 
 
 def test_a_method_that_no_descriptor_knows_is_protected_by_the_default(start, key):

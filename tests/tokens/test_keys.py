@@ -212,6 +212,38 @@ def test_they_are_fetched_as_the_caller_that_uses_them(store):
 
 @pytest.mark.parametrize("keys", [idem_grpc.TokenKeys, idem_grpc.aio.TokenKeys])
 @pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"metadata": {TENANT: "alice"}}, "give pairs, as in"),
+        ({"metadata": TENANT}, "give pairs, as in"),
+        ({"metadata": [TENANT]}, "is no pair"),
+        ({"prefetch": 1.5}, "give a whole number"),
+        ({"ttl": "60"}, "give a timedelta or a number"),
+        ({}, "give a channel of grpc"),
+    ],
+    ids=str,
+)
+def test_settings_of_another_kind(keys, settings, says):
+    with pytest.raises(TypeError, match=says):
+        keys("host:1", CHARGE, **settings)
+
+
+def test_channels_of_the_other_face_are_refused():
+    async def of_aio():
+        async with grpc.aio.insecure_channel("127.0.0.1:1") as channel:
+            with pytest.raises(TypeError, match=r"idem_grpc\.aio\.TokenKeys has those of aio"):
+                idem_grpc.TokenKeys(channel, CHARGE)  # type: ignore[arg-type]  # which is the point
+
+    asyncio.run(of_aio())
+    with (
+        grpc.insecure_channel("127.0.0.1:1") as channel,
+        pytest.raises(TypeError, match=r"idem_grpc\.TokenKeys has those of grpc"),
+    ):
+        idem_grpc.aio.TokenKeys(channel, CHARGE)  # type: ignore[arg-type]  # which is the point
+
+
+@pytest.mark.parametrize("keys", [idem_grpc.TokenKeys, idem_grpc.aio.TokenKeys])
+@pytest.mark.parametrize(
     "settings",
     [{"prefetch": 0}, {"prefetch": 101}, {"operation": ""}, {"ttl": 0}, {"ttl": -1}, {"timeout": 0}],
     ids=str,

@@ -1,6 +1,8 @@
 """What may be asked of a TokenService, and how one is set up."""
 
+import asyncio
 import base64
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import grpc
@@ -11,7 +13,7 @@ from idem_grpc_pb.v1 import token_pb2
 
 import idem_grpc
 import idem_grpc.aio
-from idem_grpc import Operation, Reason
+from idem_grpc import SHARED, Operation, Reason
 from tests.server.client import Kind
 from tests.server.ledger import order
 from tests.tokens.servers import CHARGE, ask, get, issue, issue_many, revoke, shown, wanted
@@ -126,6 +128,38 @@ def test_a_store_that_is_closed(start):
     server.store.close()
     answer = ask(server.client, "IssueTokens", wanted())
     assert (answer.code, answer.reason) == (grpc.StatusCode.INTERNAL, Reason.MISCONFIGURED)
+
+
+OPERATIONS = {"tests.charge": Operation()}
+
+
+def interceptors():
+    """One of each face."""
+    return [
+        its.ServerInterceptor(its.open_store("memory:"), scope=SHARED) for its in (idem_grpc, idem_grpc.aio)
+    ]
+
+
+def test_interceptors_and_servers_of_the_other_face_are_refused():
+    plain, asynchronous = interceptors()
+    server = grpc.server(ThreadPoolExecutor(1))
+    with pytest.raises(TypeError, match=r"use what idem_grpc\.aio has"):
+        idem_grpc.add_token_service(server, asynchronous, operations=OPERATIONS)
+    with pytest.raises(TypeError, match="the server is of grpc: use"):
+        idem_grpc.aio.add_token_service(server, asynchronous, operations=OPERATIONS)  # type: ignore[arg-type]  # which is the point
+    with pytest.raises(TypeError, match="for grpc, use what idem_grpc has"):
+        idem_grpc.aio.add_token_service(None, plain, operations=OPERATIONS)  # type: ignore[arg-type]  # which is the point
+    with pytest.raises(TypeError, match="give a mapping, as in"):
+        idem_grpc.add_token_service(server, plain, operations=["tests.charge"])  # type: ignore[arg-type]  # which is the point
+
+
+async def of_aio():
+    with pytest.raises(TypeError, match=r"the server is of grpc\.aio: use"):
+        idem_grpc.add_token_service(grpc.aio.server(), interceptors()[0], operations=OPERATIONS)  # type: ignore[arg-type]  # which is the point
+
+
+def test_a_server_of_aio_is_refused():
+    asyncio.run(of_aio())
 
 
 @pytest.mark.parametrize(
