@@ -30,6 +30,7 @@ class _Fetching(SingleUse):
         self,
         operation: str,
         prefetch: int,
+        refresh: float,
         ttl: Duration | None,
         metadata: Sequence[tuple[str, str | bytes]],
         timeout: Duration,
@@ -37,6 +38,8 @@ class _Fetching(SingleUse):
         whole_number("TokenKeys", "prefetch", prefetch, smallest=1)
         if prefetch > MOST_AT_ONCE:
             raise ValueError(f"TokenKeys(prefetch={prefetch}): give 1 to {MOST_AT_ONCE}")
+        if not isinstance(refresh, (int, float)) or not 0 < refresh <= 1:
+            raise ValueError(f"TokenKeys(refresh={refresh!r}): give a part of prefetch, above 0 and up to 1")
         name: object = operation
         if not isinstance(name, str) or not name:
             raise ValueError("TokenKeys: name the operation, such as 'payments.charge'")
@@ -44,7 +47,7 @@ class _Fetching(SingleUse):
         self._ttl = None if ttl is None else seconds_of("TokenKeys", "ttl", ttl)
         self._metadata = _pairs(metadata)
         self._timeout = seconds_of("TokenKeys", "timeout", timeout)
-        self._pool = TokenPool(prefetch)
+        self._pool = TokenPool(prefetch, refresh)
 
     def _request(self) -> token_pb2.IssueTokensRequest:
         request = token_pb2.IssueTokensRequest(operation=self._operation, count=self._pool.missing() or 1)
@@ -79,8 +82,9 @@ class TokenKeys(_Fetching):
     """A source for ``client_interceptors(keys=…)`` whose keys are tokens of ``operation``.
 
     channel: to the TokenService, as the same caller as the calls that use the tokens.
-    prefetch: how many tokens are kept ready, 1 to 100; more are fetched in the background
-        when half of them are used. Default 16.
+    prefetch: how many tokens are kept ready, 1 to 100; default 16.
+    refresh: the part of them that must be used before more are fetched in the background;
+        default 0.5.
     ttl: how long an unused token shall live; None for the server's default.
     metadata: goes with each request for tokens, such as the tenant that scopes them.
     timeout: for a request for tokens; default 5 seconds.
@@ -96,11 +100,12 @@ class TokenKeys(_Fetching):
         operation: str,
         *,
         prefetch: int = 16,
+        refresh: float = 0.5,
         ttl: Duration | None = None,
         metadata: Sequence[tuple[str, str | bytes]] = (),
         timeout: Duration = 5.0,
     ) -> None:
-        super().__init__(operation, prefetch, ttl, metadata, timeout)
+        super().__init__(operation, prefetch, refresh, ttl, metadata, timeout)
         if not isinstance(channel, grpc.Channel):
             raise TypeError(
                 f"TokenKeys({channel!r}): give a channel of grpc; idem_grpc.aio.TokenKeys has those of aio"
@@ -168,11 +173,12 @@ class AsyncTokenKeys(_Fetching):
         operation: str,
         *,
         prefetch: int = 16,
+        refresh: float = 0.5,
         ttl: Duration | None = None,
         metadata: Sequence[tuple[str, str | bytes]] = (),
         timeout: Duration = 5.0,
     ) -> None:
-        super().__init__(operation, prefetch, ttl, metadata, timeout)
+        super().__init__(operation, prefetch, refresh, ttl, metadata, timeout)
         if not isinstance(channel, grpc.aio.Channel):
             raise TypeError(
                 f"TokenKeys({channel!r}): give a channel of grpc.aio; idem_grpc.TokenKeys has those of grpc"

@@ -11,8 +11,9 @@ _LONGEST_MARGIN = 30.0
 class TokenPool:
     """Up to ``size`` tokens. ``now`` is a monotonic time in seconds. For threads."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, refresh: float = 0.5) -> None:
         self._size = size
+        self._refresh = refresh
         self._lock = Lock()
         self._tokens: deque[tuple[str, float]] = deque()
 
@@ -35,7 +36,7 @@ class TokenPool:
             return None
 
     def missing(self) -> int:
-        """How many tokens would fill the pool, if it is worth asking for them: half or more."""
+        """How many tokens would fill the pool, if it is worth asking: the part ``refresh`` or more."""
         with self._lock:
             missing = self._size - len(self._tokens)
-            return missing if 2 * missing >= self._size else 0
+            return missing if missing >= self._refresh * self._size else 0

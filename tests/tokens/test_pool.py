@@ -70,3 +70,12 @@ def test_no_two_threads_get_the_same():
         taken = list(threads.map(lambda _: pool.take(1), range(5000)))
     assert len(set(taken)) == 5000
     assert pool.take(1) is None
+
+
+def test_how_much_must_be_missing_is_up_to_refresh():
+    pool = TokenPool(10, refresh=0.2)
+    pool.add(((str(number), 100.0) for number in range(10)), 0.0)
+    pool.take(0.0)
+    assert pool.missing() == 0
+    pool.take(0.0)
+    assert pool.missing() == 2
