@@ -38,7 +38,8 @@ class _Fetching(SingleUse):
         whole_number("TokenKeys", "prefetch", prefetch, smallest=1)
         if prefetch > MOST_AT_ONCE:
             raise ValueError(f"TokenKeys(prefetch={prefetch}): give 1 to {MOST_AT_ONCE}")
-        if not isinstance(refresh, (int, float)) or not 0 < refresh <= 1:
+        part: object = refresh
+        if not isinstance(part, (int, float)) or not 0 < part <= 1:
             raise ValueError(f"TokenKeys(refresh={refresh!r}): give a part of prefetch, above 0 and up to 1")
         name: object = operation
         if not isinstance(name, str) or not name:
