@@ -1,5 +1,6 @@
 """What settings have in common: durations, scopes and fields that keys are made of."""
 
+import asyncio
 import math
 from datetime import timedelta
 
@@ -7,7 +8,8 @@ import pytest
 from google.protobuf import descriptor_pb2, timestamp_pb2, type_pb2, wrappers_pb2
 from idem_grpc_pb.v1 import options_pb2, token_pb2
 
-from idem_grpc import keys, metadata
+import idem_grpc.aio
+from idem_grpc import StoreError, keys, metadata
 from idem_grpc.policy import in_seconds
 from idem_grpc.sources import Outgoing
 
@@ -82,3 +84,11 @@ def test_where_presence_is_known_zero_is_a_number_like_any_other():
     empty = descriptor_pb2.FieldDescriptorProto(name="")
     with pytest.raises(ValueError, match="has nothing in 'name'"):
         key_of("order:{name}", empty)
+
+
+def test_a_second_event_loop_is_told_what_to_open(tmp_path):
+    store = idem_grpc.aio.open_store(f"sqlite:///{tmp_path}/idem.db")
+    asyncio.run(store.check())
+    with pytest.raises(StoreError, match=r"call idem_grpc\.aio\.open_store once for each event loop"):
+        asyncio.run(store.check())
+    asyncio.run(store.aclose())
