@@ -216,20 +216,27 @@ class AioCall:
 
         try:
             with self._protection.keeping(execute, execution, rules, self._caller):
-                serving: Awaitable[Any] = self._serve(recording, admitted)
-                if rules.on_cancel is OnCancel.CANCEL and kind is AsyncRecordingContext:
-                    serving = self._handling = asyncio.ensure_future(serving)
-                    if self._pipe.is_gone:  # since before there was a handler to cancel
-                        self._handling.cancel()
-                response = await serving
-                streams = self._handler.response_streaming
-                ended = recording.returned(None if streams else lambda: serialized(self._handler, response))
+                ended = await self._handle(recording, admitted)
+                recording.run_callbacks()
+        except Exception as error:  # the handler's own are caught: its lease could not be kept
+            ended = recording.raised(error)
+        return ended
+
+    async def _handle(self, recording: Recording, admitted: Admitted) -> Ended:
+        stops = admitted.call.rules.on_cancel is OnCancel.CANCEL
+        try:
+            serving: Awaitable[Any] = self._serve(recording, admitted)
+            if stops and isinstance(recording, AsyncRecordingContext):
+                serving = self._handling = asyncio.ensure_future(serving)
+                if self._pipe.is_gone:  # since before there was a handler to cancel
+                    self._handling.cancel()
+            response = await serving
+            streams = self._handler.response_streaming
+            return recording.returned(None if streams else lambda: serialized(self._handler, response))
         except GeneratorExit:  # the event loop drops this coroutine, which may not go on
             raise
         except BaseException as error:
-            ended = recording.raised(error)
-        recording.run_callbacks()
-        return ended
+            return recording.raised(error)
 
     async def _serve(self, recording: Recording, admitted: Admitted) -> Any:
         """Call the handler. Returns its one response."""

@@ -57,6 +57,11 @@ def _unavailable(url: RedisUrl) -> Iterator[None]:
         raise StoreUnavailable(f"{url.shown}: {type(error).__name__}: {error}") from error
 
 
+def _checked(swaps: Sequence[Swap]) -> list[Swap]:
+    """All of them, before the first is sent."""
+    return [checked_swap(swap.key, swap.expected, swap.new, swap.ttl, swap.max_left) for swap in swaps]
+
+
 def _arguments(swap: Swap) -> list[bytes | int]:
     bounded = swap.max_left is not None and swap.max_left != math.inf
     return [
@@ -126,9 +131,8 @@ class RedisStore(Store):
 
     def swap_many(self, swaps: Sequence[Swap]) -> list[Swapped | Held]:
         self._opener.require()
-        checked = [checked_swap(swap.key, swap.expected, swap.new, swap.ttl, swap.max_left) for swap in swaps]
         pipeline = self._client.pipeline(transaction=False)
-        for swap in checked:
+        for swap in _checked(swaps):
             self._script([self._prefix + swap.key], _arguments(swap), client=pipeline)
         with _unavailable(self._url):
             return [_answer(reply) for reply in pipeline.execute()]
@@ -214,9 +218,8 @@ class AsyncRedisStore(AsyncStore):
     async def swap_many(self, swaps: Sequence[Swap]) -> list[Swapped | Held]:
         self._opener.require()
         self._loop.require()
-        checked = [checked_swap(swap.key, swap.expected, swap.new, swap.ttl, swap.max_left) for swap in swaps]
         pipeline = self._client.pipeline(transaction=False)
-        for swap in checked:
+        for swap in _checked(swaps):
             await self._script([self._prefix + swap.key], _arguments(swap), client=pipeline)
         with _unavailable(self._url):
             return [_answer(reply) for reply in await pipeline.execute()]
