@@ -171,11 +171,14 @@ def test_the_front_end_pays_with_tokens_alone(server, tmp_path):
 def test_server_that_stops_ends_what_it_began(server, start, tmp_path):
     ledger = Ledger(tmp_path / "ledger.db")
     with closing(Client(server.ready())) as client, ThreadPoolExecutor() as pool:
-        late = client.charge(order("card-slow"), "k", timeout=1)
-        assert late.code is grpc.StatusCode.DEADLINE_EXCEEDED
+        while not ledger.runs("o"):  # unless the deadline passed before the call had arrived
+            late = client.charge(order("card-slow"), "k", timeout=1)
+            assert late.code is grpc.StatusCode.DEADLINE_EXCEEDED
         stopping = pool.submit(server.stop, signal.SIGTERM)
-        # Until its port is closed, it refuses this: the key stands for another card.
-        until(lambda: client.charge(order(), "k", timeout=1).code is grpc.StatusCode.UNAVAILABLE)
+        # Until its port is closed, it refuses this: the key stands for another card. A connection
+        # that the closing port had still taken is not answered at all.
+        closed = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+        until(lambda: client.charge(order(), "k", timeout=1).code in closed)
         assert not stopping.done()
         assert not ledger.payments("o")
         (tmp_path / "o").touch()
