@@ -36,6 +36,8 @@ class Reason(StrEnum):
     STORE_UNAVAILABLE = "STORE_UNAVAILABLE"
     LEASE_LOST = "LEASE_LOST"
     MISCONFIGURED = "MISCONFIGURED"
+    ETAG_MISMATCH = "ETAG_MISMATCH"
+    MASK_INVALID = "MASK_INVALID"
 
     @property
     def code(self) -> Code:
@@ -84,6 +86,11 @@ _MEANING = {
         "another run of this call has taken over while its responses were sent: send it again for the answer",
     ),
     Reason.MISCONFIGURED: (Code.INTERNAL, "this method's idempotency policy is at fault: nothing was run"),
+    Reason.ETAG_MISMATCH: (
+        Code.ABORTED,
+        "the etag is not the current one: read the resource again, and update that",
+    ),
+    Reason.MASK_INVALID: (Code.INVALID_ARGUMENT, "the field mask is not valid"),
 }
 
 

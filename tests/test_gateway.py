@@ -189,10 +189,14 @@ def refusal(reason: Reason) -> grpc.aio.AioRpcError:
     return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), trailing, outcome.details)
 
 
+# Why updates are refused, which payments are not: their gRPC statuses say enough.
+OF_UPDATES = {Reason.ETAG_MISMATCH: 409, Reason.MASK_INVALID: 400}
+
+
 @pytest.mark.parametrize("reason", Reason)
 def test_every_refusal_has_a_status_and_says_whether_to_come_back(reason):
     told = problem(refusal(reason))
-    assert (told.status, told.code) == (REFUSALS[reason], reason)
+    assert (told.status, told.code) == ((REFUSALS | OF_UPDATES)[reason], reason)
     assert (told.retry_after is not None) == (reason.retryable or reason is Reason.LEASE_LOST)
 
 

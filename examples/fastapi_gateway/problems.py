@@ -58,7 +58,7 @@ REFUSALS = {
     Reason.TOKEN_MISMATCH: 403,
     Reason.MISCONFIGURED: 500,
 }
-"""Why idem_grpc refused the call. Nothing was run, or nothing was run again."""
+"""Why idem_grpc refused a payment. Nothing was run, or nothing was run again."""
 
 BUSINESS = {"CARD_DECLINED": 402}
 """What the payments service itself answers, by the reason that its rich status gives."""
@@ -89,7 +89,7 @@ def problem(error: grpc.aio.AioRpcError) -> Problem:
     reason = idem_grpc.aio.reason(error)
     code = reason or business_reason(trailing.get("grpc-status-details-bin")) or error.code().name
     status = CODES.get(error.code(), 500)
-    if reason is not None:
+    if reason in REFUSALS:
         status = REFUSALS[reason]
     elif code in BUSINESS:
         status = BUSINESS[code]

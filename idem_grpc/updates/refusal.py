@@ -6,10 +6,7 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
 from idem_grpc.outcome import Code, Metadata
-from idem_grpc.problem import DOMAIN, STATUS_DETAILS
-
-ETAG_MISMATCH = "ETAG_MISMATCH"
-MASK_INVALID = "MASK_INVALID"
+from idem_grpc.problem import DOMAIN, STATUS_DETAILS, Problem, Reason
 
 _MOST_FAULTS = 8
 _LONGEST = 160
@@ -20,11 +17,12 @@ class UpdateRefused(Exception):
 
     In a handler: ``context.abort_with_status(idem_grpc.status_of(refused))``, awaited in asyncio.
 
-    reason: of the ErrorInfo (domain "idem_grpc"), ETAG_MISMATCH or MASK_INVALID.
+    reason: of the ErrorInfo (domain "idem_grpc"), ETAG_MISMATCH or MASK_INVALID; what
+        ``idem_grpc.reason(error)`` tells the caller.
     status: the google.rpc.Status, with that ErrorInfo, and a BadRequest for a mask.
     """
 
-    def __init__(self, reason: str, status: status_pb2.Status) -> None:
+    def __init__(self, reason: Reason, status: status_pb2.Status) -> None:
         super().__init__(status.message)
         self.reason = reason
         self.status = status
@@ -47,8 +45,7 @@ class UpdateRefused(Exception):
 
 def etag_mismatch() -> UpdateRefused:
     """Somebody else updated in between: ABORTED, as AIP-154 has it."""
-    message = "the etag is not the current one: read the resource again, and update that"
-    return _refused(ETAG_MISMATCH, Code.ABORTED, message)
+    return _refused(Reason.ETAG_MISMATCH, Problem(Reason.ETAG_MISMATCH).outcome().details)
 
 
 def mask_invalid(faults: Sequence[tuple[str, str]]) -> UpdateRefused:
@@ -64,15 +61,15 @@ def mask_invalid(faults: Sequence[tuple[str, str]]) -> UpdateRefused:
     more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
     message = f"invalid field mask: {violations[0].description}{more}"
     bad_request = error_details_pb2.BadRequest(field_violations=violations)
-    return _refused(MASK_INVALID, Code.INVALID_ARGUMENT, message, bad_request)
+    return _refused(Reason.MASK_INVALID, message, bad_request)
 
 
 def _short(text: str) -> str:
     return text if len(text) <= _LONGEST else text[:_LONGEST] + "…"
 
 
-def _refused(reason: str, code: Code, message: str, *details: Message) -> UpdateRefused:
-    status = status_pb2.Status(code=code, message=message)
+def _refused(reason: Reason, message: str, *details: Message) -> UpdateRefused:
+    status = status_pb2.Status(code=reason.code, message=message)
     for detail in (error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN), *details):
         status.details.add().Pack(detail)
     return UpdateRefused(reason, status)

@@ -29,6 +29,8 @@ CODES = {
     Reason.OUTCOME_UNKNOWN: Code.FAILED_PRECONDITION,
     Reason.RESPONSE_NOT_KEPT: Code.FAILED_PRECONDITION,
     Reason.STORE_UNAVAILABLE: Code.UNAVAILABLE,
+    Reason.ETAG_MISMATCH: Code.ABORTED,
+    Reason.MASK_INVALID: Code.INVALID_ARGUMENT,
 }
 """The table of the wire format, which clients in other languages rely on."""
 

@@ -244,7 +244,7 @@ def save(
         assert_type(refused.reason, str)
         assert_type(status_of(refused), grpc.Status)
         context.abort_with_status(refused)  # type: ignore[arg-type]  # status_of makes it one
-    return aio_context.abort_with_status(status_of(updates.UpdateRefused("", Status())))
+    return aio_context.abort_with_status(status_of(updates.UpdateRefused(Reason.MASK_INVALID, Status())))
 
 
 # Reasons and errors.

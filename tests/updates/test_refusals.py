@@ -13,6 +13,7 @@ from tests_pb.v1.updates_pb2 import Resource
 
 import idem_grpc
 import idem_grpc.aio
+from idem_grpc import Reason, reason
 from tests.test_layering import imports, is_edge
 
 STORED = Resource(name="a", etag='"1"')
@@ -101,6 +102,7 @@ def test_an_etag_that_does_not_match(ask):
     assert call.code() is grpc.StatusCode.ABORTED
     (info,) = details(call, error_details_pb2.ErrorInfo())
     assert (info.reason, info.domain) == ("ETAG_MISMATCH", "idem_grpc")
+    assert reason(call.exception()) is Reason.ETAG_MISMATCH
 
 
 def test_a_mask_that_leads_nowhere(ask):
@@ -109,6 +111,7 @@ def test_a_mask_that_leads_nowhere(ask):
     assert "'place.no_such'" in call.details()
     info, bad = details(call, error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest())
     assert info.reason == "MASK_INVALID"
+    assert reason(call.exception()) is Reason.MASK_INVALID
     assert [violation.field for violation in bad.field_violations] == ["place.no_such"]
 
 
