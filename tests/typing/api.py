@@ -241,7 +241,7 @@ def save(
         updates.apply(stored, stored)
     except updates.UpdateRefused as refused:
         assert_type(refused.code.name, str)
-        assert_type(refused.reason, str)
+        assert_type(refused.reason, Reason)
         assert_type(status_of(refused), grpc.Status)
         context.abort_with_status(refused)  # type: ignore[arg-type]  # status_of makes it one
     return aio_context.abort_with_status(status_of(updates.UpdateRefused(Reason.MASK_INVALID, Status())))
