@@ -15,8 +15,9 @@ import grpc
 from idem_grpc.client.aio_call import StreamStreamCall, StreamUnaryCall, UnaryStreamCall, UnaryUnaryCall
 from idem_grpc.client.aio_course import Continuation, Course, sending
 from idem_grpc.client.aio_requests import Requests
+from idem_grpc.client.aio_status import at_once
 from idem_grpc.client.answers import replayed_in
-from idem_grpc.client.common import Channel, Pairs, with_key
+from idem_grpc.client.common import Channel, once, with_key
 from idem_grpc.client.keying import Chosen, KeySource, checked
 from idem_grpc.client.retry import Retry
 
@@ -83,7 +84,8 @@ class _Channel:
                 timeout = max(details.timeout - (monotonic() - began), 0.0)
             # Without an iterator, an interceptor further out writes to grpc's own call: it is not kept.
             if not self._channel.will_retry(chosen) or request is None:
-                return await _send_once(continuation, details, metadata, request, timeout, chosen.end)
+                call = await continuation(sending(details, metadata, timeout), request)
+                return self._attend_to(call, chosen)
             trial = self._channel.trial(chosen, timeout)
             if takes_stream:
                 assert self._channel.retry is not None
@@ -95,6 +97,21 @@ class _Channel:
             chosen.end()
             raise
         return kind(course)
+
+    def _attend_to(self, call: Any, chosen: Chosen) -> Any:
+        """A call that is never sent again is grpc's own: do what is to be done when it is over."""
+
+        def over(call: Any) -> None:
+            chosen.end()
+            if (code := at_once(call.code())) is not None:
+                self._channel.ended(code, at_once(call.trailing_metadata()))
+
+        over = once(over)  # grpc calls back each time that it sets a status
+        if call.done():  # as one is that an interceptor further in made of a mere response
+            over(call)
+        else:
+            call.add_done_callback(over)
+        return call
 
 
 async def _key(chosen: Chosen, timeout: float | None) -> str | None:
@@ -114,23 +131,6 @@ async def _key(chosen: Chosen, timeout: float | None) -> str | None:
             grpc.aio.Metadata(),
             "the call's key did not come in time: it was not sent",
         ) from None
-
-
-async def _send_once(
-    continuation: Continuation,
-    details: Any,
-    metadata: Pairs | None,
-    request: Any,
-    timeout: float | None,
-    end: Callable[[], None],
-) -> Any:
-    """Send a call that is never sent again: it is grpc's own, with a key."""
-    call = await continuation(sending(details, metadata, timeout), request)
-    if call.done():  # as one is that an interceptor further in made of a mere response
-        end()
-    else:
-        call.add_done_callback(lambda _: end())
-    return call
 
 
 class _UnaryUnary(grpc.aio.UnaryUnaryClientInterceptor):

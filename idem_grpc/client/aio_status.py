@@ -36,14 +36,14 @@ class Status:
         return self._true, self._true.code()
 
     def _take_down(self, attempt: Any) -> None:
-        code, details = _at_once(attempt.code()), _at_once(attempt.details())
+        code, details = at_once(attempt.code()), at_once(attempt.details())
         if code is not None and not _is_unsent(code, details):
             self._true = grpc.aio.AioRpcError(
                 code,
-                _at_once(attempt.initial_metadata()),
-                _at_once(attempt.trailing_metadata()),
+                at_once(attempt.initial_metadata()),
+                at_once(attempt.trailing_metadata()),
                 details,
-                _at_once(attempt.debug_error_string()),
+                at_once(attempt.debug_error_string()),
             )
             self._came.set()
 
@@ -52,7 +52,7 @@ def _is_unsent(code: grpc.StatusCode, details: str | None) -> bool:
     return code is grpc.StatusCode.INTERNAL and details == _UNSENT
 
 
-def _at_once(answer: Coroutine[Any, Any, Any]) -> Any:
+def at_once(answer: Coroutine[Any, Any, Any]) -> Any:
     """What a call says now that it is over, before it says something else; None if that takes waiting."""
     try:
         answer.send(None)

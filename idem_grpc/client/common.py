@@ -10,7 +10,7 @@ a time.
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from time import monotonic
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import grpc
 from google.protobuf.message import Message
@@ -22,6 +22,7 @@ from idem_grpc.keytext import METADATA_KEY
 from idem_grpc.sources import Outgoing
 
 T = TypeVar("T")
+P = ParamSpec("P")
 Pairs = tuple[tuple[str, str | bytes], ...]
 
 
@@ -43,7 +44,17 @@ class Channel:
 
     def will_retry(self, chosen: Chosen) -> bool:
         """Whether a call may ever be sent again: if not, nothing has to be kept of it."""
-        return self.retry is not None and chosen.is_safe and self.retry.max_attempts > 1
+        return self.retry is not None and chosen.is_safe
+
+    def ended(self, code: grpc.StatusCode, trailing_metadata: Iterable[Any] | None) -> None:
+        """A call that is never sent again is over, which the budget is to know of, as in A6."""
+        if self.retry is not None:
+            trial = Trial(self.retry, self._tokens, False, None)
+            trial.attempt()
+            if code is grpc.StatusCode.OK:
+                trial.succeeded()
+            else:
+                trial.failed(code, trailing_metadata)
 
     def trial(self, chosen: Chosen, timeout: float | None, clock: Callable[[], float] = monotonic) -> "Trial":
         """The course of a call, if this channel retries. ``timeout`` is the call's own, in seconds."""
@@ -212,16 +223,16 @@ def size_of(request: Any) -> int | None:
     return len(request) if isinstance(request, (bytes, bytearray, memoryview)) else None
 
 
-def once(function: Callable[[], None]) -> Callable[[], None]:
+def once(function: Callable[P, None]) -> Callable[P, None]:
     """A function that does it when it is called first, and nothing when it is called again."""
     pending = [function]
 
-    def call() -> None:
+    def call(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             first = pending.pop()
         except IndexError:
             return
-        first()
+        first(*args, **kwargs)
 
     return call
 

@@ -1,5 +1,6 @@
 """What grpc's calls look like from outside, and one that looks like them."""
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +30,18 @@ def is_local_failure(call: Any) -> bool:
 def is_call(call: Any) -> bool:
     """Whether it has what all of grpc's calls have; other interceptors may put a generator in its place."""
     return all(hasattr(call, name) for name in ("add_callback", "code", "trailing_metadata", "cancel"))
+
+
+def when_over(call: Any, tell: Callable[[Any], object]) -> None:
+    """Call ``tell`` with a call of grpc's once it is over; never, if nobody holds it until then."""
+    held = weakref.ref(call)  # which grpc cancels as it is let go of, so nothing else may hold it
+
+    def over() -> None:
+        if (this := held()) is not None:
+            tell(this)
+
+    if not (is_background(call) and call.add_callback(over)):
+        tell(call)
 
 
 class CancelledCall(grpc.RpcError, grpc.Call):

@@ -26,9 +26,9 @@ class Budget:
     """How much a channel may retry: the token bucket of A6, shared by its calls.
 
     Every attempt that fails with a code to retry takes a token, and every call that
-    succeeds puts back ``ratio`` of one; there is no retry while no more than half of
-    ``max_tokens`` are left. The defaults let a channel make 50 retries in a row, and in
-    the long run one for each ten calls that succeed.
+    succeeds puts back ``ratio`` of one, also those that are never sent again; there is no
+    retry while no more than half of ``max_tokens`` are left. The defaults let a channel
+    make 50 retries in a row, and in the long run one for each ten calls that succeed.
     """
 
     max_tokens: float = 100
@@ -45,14 +45,16 @@ class Budget:
 class Retry:
     """How calls that bear a key, or are marked idempotent, are sent again.
 
-    max_attempts: how often a call is sent at most; default 10.
+    max_attempts: how often a call is sent at most; default 10. To be told IN_PROGRESS or
+        OUTCOME_PENDING does not count.
     initial_backoff, max_backoff, multiplier: the nth retry is made after
         initial_backoff x multiplier^(n-1), at most max_backoff, give or take a fifth;
         default 100 ms, 5 s and 2. A longer pushback of the server is obeyed, and starts anew.
-    codes: status codes that are worth another attempt; default UNAVAILABLE. Besides,
-        RESOURCE_EXHAUSTED is one if the server says when to come back.
+    codes: all the status codes that are worth another attempt; default UNAVAILABLE alone.
+        Besides, RESOURCE_EXHAUSTED is one if the server says when to come back.
     attempt_timeout: the deadline of a single attempt, which is the one that the server
         sees; None (the default) for the call's own. A lost reply is then noticed early.
+        A call without a key has its own alone, unless it is marked idempotent.
     budget: limits the retries of the channel; None for no limit.
     max_request_bytes: a request stream is kept up to this size to be sent again; a call
         whose stream is larger is not retried. Default 1 MiB.
@@ -169,11 +171,14 @@ def attempts(
     """The attempts to make at one call. Is sent the Failure of each; None if it succeeded.
 
     ``timeout`` is the call's own, in seconds; ``may_retry`` tells that the call bears a
-    key or is marked idempotent. What the last attempt came to is the end of the call.
+    key or is marked idempotent: others are for the budget to know of. What the last
+    attempt came to is the end of the call.
     Returns whether another one was called for, and only lacked what to send.
     """
     ends = None if timeout is None else clock() + timeout
-    attempt_timeout = None if retry.attempt_timeout is None else in_seconds(retry.attempt_timeout)
+    attempt_timeout = None
+    if may_retry and retry.attempt_timeout is not None:
+        attempt_timeout = in_seconds(retry.attempt_timeout)
     made = in_a_row = 0
     while True:
         left = None if ends is None else max(ends - clock(), 0.0)
@@ -182,15 +187,13 @@ def attempts(
         if failure is None:
             tokens.put_back()
             return False
-        if not (may_retry and _is_worth_it(failure, retry, is_cut_short)):
+        if not _is_worth_it(failure, retry, is_cut_short):
             return False
-        if not failure.can_resend:
-            return True
         if failure.reason not in _FREE:
             made += 1
             if not tokens.take() or made >= retry.max_attempts:
                 return False
-        if failure.pushback is not None and failure.pushback < 0:
+        if not may_retry or (failure.pushback is not None and failure.pushback < 0):
             return False
         in_a_row += 1
         wait = max(retry.backoff(in_a_row, uniform), failure.pushback or 0.0)
@@ -198,6 +201,8 @@ def attempts(
             in_a_row = 0
         if ends is not None and clock() + wait >= ends:
             return False
+        if not failure.can_resend:
+            return True
         yield Backoff(wait)
 
 
@@ -208,8 +213,8 @@ _FREE = (Reason.IN_PROGRESS, Reason.OUTCOME_PENDING)
 def _is_worth_it(failure: Failure, retry: Retry, is_cut_short: bool) -> bool:
     if failure.reason is not None:
         return failure.reason.retryable
-    if failure.code is Code.DEADLINE_EXCEEDED:
-        return is_cut_short
+    if failure.code is Code.DEADLINE_EXCEEDED and is_cut_short:
+        return True
     if failure.code is Code.RESOURCE_EXHAUSTED and failure.pushback is not None:
         return True
     return failure.code in codes_of("Retry(codes=…)", retry.codes)

@@ -14,7 +14,7 @@ import grpc
 
 from idem_grpc.client.answers import replayed_in
 from idem_grpc.client.common import TOO_LARGE, Channel, Pairs, Trial, once, single, snapshot, with_key
-from idem_grpc.client.grpc_calls import is_background, is_call, is_local_failure
+from idem_grpc.client.grpc_calls import is_background, is_call, is_local_failure, when_over
 from idem_grpc.client.keying import KeySource, checked
 from idem_grpc.client.retry import Retry
 from idem_grpc.client.sync_attempts import Attempts
@@ -115,7 +115,10 @@ class _Interceptor(
                 return sending.attended(trial, self._channel.retry.max_request_bytes)
             if chosen.is_derived:
                 return sending.attended(single(given.timeout), 0)
-            return continuation(details, request if stream is None else stream)
+            call = continuation(details, request if stream is None else stream)
+            if self._channel.retry is not None and is_call(call) and not is_local_failure(call):
+                when_over(call, lambda over: self._channel.ended(over.code(), over.trailing_metadata()))
+            return call
         except BaseException:
             end()
             raise

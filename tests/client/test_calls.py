@@ -1,5 +1,6 @@
 """Calls of all kinds against a server that fails as the test says, and what their callers see."""
 
+import gc
 import threading
 
 import grpc
@@ -11,9 +12,16 @@ from idem_grpc import Budget, Reason, Retry
 from tests.client.conftest import FAST, send
 from tests.client.scripted import UNAVAILABLE, answer, fail, hang, refuse, status
 from tests.server.client import REPLAYED, RUN, Kind
+from tests.server.ledger import DEADLINE
 
 REQUEST = pb.LedgerRequest(order="one")
 CODE = grpc.StatusCode
+UNKEYED = pb.LedgerRequest(order="unkeyed")
+
+
+def keyed(outgoing):
+    """A key for the calls whose request is REQUEST."""
+    return "k" if outgoing.request == REQUEST else None
 
 
 def error_of(stub, kind=Kind.UNARY, *requests, **options):
@@ -94,6 +102,36 @@ class TestAttempts:
         server = script(*[refuse(reason, pushback=1)] * 20, answer(3))
         retry = Retry(max_attempts=2, initial_backoff=0.001, max_backoff=0.001, budget=Budget(max_tokens=1))
         assert [response.part for response in send(stub_of(server, retry=retry), kind, REQUEST)] == [3]
+
+    def test_one_attempt_waits_for_an_answer_on_its_way(self, script, stub_of, kind):
+        server = script(*[refuse(Reason.IN_PROGRESS, pushback=1)] * 3, answer(3))
+        retry = Retry(max_attempts=1, initial_backoff=0.001, max_backoff=0.001)
+        assert [response.part for response in send(stub_of(server, retry=retry), kind, REQUEST)] == [3]
+
+    @pytest.mark.parametrize("way", ["blocking", "future"])
+    def test_calls_that_are_never_sent_again_feed_the_budget_too(self, script, stub_of, kind, way):
+        server = script(fail(), fail(), *[answer()] * 6, fail())
+        retry = Retry(max_attempts=3, initial_backoff=0.001, budget=Budget(max_tokens=4, ratio=1))
+        stub = stub_of(server, retry=retry, keys=keyed)
+        error_of(stub)
+        assert len(server.seen) == 2, "the budget is used up"
+        for _ in range(6):
+            if way == "future" and not kind.has_response_stream:
+                method = getattr(stub, kind.value)
+                method.future(iter([UNKEYED]) if kind.has_request_stream else UNKEYED).result(DEADLINE)
+            else:
+                send(stub, kind, UNKEYED)
+        assert server.keys[2:] == [None] * 6
+        error_of(stub)
+        assert len(server.seen) == 2 + 6 + 2, "there is another retry"
+
+    def test_a_stream_that_nobody_holds_is_cancelled_where_it_is_never_sent_again(self, script, stub_of):
+        server = script(hang(threading.Event()))
+        call = stub_of(server, keys=None).ServerStream(REQUEST)
+        server.await_calls(1)
+        del call
+        gc.collect()
+        assert server.seen[0].is_gone.wait(DEADLINE)
 
     def test_the_budget_stops_retries_of_the_whole_channel(self, script, stub_of):
         server = script(fail())

@@ -110,7 +110,7 @@ class TestChannel:
         [
             (Retry(), lambda outgoing: "k", True),
             (Retry(), None, False),
-            (Retry(max_attempts=1), lambda outgoing: "k", False),
+            (Retry(max_attempts=1), lambda outgoing: "k", True),
             (None, lambda outgoing: "k", False),
         ],
     )

@@ -140,13 +140,30 @@ def test_codes_are_a_choice(code):
     assert not Course(retry).fails(Failure(Code.UNAVAILABLE))
 
 
+def test_deadlines_are_a_choice_too_while_the_calls_own_still_runs():
+    course = Course(Retry(codes=["DEADLINE_EXCEEDED"]), timeout=10)
+    assert course.fails(Failure(Code.DEADLINE_EXCEEDED), after=1)
+    assert not course.fails(Failure(Code.DEADLINE_EXCEEDED), after=10)
+
+
+def test_one_attempt_waits_for_an_answer_on_its_way():
+    course = Course(Retry(max_attempts=1))
+    for _ in range(3):
+        assert course.fails(Failure(Code.UNAVAILABLE, Reason.IN_PROGRESS, pushback=0.25))
+    assert not course.fails(DOWN)
+
+
 def test_what_cannot_be_sent_again_says_so_only_where_that_was_what_lacked():
     course = Course()
     assert not course.fails(Failure(Code.UNAVAILABLE, can_resend=False))
     assert course.lacked
-    course = Course()
-    assert not course.fails(Failure(Code.NOT_FOUND, can_resend=False))
-    assert not course.lacked
+    for course, code in (
+        (Course(), Code.NOT_FOUND),
+        (Course(Retry(max_attempts=1)), Code.UNAVAILABLE),
+        (Course(timeout=0.01), Code.UNAVAILABLE),
+    ):
+        assert not course.fails(Failure(code, can_resend=False))
+        assert not course.lacked
 
 
 class TestPushback:
@@ -209,6 +226,11 @@ class TestDeadline:
     def test_without_any_there_is_none(self):
         assert Course().attempt.timeout is None
 
+    def test_that_of_an_attempt_is_not_for_calls_that_are_never_sent_again(self):
+        retry = Retry(attempt_timeout=2)
+        assert Course(retry, timeout=5, may_retry=False).attempt.timeout == 5
+        assert Course(retry, may_retry=False).attempt.timeout is None
+
 
 class TestBudget:
     def test_a_call_that_succeeds_puts_back_its_ratio(self):
@@ -243,6 +265,25 @@ class TestBudget:
             course.succeeds()
         # Ten were spent and one put back; half must be left.
         assert [tokens.take() for _ in range(50)].count(True) == 50 - 10 + 1 - 1
+
+    def test_calls_that_are_never_sent_again_count_as_well(self):
+        """They tell as much of the server's health as others do: in A6 every call counts."""
+        retry = Retry(budget=Budget(max_tokens=6, ratio=1))
+        tokens = Tokens(retry.budget)
+        for _ in range(3):
+            assert not Course(retry, tokens=tokens, may_retry=False).fails()
+            assert not Course(retry, tokens=tokens, may_retry=False).fails(Failure(Code.NOT_FOUND))
+        assert not Course(retry, tokens=tokens).fails()
+        for _ in range(4):
+            Course(retry, tokens=tokens, may_retry=False).succeeds()
+        assert Course(retry, tokens=tokens).fails()
+
+    def test_attempts_that_cannot_be_sent_again_count_as_well(self):
+        retry = Retry(budget=Budget(max_tokens=6))
+        tokens = Tokens(retry.budget)
+        for _ in range(3):
+            assert not Course(retry, tokens=tokens).fails(Failure(Code.UNAVAILABLE, can_resend=False))
+        assert not Course(retry, tokens=tokens).fails()
 
     def test_the_default_holds_a_storm_down_and_lets_it_recover(self):
         """A server is down for 1000 calls, then well for 1000, then fails one call in twenty."""

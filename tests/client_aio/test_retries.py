@@ -119,6 +119,28 @@ async def test_waiting_for_a_run_costs_neither_attempts_nor_budget(kind, why):
         assert len(server.seen) == 21
 
 
+async def test_one_attempt_waits_for_a_run(kind):
+    retry = Retry(initial_backoff=0.001, max_backoff=0.002, max_attempts=1)
+    steps = [refuses(Reason.IN_PROGRESS)] * 3
+    async with serving(*steps, Step()) as server, connected(server, retry=retry) as stub:
+        assert await answer(kind, call(stub, kind))
+
+
+async def test_calls_that_are_never_sent_again_feed_the_budget_too(kind):
+    retry = Retry(initial_backoff=0.001, max_attempts=3, budget=Budget(max_tokens=4, ratio=1))
+    steps = fails(), fails(), *[Step()] * 6, fails()
+    async with serving(*steps) as server, connected(server, retry=retry, keys=None) as stub:
+        with keys.using("k"):
+            await error_of(Kind.UNARY, call(stub, Kind.UNARY))
+        assert len(server.seen) == 2  # the budget is used up
+        for _ in range(6):
+            await answer(kind, call(stub, kind))
+        assert server.keys[2:] == [None] * 6
+        with keys.using("k"):
+            await error_of(Kind.UNARY, call(stub, Kind.UNARY))
+        assert len(server.seen) == 2 + 6 + 2  # there is another retry
+
+
 async def test_the_budget_is_that_of_the_channel():
     retry = Retry(initial_backoff=0.001, max_attempts=3, budget=Budget(max_tokens=6, ratio=0.1))
     async with serving(fails()) as server, connected(server, retry=retry) as stub:
