@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from threading import Lock
 from typing import Self
 
 from google.protobuf.descriptor import Descriptor
@@ -51,9 +52,14 @@ def fingerprint(method: str, raw: bytes, request: object, ignore: Sequence[str] 
 
 
 class StreamFingerprint:
-    """The same for a request stream, rolled on with each message that is read."""
+    """The same for a request stream, rolled on with each message that is read.
+
+    A handler may read on one thread and answer on another, and each answer asks how far the
+    other has read.
+    """
 
     def __init__(self, method: str, ignore: Sequence[str] = ()) -> None:
+        self._lock = Lock()
         self._ignore = ignore
         self._raw = Digest("raw stream", method.encode())
         self._canonical: Digest | None = Digest("canonical stream", method.encode())
@@ -62,19 +68,21 @@ class StreamFingerprint:
 
     def add(self, raw: bytes, request: object) -> None:
         """Take in the next message: its bytes and what they were parsed into."""
-        self._messages += 1
-        self._size += len(raw)
-        self._raw.add(raw)
         canonical = _canonical(request, self._ignore)
-        if canonical is None:
-            self._canonical = None
-        elif self._canonical is not None:
-            self._canonical.add(canonical)
+        with self._lock:
+            self._messages += 1
+            self._size += len(raw)
+            self._raw.add(raw)
+            if canonical is None:
+                self._canonical = None
+            elif self._canonical is not None:
+                self._canonical.add(canonical)
 
     def so_far(self, *, whole: bool = False) -> Fingerprint:
         """The fingerprint of the messages taken in; ``whole`` if there are no more."""
-        canonical = b"" if self._canonical is None else self._canonical.so_far()
-        return Fingerprint(self._raw.so_far(), canonical, self._messages, self._size, whole)
+        with self._lock:
+            canonical = b"" if self._canonical is None else self._canonical.so_far()
+            return Fingerprint(self._raw.so_far(), canonical, self._messages, self._size, whole)
 
 
 def check_ignored(descriptor: Descriptor, ignore: Sequence[str]) -> None:

@@ -1,5 +1,8 @@
 """The same request is known again, through retries, versions and ignored fields; another is not."""
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given
@@ -157,3 +160,34 @@ def test_the_edge_between_two_messages_of_a_stream_counts(one, two):
             rolling.add(part, part)
         streams.append(rolling.so_far().raw)
     assert len(set(streams)) == 3
+
+
+@pytest.fixture
+def restless():
+    """Threads that take turns as often as they can."""
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(usual)
+
+
+def test_a_stream_may_be_looked_at_while_another_thread_reads_it(restless):
+    """As when a handler reads on one thread and answers on another: what it sees is that of some moment."""
+    orders = [order(amount=amount) for amount in range(2000)]
+    rolling, moments = StreamFingerprint(METHOD), [StreamFingerprint(METHOD).so_far()]
+    for each in orders:
+        rolling.add(each.SerializeToString(), each)
+        moments.append(rolling.so_far())
+    watched = StreamFingerprint(METHOD)
+
+    def read():
+        for each in orders:
+            watched.add(each.SerializeToString(), each)
+
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(read)
+        while not reading.done():
+            seen = watched.so_far()
+            assert seen == moments[seen.messages]
+        reading.result()
+    assert watched.so_far() == moments[-1]
