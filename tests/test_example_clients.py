@@ -102,6 +102,34 @@ def test_order_chain():
     assert printed.splitlines()[-1] == "All scenes held."
 
 
+OPEN = """
+import sys
+from pathlib import Path
+from examples.order_chain.books import Books
+for line in sys.stdin:
+    Books(Path(line.strip()))
+    print("opened", flush=True)
+"""
+
+
+def test_two_servers_may_open_the_same_new_books_at_once(tmp_path):
+    """As the two Order servers do. Each process is told the next file when both have opened the last one."""
+    openers = [
+        subprocess.Popen(
+            [sys.executable, "-c", OPEN], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    for number in range(100):
+        for opener in openers:
+            assert opener.stdin is not None
+            print(tmp_path / f"{number}.db", file=opener.stdin, flush=True)
+        said = [opener.stdout.readline() for opener in openers if opener.stdout is not None]
+        assert said == ["opened\n"] * 2
+    for opener in openers:
+        opener.communicate(timeout=60)
+
+
 def test_order_chain_with_new_keys_in_every_run():
     status, printed = run("order_chain", "--new-keys")
     assert status == 1, printed
