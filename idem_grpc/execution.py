@@ -27,7 +27,8 @@ class Calls:
             if (method, step) in self._under_way:
                 raise RuntimeError(
                     f"a keyed handler calls {method} while it is calling it already: which of the two"
-                    " gets which derived key would be chance. Name each of them with keys.step(…)"
+                    " gets which derived key would be chance. Name each of them with keys.step(…), and"
+                    " cancel a stream that you leave before its end: it is under way until then"
                 )
             self._under_way.add((method, step))
             ordinal = self._made.get((method, step), 0)

@@ -6,7 +6,9 @@ its first attempt.
 """
 
 import inspect
+from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +40,22 @@ class Chosen:
     is_safe: bool
     end: Callable[[], None] = lambda: None
     is_derived: bool = False
+
+
+_left: deque[Callable[[], None]] = deque()
+
+
+def leave(end: Callable[[], None]) -> None:
+    """Have ``end`` called before the next key is derived, or by ``end_left``; for use while garbage is
+    collected, where no lock may be taken."""
+    _left.append(end)
+
+
+def end_left() -> None:
+    """The calls that nobody holds any more are over."""
+    with suppress(IndexError):
+        while True:
+            _left.popleft()()
 
 
 class Keying:
@@ -142,6 +160,7 @@ def _derived(execution: Execution, method: str) -> Chosen:
     It is made of the record's name, so that tenants and methods never meet, of the
     request, so that a mended one is new downstream too, and of the call's place.
     """
+    end_left()
     step = current_step()
     ordinal = execution.calls.begin(method, step)
     place = (method.encode(), step.encode(), str(ordinal).encode())

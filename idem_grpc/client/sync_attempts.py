@@ -16,6 +16,7 @@ import grpc
 
 from idem_grpc.client.common import ANOTHER_RUN, NO_RUN, TOO_LARGE, Handed, Trial
 from idem_grpc.client.grpc_calls import CancelledCall
+from idem_grpc.client.keying import end_left, leave
 from idem_grpc.client.sync_requests import Requests
 from idem_grpc.client.sync_states import NOTHING, State, is_resumed
 from idem_grpc.client.timer import Entry, timer
@@ -138,7 +139,12 @@ class Attempts:
 
     def abandon(self) -> None:
         """Cancel the call, soon; for use while garbage is collected, where no lock may be taken."""
-        timer.after(0, self.cancel)
+        leave(self._end)  # its caller may make the next call at once
+        timer.after(0, self._abandoned)
+
+    def _abandoned(self) -> None:
+        end_left()
+        self.cancel()
 
     def _wait(self, is_enough: Callable[[], bool], timeout: float | None) -> bool:
         ends = None if timeout is None else monotonic() + timeout

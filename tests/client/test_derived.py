@@ -134,6 +134,7 @@ def test_two_calls_to_a_method_at_a_time_are_refused_with_a_sentence(front, scri
 
     assert front(Do=handle).call() == OK
     assert "keys.step(…)" in sentences[0]
+    assert "cancel a stream that you leave before its end" in sentences[0]
     assert f"calls {Kind.UNARY.path} while it is calling it already" in sentences[0]
     assert len(set(down.keys)) == len(down.keys) == 4
 
@@ -192,6 +193,15 @@ class TestCallsThatAreOver:
             return True
 
         check(handle, hang(threading.Event()), hang(threading.Event()))
+
+    def test_by_leaving_a_stream_before_its_end(self, check):
+        def handle(stub, down):
+            for _ in range(100):
+                for _ in stub.ServerStream(REQUEST):
+                    break
+                assert next(stub.ServerStream(REQUEST)) == pb.LedgerResponse()
+
+        check(handle, *[answer(0, 1)] * 200)
 
     def test_in_a_row(self, check):
         def handle(stub, down):
