@@ -22,7 +22,7 @@ class Books(Reporter):
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        # Not in WAL mode: SQLite does not wait its turn to switch to that, and two Order servers start at once.
+        # Not in WAL mode: SQLite does not wait to switch to that, and two Order servers start at once.
         with self._open() as books:
             books.executescript(_SCHEMA)
 
