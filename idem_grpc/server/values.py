@@ -25,4 +25,6 @@ def pairs(given: Any) -> Metadata:
     for key, value in found:
         if not isinstance(key, str) or not isinstance(value, (str, bytes)):
             raise TypeError(f"metadata {key!r}: {value!r}: a key is a str, and a value a str or bytes")
+        if key.endswith("-bin") and isinstance(value, str):
+            raise TypeError(f"metadata {key!r}: {value!r}: the value of a key that ends in -bin is bytes")
     return found

@@ -99,6 +99,25 @@ def test_a_malformed_duplicate_is_not_answered(start, kind, key):
     assert server.client.call(kind, request, key).essence == first.essence
 
 
+@pytest.mark.parametrize("which", ["send_initial_metadata", "set_trailing_metadata"])
+def test_text_under_a_binary_key_fails_the_handler_that_says_it(start, kind, key, which):
+    """Grpc cannot send it: the answer would be kept, and its own caller would never get it."""
+
+    def script(context):
+        yield Read()
+        yield Do(lambda: getattr(context, which)([("seal-bin", "text")]))
+        if kind.has_response_stream:
+            yield Send(b"answer")
+        return b"answer"
+
+    server = start(scripts={kind: script})
+    answer = ask(server.client, kind, key, b"one")
+    assert answer.code is grpc.StatusCode.UNKNOWN
+    assert "'seal-bin'" in answer.details
+    assert not answer.messages
+    assert server.record(key, kind).state is State.OPEN
+
+
 class Relay:
     """Passes one connection on to a server, and counts what comes back."""
 
