@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from threading import Lock
 from typing import Self
 
@@ -98,6 +99,9 @@ def check_ignored(descriptor: Descriptor, ignore: Sequence[str]) -> None:
                 at = at.fields_by_name["value"].message_type
 
 
+_check_once = lru_cache(check_ignored)  # for methods of which nothing is known before their first call
+
+
 def _canonical(request: object, ignore: Sequence[str]) -> bytes | None:
     if not isinstance(request, Message):
         return None
@@ -105,6 +109,7 @@ def _canonical(request: object, ignore: Sequence[str]) -> bytes | None:
 
 
 def _without(request: Message, paths: Sequence[str]) -> Message:
+    _check_once(request.DESCRIPTOR, tuple(paths))
     copy = type(request)()
     copy.CopyFrom(request)
     for path in paths:

@@ -132,6 +132,8 @@ def test_an_ignored_path_through_a_field_that_is_not_set_changes_nothing():
 def test_a_path_that_names_no_field_is_refused(path):
     with pytest.raises(ValueError, match=r"tests\.v1\.Order has no field"):
         check_ignored(v1.Order.DESCRIPTOR, ["customer", path])
+    with pytest.raises(ValueError, match=r"tests\.v1\.Order has no field"):  # of a method that is not known
+        of(order(), ["customer", path])
 
 
 def stream(*requests, whole=False):

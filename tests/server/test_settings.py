@@ -155,6 +155,23 @@ def test_a_method_that_no_descriptor_knows_is_protected_by_the_default(start, ke
     assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
+def test_a_wrong_field_is_found_where_no_descriptor_knows_the_method(start, key):
+    def pay(request, context):
+        raise AssertionError("a method whose policy is at fault runs")
+
+    service: dict[str, Any] = {
+        "Pay": grpc.unary_unary_rpc_method_handler(pay, ledger_pb2.LedgerRequest.FromString)
+    }
+    handler = grpc.method_handlers_generic_handler("tests.v1.Unknown", service)
+    server = start(handlers=[handler], default=Policy(ignore=["amount.currency"]))
+    with pytest.raises(grpc.RpcError) as refused:
+        server.client.channel.unary_unary("/tests.v1.Unknown/Pay")(
+            order().SerializeToString(), metadata=[("idempotency-key", key)]
+        )
+    assert refused.value.code() is grpc.StatusCode.INTERNAL
+    assert "policy is at fault" in (refused.value.details() or "")
+
+
 def test_ignored_fields_tell_no_request_from_another(start, kind, key):
     server = start(policies={kind.path: Policy(ignore=["amount"])})
     request = order(amount=1)
