@@ -4,6 +4,7 @@ docs/choosing-a-key.md says which to use when.
 """
 
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -91,11 +92,18 @@ def from_request(template: str) -> FromRequest:
     """A source for ``client_interceptors(keys=…)`` that makes the key of fields of the request.
 
     ``from_request("order:{user_id}:{item.sku}")`` names fields by dotted paths. Their values
-    are escaped as in ``structured``; an empty one raises ValueError at the call. Raises
-    ValueError for a template that cannot make a key.
+    are escaped as in ``structured``, and need a colon between each other; an empty one raises
+    ValueError at the call. Raises ValueError for a template that cannot make a key.
     """
+    if _RUN_TOGETHER.search(str(template)):
+        raise ValueError(
+            f"keys.from_request({template!r}): put a colon between two fields, or what ends the one could"
+            " as well begin the other"
+        )
     return FromRequest(template)
 
+
+_RUN_TOGETHER = re.compile(r"\}[^:]*\{")  # two fields without what their values cannot contain
 
 _pending: ContextVar[list[str] | None] = ContextVar("idem_grpc_key", default=None)
 _step: ContextVar[str] = ContextVar("idem_grpc_step", default="")

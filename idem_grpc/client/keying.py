@@ -92,7 +92,7 @@ class Keying:
             return Chosen(None, is_safe=True)
         if (given := take_pending()) is not None:
             return Chosen(given, is_safe=True)
-        source = self._source(outgoing.method) or _contract_source(descriptor)
+        source = self._source(outgoing.method, descriptor)
         if isinstance(source, SingleUse) and current() is not None:
             raise RuntimeError(
                 f"{outgoing.method} takes a token, and a keyed handler that is run again would take"
@@ -104,9 +104,16 @@ class Keying:
         key = None if source is None else source(outgoing)
         return Chosen(key, is_safe=is_safe or key is not None)
 
-    def _source(self, method: str) -> KeySource | None:
-        patterns = (method, pattern_of_service(method), _ALL)
-        return next((self._sources[pattern] for pattern in patterns if pattern in self._sources), None)
+    def _source(self, method: str, descriptor: MethodDescriptor | None) -> KeySource | None:
+        """The source that names the method; one for many, unless its contract makes the key of fields."""
+        if method in self._sources:
+            return self._sources[method]
+        declared = _contract_source(descriptor)
+        patterns = (pattern_of_service(method), _ALL)
+        given = next((self._sources[pattern] for pattern in patterns if pattern in self._sources), None)
+        if given is None or (isinstance(declared, FromRequest) and not isinstance(given, FromRequest)):
+            return declared
+        return given
 
 
 def _contract_source(descriptor: MethodDescriptor | None) -> KeySource | None:
@@ -121,19 +128,35 @@ def _contract_source(descriptor: MethodDescriptor | None) -> KeySource | None:
 def _check_method(pattern: str, source: object) -> None:
     """Raise ValueError if a pattern names no method of a service that is known, or its template no field."""
     service = _find_service(pattern.lstrip("/").partition("/")[0])
-    if service is None or pattern.endswith("/*"):
+    if service is None:
+        return
+    if pattern.endswith("/*"):
+        faults = [_fault(source, method) for method in service.methods]
+        if all(faults):
+            raise ValueError(f"keys: {pattern!r} suits no method of it: {faults[0]}")
         return
     descriptor = find_method(pattern)
     if descriptor is None:
         known = ", ".join(method.name for method in service.methods)
         raise ValueError(f"keys: there is no method {pattern!r}: {service.full_name} has {known}")
-    if isinstance(source, FromRequest):
-        if descriptor.client_streaming:
-            raise ValueError(
-                f"keys: {pattern!r} takes a stream of requests, and so has no single request message to"
-                " make a key of: give another source, such as keys.unique"
-            )
+    if fault := _fault(source, descriptor):
+        raise ValueError(f"keys: {pattern!r}: {fault}")
+
+
+def _fault(source: object, descriptor: MethodDescriptor) -> str:
+    """Why a template makes no key for a method; empty if it does, or is none."""
+    if not isinstance(source, FromRequest):
+        return ""
+    if descriptor.client_streaming:
+        return (
+            f"{descriptor.name} takes a stream of requests, and so has no single request message to make a"
+            " key of: give another source, such as keys.unique"
+        )
+    try:
         source.check(descriptor.input_type)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def _find_service(name: str) -> ServiceDescriptor | None:

@@ -1,7 +1,6 @@
 """Which key a call bears: the order of choice, and what each source gives."""
 
 from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
 from uuid import UUID
 
 import grpc
@@ -130,6 +129,22 @@ def test_the_nearest_pattern_wins(server, stub_of):
     assert server.keys == ["method", "service", "service", "service"]
 
 
+@pytest.mark.parametrize(
+    "template", ["{order}{amount}", "{order}-{amount}", "a:{order}-{amount}", "{a}:{b}{c}"]
+)
+def test_fields_of_a_template_are_told_apart(template):
+    with pytest.raises(ValueError, match="put a colon between"):
+        keys.from_request(template)
+
+
+def test_a_template_for_a_service_is_one_for_a_method_of_it():
+    everything = "/tests.v1.ContractService/*"
+    assert idem_grpc.client_interceptors(keys={everything: keys.from_request("{request_id}")})
+    with pytest.raises(ValueError, match=r"suits no method of it: .*'\{requested_id\}'"):
+        idem_grpc.client_interceptors(keys={everything: keys.from_request("{requested_id}")})
+    assert idem_grpc.client_interceptors(keys={"/tests.v1.Unknown/*": keys.from_request("{anything}")})
+
+
 def test_a_source_sees_the_call_and_may_pass(server, stub_of, kind):
     seen = []
 
@@ -169,6 +184,7 @@ class Contract(contract_pb2_grpc.ContractServiceServicer):
 
     def __init__(self):
         self.keys = []
+        self.address = ""
 
     def Plain(self, request, context):
         return self._note(context, contract_pb2.PlainResponse())
@@ -187,21 +203,41 @@ class Contract(contract_pb2_grpc.ContractServiceServicer):
         return response
 
 
-def test_without_sources_the_contract_says_who_gets_one(connect):
+@pytest.fixture
+def contract():
+    """A server of the contract, which notes keys."""
     contract = Contract()
     server = grpc.server(ThreadPoolExecutor(2))
     contract_pb2_grpc.add_ContractServiceServicer_to_server(contract, server)
-    port = server.add_insecure_port("127.0.0.1:0")
+    contract.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     server.start()
-    try:
-        stub = contract_pb2_grpc.ContractServiceStub(
-            connect(SimpleNamespace(address=f"127.0.0.1:{port}"), keys=None)
-        )
-        stub.Plain(contract_pb2.PlainRequest())
-        stub.FromFields(contract_pb2.FromFieldsRequest(request_id="id-1"))
-        stub.Read(contract_pb2.ReadRequest())
-        stub.Full(contract_pb2.FullRequest())  # wants a token, which nobody can make up
-    finally:
-        server.stop(0).wait()
+    yield contract
+    server.stop(0).wait()
+
+
+def test_without_sources_the_contract_says_who_gets_one(connect, contract):
+    stub = contract_pb2_grpc.ContractServiceStub(connect(contract, keys=None))
+    stub.Plain(contract_pb2.PlainRequest())
+    stub.FromFields(contract_pb2.FromFieldsRequest(request_id="id-1"))
+    stub.Read(contract_pb2.ReadRequest())
+    stub.Full(contract_pb2.FullRequest())  # wants a token, which nobody can make up
     assert UUID(contract.keys[0]).version == 7
     assert contract.keys[1:] == ["id-1", None, None]
+
+
+@pytest.mark.parametrize(
+    ("sources", "key"),
+    [
+        (keys.unique, "id-1"),
+        ({"/tests.v1.ContractService/*": keys.unique}, "id-1"),
+        (keys.from_request("request:{request_id}"), "request:id-1"),
+        ({"/tests.v1.ContractService/*": keys.from_request("request:{request_id}")}, "request:id-1"),
+        ({"/tests.v1.ContractService/FromFields": lambda outgoing: "own"}, "own"),
+    ],
+)
+def test_fields_of_the_contract_come_before_sources_that_are_for_many_methods(
+    connect, contract, sources, key
+):
+    stub = contract_pb2_grpc.ContractServiceStub(connect(contract, keys=sources))
+    stub.FromFields(contract_pb2.FromFieldsRequest(request_id="id-1"))
+    assert contract.keys == [key]
