@@ -8,7 +8,7 @@ import pytest
 
 from idem_grpc import Reason
 from tests.server.client import Kind
-from tests.server.kinds import kinds
+from tests.server.kinds import ALL, FIRST_AND_LAST, kinds
 from tests.server.ledger import order, run
 from tests.server.processes import ServerProcess
 from tests.support.wait import until
@@ -18,7 +18,8 @@ AT_WORK = "at-work"
 SHORT = {"lease": 0.5, "retention": 600, "wait": 5}
 
 
-kind = kinds(Kind.UNARY)  # the others have nothing to add to the life of a process
+kind = kinds(*FIRST_AND_LAST)
+all_kinds = pytest.mark.parametrize("kind", ALL, indirect=True)
 
 
 @pytest.fixture
@@ -37,6 +38,11 @@ def processes(face, url):
     yield processes
     for process in started:
         process.close()
+
+
+def half_way(kind):
+    """Where a run stands that has sent a part of its answer."""
+    return {"gate": AT_WORK, "responses_before_gate": 1 if kind.has_response_stream else 0}
 
 
 def attempts(processes, request):
@@ -61,9 +67,10 @@ def test_200_duplicates_at_once_are_one_run(processes, url, kind, key):
     assert attempts(servers, request) == [1]
 
 
+@all_kinds
 def test_when_a_server_is_killed_in_mid_call_another_runs_it_again(processes, kind, key):
     one, other = processes(2, default=SHORT)
-    request = order(run(gate=AT_WORK), run())
+    request = order(run(**half_way(kind)), run())
     call = one.client.begin(kind, request, key)
     one.await_gate(AT_WORK)
     assert other.client.call(kind, request, key, timeout=0.3).code is not grpc.StatusCode.OK
@@ -72,6 +79,7 @@ def test_when_a_server_is_killed_in_mid_call_another_runs_it_again(processes, ki
     answer = other.client.persist(kind, request, key)
     assert answer.ok
     assert (one.attempts(request), other.attempts(request)) == ([1], [2])
+    assert len(answer.messages) == (3 if kind.has_response_stream else 1)
     again = other.client.call(kind, request, key)
     assert again.essence == answer.essence
     assert again.replayed
@@ -79,7 +87,7 @@ def test_when_a_server_is_killed_in_mid_call_another_runs_it_again(processes, ki
 
 def test_when_a_server_is_killed_in_mid_call_none_runs_it_again_where_that_is_forbidden(processes, kind, key):
     one, other = processes(2, default={**SHORT, "on_unclear": "FAIL"})
-    request = order(run(gate=AT_WORK), run())
+    request = order(run(**half_way(kind)), run())
     one.client.begin(kind, request, key)
     one.await_gate(AT_WORK)
     one.kill()
@@ -92,6 +100,7 @@ def test_when_a_server_is_killed_in_mid_call_none_runs_it_again_where_that_is_fo
     assert attempts([one, other], request) == [1]
 
 
+@all_kinds
 def test_an_answer_survives_the_kill_of_its_server(processes, kind, key):
     one, other = processes(2)
     request = order(run())
