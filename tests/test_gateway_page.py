@@ -7,7 +7,7 @@ import sys
 
 import httpx
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from examples.fastapi_gateway.browser import find_chromium, opened
 from examples.fastapi_gateway.launch import Launched
@@ -155,12 +155,45 @@ def test_a_declined_card_and_then_a_good_one(page):
     expect_charges(page, "Charged once", runs=2)
 
 
+def test_a_lost_decline_and_another_card_say_how_to_go_on(page):
+    """The page cannot know that the first card was declined, so the key stays: the way on is that card."""
+    card = page.get_by_label("Card")
+    card.select_option("card-declined")
+    page.get_by_role("switch", name="Lose the next reply").check()
+    pay(page).click()
+    expect(answers(page)).to_contain_text(["no reply"])
+    card.select_option("card-good")
+    pay(page).click()
+    expect(answers(page).first).to_contain_text("Choose the card that you pressed with before")
+    card.select_option("card-declined")
+    pay(page).click()
+    expect(answers(page).first).to_contain_text("402")
+    card.select_option("card-good")
+    pay(page).click()
+    expect(answers(page).first).to_contain_text("Paid 12.99 €")
+    expect_charges(page, "Charged once", runs=2)
+
+
 def test_another_card_after_the_payment_is_refused(page):
     pay(page).click()
     expect_charges(page, "Charged once", runs=1)
     page.get_by_label("Card").select_option("card-declined")
     pay(page).click()
     expect(answers(page).first).to_contain_text("422")
+    expect_charges(page, "Charged once", runs=1)
+
+
+def test_what_the_books_said_before_does_not_come_last(page):
+    """They are read when the page is loaded, and after each answer: replies may overtake one another."""
+    held: list[Route] = []
+    page.route("**/books", lambda route: route.continue_() if held else held.append(route))
+    page.reload()
+    pay(page).click()
+    expect_charges(page, "Charged once", runs=1)
+    with page.expect_response("**/books") as late:
+        held[0].fulfill(json={"runs": 0, "charges": 0, "minor_units": 0})
+    late.value.finished()
+    page.evaluate("new Promise(requestAnimationFrame)")  # the page has seen it
     expect_charges(page, "Charged once", runs=1)
 
 

@@ -62,7 +62,9 @@ function told({ status, body, again }) {
   if (again) return `${body.title}. The page asks again in ${again} s.`;
   if (status === 201) return `Paid ${euro(body.minor_units)}, payment ${body.payment_id.slice(0, 8)}.`;
   if (status === 402) return "The card was declined. Choose another one.";
-  if (status === 422) return "This key stands for another payment: nothing was charged.";
+  if (status === 422) {
+    return "An earlier press had another card, so this one charged nothing. Choose the card that you pressed with before.";
+  }
   return `${body.title}.`;
 }
 
@@ -82,11 +84,18 @@ function say(name, answer) {
   at("none").hidden = true;
 }
 
+// Replies may overtake one another: what was asked for later is newer.
+let asked = 0;
+let shown = 0;
+
 async function readBooks() {
   const { id } = order;
+  const mine = ++asked;
   const response = await fetch(`orders/${id}/books`).catch(() => null);
-  if (!response?.ok || id !== order.id) return;
+  if (!response?.ok) return;
   const books = await response.json();
+  if (id !== order.id || mine < shown) return;
+  shown = mine;
   const words = ["Not charged", "Charged once", "Charged twice"];
   at("charged").textContent = words[books.charges] ?? `Charged ${books.charges} times`;
   at("charged").dataset.charges = books.charges;
