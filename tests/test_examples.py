@@ -200,3 +200,7 @@ def test_client_by_hand(server, tmp_path):
     assert charge("12.99").startswith("OK\n")
     assert charge("12.99").startswith("OK replayed\n")
     assert charge("99.99").startswith("KEY_REUSED\n")
+    for amount in ("twelve", "nan"):
+        ended = subprocess.run([*client, amount], capture_output=True, text=True, check=False)
+        assert ended.returncode == 2
+        assert f"invalid cents value: '{amount}'" in ended.stderr

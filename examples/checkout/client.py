@@ -121,15 +121,23 @@ def _reason(rich_status: bytes) -> str:
     return ""
 
 
+def cents(euro: str) -> int:
+    """Raises ValueError for what is no amount."""
+    try:
+        return int(Decimal(euro) * 100)
+    except ArithmeticError as error:
+        raise ValueError(euro) from error
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Charge a card.")
     parser.add_argument("address", help="of the server, as it printed it")
     parser.add_argument("order")
-    parser.add_argument("amount", type=Decimal, help="in euro")
+    parser.add_argument("amount", type=cents, help="in euro, such as 12.99")
     parser.add_argument("--card", default="card-good", help="see provider.py")
     parser.add_argument("--key", default=keys.unique(), help="default: a new one")
     options = parser.parse_args()
-    amount = pb.Money(minor_units=int(options.amount * 100), currency="EUR")
+    amount = pb.Money(minor_units=options.amount, currency="EUR")
     client = Client(options.address)
     answer = client.charge(
         pb.ChargeRequest(order_id=options.order, amount=amount, card=options.card), options.key

@@ -110,10 +110,11 @@ def _count(
         expected = seen.value
         had = 0 if expected is None else token_pb2.IssueCount.FromString(expected).count
         left = period if expected is None else min(seen.ttl_left, period)
+    never = f": {count} at once are never issued" if count > most else ""
     raise Declined(
         status_outcome(
             Code.RESOURCE_EXHAUSTED,
-            f"a caller is issued at most {most} tokens for {name} in {period:g} s",
+            f"a caller is issued at most {most} tokens for {name} in {period:g} s{never}",
             delay_ms=round(left * 1000),
         )
     )

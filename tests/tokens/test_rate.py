@@ -78,7 +78,9 @@ def test_each_caller_and_each_operation_has_its_own(start, url, settings):
 
 def test_a_batch_that_is_too_large_costs_nothing(start, settings):
     client = start(**settings).client
-    assert had(client, ALICE, at_once=11)[0] == 0
+    none, refused = had(client, ALICE, at_once=11)
+    assert none == 0
+    assert "11 at once are never issued" in refused.details, "who comes back with the same is refused again"
     assert had(client, ALICE, at_once=4)[0] == 8
     assert had(client, ALICE)[0] == 2
 
