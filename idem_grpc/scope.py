@@ -14,7 +14,11 @@ _NAME = re.compile(r"[0-9a-z_.-]+")
 
 @dataclass(frozen=True, slots=True)
 class CallInfo:
-    """What a scope may look at. ``method`` is "/pkg.Service/Method"."""
+    """What a scope may look at.
+
+    ``method`` is "/pkg.Service/Method", and "/idem.v1.TokenService/*" where tokens are issued,
+    so a scope that depends on it suits no method with tokens.
+    """
 
     method: str
     metadata: tuple[tuple[str, str | bytes], ...]

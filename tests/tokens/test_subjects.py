@@ -117,6 +117,19 @@ def test_a_scope_that_raises_refuses(start, url):
     assert verdict(ask(server.client, "IssueTokens", wanted())) == SCOPE_UNKNOWN
 
 
+def test_a_scope_that_depends_on_the_method_makes_others_of_one_caller(start):
+    asked = []
+
+    def scope(call):
+        asked.append(call.method)
+        return call.method
+
+    server = start(scope=scope)
+    token = issue(server.client)
+    assert verdict(server.client.call(Kind.UNARY, order(), token)) == MISMATCH
+    assert asked == ["/idem.v1.TokenService/*", Kind.UNARY.path]
+
+
 @pytest.mark.parametrize("url", ["sqlite"], indirect=True)
 def test_an_operation_that_is_served_no_more_is_not_named(start, url):
     one, other = start(url), start(url, operations={REFUND: idem_grpc.Operation()})
