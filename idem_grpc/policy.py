@@ -173,26 +173,28 @@ class Rules:
             ignore=tuple(sorted(set(decided("ignore")))),
             max_response_bytes=decided("max_response_bytes"),
         )
-        rules._check(method)
+        if wrong := contradiction(rules):
+            raise ValueError(f"{method}: {wrong}")
         return rules
 
-    def _check(self, method: str) -> None:
-        if self.retention < 4 * self.lease:
-            raise ValueError(
-                f"{method}: retention ({self.retention:g} s) must be at least four leases"
-                f" (of {self.lease:g} s each), so that a dead owner is remembered"
-            )
-        if self.max_run < self.lease:
-            raise ValueError(
-                f"{method}: max_run ({self.max_run:g} s) must be at least one lease ({self.lease:g} s)"
-            )
-        if self.on_outage is OnOutage.RUN and (
-            self.on_unclear is OnUnclear.FAIL or self.key is KeyRule.TOKEN
-        ):
-            raise ValueError(
-                f"{method}: OnOutage.RUN may run a call twice, which OnUnclear.FAIL and KeyRule.TOKEN"
-                " forbid: use OnOutage.REFUSE"
-            )
+
+def contradiction(given: "Policy | Rules") -> str | None:
+    """What is wrong with two fields together, of those that are given; None if nothing is."""
+    seconds = (given.retention, given.lease, given.max_run)
+    retention, lease, max_run = (None if length is None else in_seconds(length) for length in seconds)
+    if retention is not None and lease is not None and retention < 4 * lease:
+        return (
+            f"retention ({retention:g} s) must be at least four leases (of {lease:g} s each), so that"
+            " a dead owner is remembered"
+        )
+    if max_run is not None and lease is not None and max_run < lease:
+        return f"max_run ({max_run:g} s) must be at least one lease ({lease:g} s)"
+    if given.on_outage is OnOutage.RUN and (given.on_unclear is OnUnclear.FAIL or given.key is KeyRule.TOKEN):
+        return (
+            "OnOutage.RUN may run a call twice, which OnUnclear.FAIL and KeyRule.TOKEN forbid:"
+            " use OnOutage.REFUSE"
+        )
+    return None
 
 
 def in_seconds(duration: Duration) -> float:

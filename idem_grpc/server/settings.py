@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 
 from google.protobuf.descriptor import ServiceDescriptor
 
-from idem_grpc.policy import Policy, whole_number
+from idem_grpc.policy import Policy, contradiction, whole_number
 from idem_grpc.reporter import Reporter
 
 
@@ -16,13 +16,21 @@ def check_watch(max_waiters: object, reporter: object) -> None:
 
 
 def check_policies(policies: object, default: object) -> None:
-    """What methods are protected by. Raises TypeError, saying what to give."""
+    """What methods are protected by. Raises TypeError or ValueError, saying what to give.
+
+    What contradicts itself only together with other layers is found where those are known.
+    """
     if not isinstance(policies, Mapping):
         raise TypeError(
             f"policies={policies!r}: give a mapping, such as {{'/pkg.Service/*': Policy(lease=10)}}"
         )
     if not isinstance(default, Policy):
         raise TypeError(f"default={default!r}: give a Policy, or leave it out")
+    for pattern, policy in (*policies.items(), ("default", default)):
+        if not isinstance(pattern, str):
+            raise TypeError(f"policies: {pattern!r} is no string: give a name, as in '/pkg.Service/Method'")
+        if isinstance(policy, Policy) and (wrong := contradiction(policy)):
+            raise ValueError(f"{pattern}: {wrong}")
 
 
 def checked_services(services: Iterable[str | ServiceDescriptor]) -> tuple[str | ServiceDescriptor, ...]:

@@ -59,6 +59,16 @@ WRONG = {
         {"services": [SERVICE], "default": Policy(on_outage=OnOutage.RUN, key=KeyRule.TOKEN)},
         r"use OnOutage\.REFUSE",
     ),
+    "a policy at odds with itself": (
+        {"policies": {UNARY: Policy(on_outage=OnOutage.RUN, on_unclear=OnUnclear.FAIL)}},
+        rf"{UNARY}.*use OnOutage\.REFUSE",
+    ),
+    "a default at odds with itself": (
+        {"default": Policy(retention=timedelta(minutes=1), lease=20)},
+        r"default: .*at least four leases",
+    ),
+    "a short run": ({"policies": {f"/{SERVICE}/*": Policy(max_run=1, lease=2)}}, r"at least one lease"),
+    "a pattern of another kind": ({"policies": {1: Policy()}}, r"1 is no string: give a name"),
     "a field unknown": (
         {"services": [SERVICE], "policies": {UNARY: Policy(ignore=["amonut"])}},
         r"no field 'amonut'",
