@@ -61,7 +61,9 @@ def _split(url: str) -> SplitResult:
         case "memory":
             if parts.netloc or parts.path or parts.query:
                 raise ValueError("a store in memory has no name and no options: write memory:")
-        case "sqlite" | "redis" | "rediss" | "unix":
+        case "sqlite":
+            pass
+        case "redis" | "rediss" | "unix" if url.startswith(f"{parts.scheme}://"):
             pass
         case "redis+sentinel" | "redis+cluster":
             raise ValueError(f"{parts.scheme}:// is not supported yet: give the URL of one server")

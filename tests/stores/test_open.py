@@ -48,6 +48,8 @@ def test_what_is_yet_to_come_says_so(scheme):
         ("", "must start with memory:"),
         (f"postgres://:{SECRET}@host/db", "must start with memory:"),
         (f"{SECRET}", "must start with memory:"),
+        (f"redis:{SECRET}@host", "must start with memory:"),
+        (f"unix:/{SECRET}", "must start with memory:"),
         ("memory:name", "write memory:"),
         ("memory:?size=3", "write memory:"),
         ("sqlite:", "names no file"),
