@@ -8,7 +8,7 @@ import pytest
 
 from idem_grpc import Reason
 from tests.server.client import Kind
-from tests.server.kinds import ALL, FIRST_AND_LAST, kinds
+from tests.server.kinds import FIRST_AND_LAST, kinds
 from tests.server.ledger import order, run
 from tests.server.processes import ServerProcess
 from tests.support.wait import until
@@ -19,7 +19,6 @@ SHORT = {"lease": 0.5, "retention": 600, "wait": 5}
 
 
 kind = kinds(*FIRST_AND_LAST)
-all_kinds = pytest.mark.parametrize("kind", ALL, indirect=True)
 
 
 @pytest.fixture
@@ -67,7 +66,6 @@ def test_200_duplicates_at_once_are_one_run(processes, url, kind, key):
     assert attempts(servers, request) == [1]
 
 
-@all_kinds
 def test_when_a_server_is_killed_in_mid_call_another_runs_it_again(processes, kind, key):
     one, other = processes(2, default=SHORT)
     request = order(run(**half_way(kind)), run())
@@ -100,7 +98,6 @@ def test_when_a_server_is_killed_in_mid_call_none_runs_it_again_where_that_is_fo
     assert attempts([one, other], request) == [1]
 
 
-@all_kinds
 def test_an_answer_survives_the_kill_of_its_server(processes, kind, key):
     one, other = processes(2)
     request = order(run())
