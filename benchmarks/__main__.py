@@ -2,9 +2,9 @@
 
 import argparse
 
-from benchmarks import calls, stores, updates
+from benchmarks import calls, native, stores, updates
 
-ALL = {"stores": stores.main, "calls": calls.main, "updates": updates.main}
+ALL = {"stores": stores.main, "calls": calls.main, "updates": updates.main, "native": native.main}
 
 
 def main() -> None:

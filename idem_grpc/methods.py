@@ -69,7 +69,7 @@ class Methods:
     def _check(self, services: Iterable[str | ServiceDescriptor]) -> None:
         known: set[str] = set()
         for service in services:
-            descriptor = _find_service(service) if isinstance(service, str) else service
+            descriptor = _known_service(service) if isinstance(service, str) else service
             methods = {f"/{descriptor.full_name}/{method.name}" for method in descriptor.methods}
             known |= methods | {f"/{descriptor.full_name}/*"}
             for method in methods:
@@ -82,14 +82,14 @@ class Methods:
             )
 
 
-def _find_service(name: str) -> ServiceDescriptor:
-    try:
-        return descriptor_pool.Default().FindServiceByName(name)
-    except KeyError:
+def _known_service(name: str) -> ServiceDescriptor:
+    descriptor = find_service(name)
+    if descriptor is None:
         raise ValueError(
             f"services: no service {name!r} is known: mend the name (as in 'pkg.Service'),"
             " or import its generated module first"
-        ) from None
+        )
+    return descriptor
 
 
 def declared_rules(descriptor: MethodDescriptor) -> Rules:
@@ -126,6 +126,14 @@ def _with_contract(descriptor: MethodDescriptor, in_code: Iterable[Policy], defa
     check_ignored(descriptor.input_type, rules.ignore)
     ignore = {*rules.ignore, *ignored_fields(descriptor.input_type)}
     return replace(rules, ignore=tuple(sorted(ignore)), key_fields=fields)
+
+
+def find_service(name: str) -> ServiceDescriptor | None:
+    """The descriptor of "pkg.Service", if its generated module is imported by now."""
+    try:
+        return descriptor_pool.Default().FindServiceByName(name)
+    except KeyError:
+        return None
 
 
 def find_method(method: str) -> MethodDescriptor | None:

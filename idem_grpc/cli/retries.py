@@ -32,16 +32,19 @@ def service_config(
     """Print the retries that a contract allows.
 
     It is a service config (JSON) for a gRPC client in any language. It has the methods that are
-    declared NO_SIDE_EFFECTS or IDEMPOTENT, or whose contract requires a key. A service is named as a
-    whole if all its methods are.
+    declared NO_SIDE_EFFECTS or IDEMPOTENT, or whose contract requires a key, unless they have a
+    request stream, of which gRPC's own retries can lose messages. A service is named as a whole if
+    all its methods are.
     """
     services: dict[str, list[str]] = {}
     partial: set[str] = set()
-    for method in map(classify, methods_of(contracts, includes).values()):
+    for descriptor in methods_of(contracts, includes).values():
+        method = classify(descriptor)
         if method.group is Class.CONTRADICTORY:
             raise No(f"the contract contradicts itself: {method.problem}")
         service = method.name[1:].partition("/")[0]
-        if method.retryable or (optional and method.group is Class.OPTIONAL):
+        safe = method.retryable or (optional and method.group is Class.OPTIONAL)
+        if safe and not descriptor.client_streaming:
             services.setdefault(service, []).append(method.name)
         else:
             partial.add(service)

@@ -253,6 +253,24 @@ def test_service_config_has_what_the_contract_lets_be_retried(run, shop):
     assert policy["maxAttempts"] == 3
 
 
+def test_service_config_leaves_request_streams_out(run, shop):
+    (shop / "streams.proto").write_text(
+        """
+        syntax = "proto3";
+        package shop.v1;
+        import "shop.proto";
+        service Streams {
+          rpc Get(Message) returns (stream Message) { option idempotency_level = NO_SIDE_EFFECTS; }
+          rpc Sum(stream Message) returns (Message) { option idempotency_level = NO_SIDE_EFFECTS; }
+        }
+        """
+    )
+    names, _ = config(run("service-config", shop))
+    assert ("shop.v1.Streams", "Get") in names
+    assert ("shop.v1.Streams", "Sum") not in names
+    assert ("shop.v1.Streams",) not in names
+
+
 def test_service_config_says_no_rather_than_everything(run, shop, contract):
     (shop / "shop.proto").write_text('syntax = "proto3"; message M {} service S { rpc Do(M) returns (M); }')
     for arguments, status, says in (
