@@ -113,7 +113,7 @@ def test_what_grpc_would_refuse_is_refused_with_a_sentence(settings, error, says
 
 @pytest.mark.parametrize(
     ("seconds", "written"),
-    [(0.01, "0.01s"), (0.012, "0.012s"), (0.1, "0.1s"), (5, "5s"), (100, "100s"), (1e8, "100000000s"), (1.5, "1.5s")],
+    [(0.01, "0.01s"), (0.012, "0.012s"), (0.1, "0.1s"), (5, "5s"), (100, "100s"), (1e8, "100000000s")],
 )
 def test_durations_are_written_without_an_exponent(seconds, written):
     assert policy(service_config(initial_backoff=seconds))["initialBackoff"] == written
