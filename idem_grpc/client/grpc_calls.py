@@ -47,6 +47,15 @@ def when_over(call: Any, tell: Callable[[Any], object]) -> None:
 class CancelledCall(grpc.RpcError, grpc.Call):
     """How a call ends that is cancelled while no attempt is under way."""
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self.code()}, {self.details()}>"
+
+    __str__ = __repr__
+
+    def debug_error_string(self) -> str:
+        """As grpc's own errors have it, which is no part of grpc.Call."""
+        return ""
+
     def code(self) -> grpc.StatusCode:
         return grpc.StatusCode.CANCELLED
 

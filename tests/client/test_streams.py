@@ -170,6 +170,9 @@ class TestManners:
         assert server.seen[0].is_gone.wait(DEADLINE)
         assert call.cancel()
         self.check_cancelled(call)
+        with pytest.raises(grpc.RpcError) as caught:
+            next(call)
+        assert caught.value.debug_error_string() == ""  # which grpc's own errors have, too
         assert len(server.seen) == 1
 
     def test_cancelling_wakes_who_reads(self, call_of):
@@ -188,6 +191,8 @@ class TestManners:
         assert not parts
         assert error.code() is call.code() is CODE.CANCELLED
         assert error.details() == call.details() == "Locally cancelled by application!"
+        assert "StatusCode.CANCELLED" in str(error)
+        assert "Locally cancelled by application!" in repr(error)
         assert call.cancelled()
         assert not call.cancel()
 
