@@ -69,12 +69,24 @@ class Course:
 
     def cancel(self) -> bool:
         """End the call, whatever it is doing. Returns False if it is over."""
-        if self.loop.is_closed() or not self.task.cancel():
+        if self.loop.is_closed() or self.task.done():
+            return False
+        if not self._is_here():
+            self.loop.call_soon_threadsafe(self.cancel)
+            return True
+        if not self.task.cancel():
             return False
         # The caller may make the next call at once, and it is not concurrent with this one. Not from
         # here, since grpc cancels calls as garbage is collected, where no lock may be taken.
         self.loop.call_soon(self._ended)
         return True
+
+    def _is_here(self) -> bool:
+        """Whether this is the loop's own thread: garbage is collected on any."""
+        try:
+            return asyncio.get_running_loop() is self.loop
+        except RuntimeError:
+            return False
 
     def time_remaining(self) -> float | None:
         """Seconds until the call's own deadline."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import threading
 from collections import Counter
 
 import grpc
@@ -11,6 +12,7 @@ from tests_pb.v1 import ledger_pb2 as pb
 from idem_grpc.aio import Retry
 from tests.client_aio.scripted import Step, answer, call, connected, fails, parts, pushes_back, serving
 from tests.server.client import Kind
+from tests.server.ledger import DEADLINE
 
 HANGS = Step(hangs=True, responses=0)
 SLOW = Retry(initial_backoff=3600, max_backoff=3600, budget=None)  # a test that waited for it would not end
@@ -120,6 +122,25 @@ async def test_a_stream_that_nobody_holds_is_cancelled():
         while not server.left.is_set():
             gc.collect()
             await asyncio.sleep(0.001)
+
+
+async def test_a_stream_that_another_thread_collects_is_cancelled():
+    asyncio.get_running_loop().set_debug(True)  # by which it minds what other threads do
+    async with serving(Step(hangs=True)) as server, connected(server) as stub:
+        rpc = stub.ServerStream(pb.LedgerRequest())
+        await rpc.read()
+        cycle = [rpc]
+        cycle.append(cycle)  # type: ignore[arg-type]  # it is to be one
+        gc.collect()
+        gc.disable()
+        try:
+            del rpc, cycle
+            collecting = threading.Timer(0.05, gc.collect)
+            collecting.start()
+            await asyncio.wait_for(server.left.wait(), DEADLINE)
+        finally:
+            gc.enable()
+            collecting.join()
 
 
 async def census():
