@@ -38,16 +38,19 @@ def structured(*parts: str | int) -> str:
     empty part, for no parts, and for a key of more than 255 characters; TypeError for
     a part that is neither, such as None: all who lack the value would share the key.
     """
-    given: tuple[object, ...] = parts
-    for part in given:
+    key = _joined(parts)
+    if len(key) > MAX_LENGTH:
+        raise ValueError(f"the key {key[:40]!r}… has {len(key)} characters; at most {MAX_LENGTH} may be sent")
+    return key
+
+
+def _joined(parts: tuple[object, ...]) -> str:
+    for part in parts:
         if isinstance(part, bool) or not isinstance(part, (str, int)):
             raise TypeError(f"keys.structured: {part!r} is no part of a key: give strings and whole numbers")
     if not parts or "" in parts:
         raise ValueError(f"keys.structured{parts!r}: every part must say something; none may be empty")
-    key = ":".join(escaped(str(part)) for part in parts)
-    if len(key) > MAX_LENGTH:
-        raise ValueError(f"the key {key[:40]!r}… has {len(key)} characters; at most {MAX_LENGTH} may be sent")
-    return key
+    return ":".join(escaped(str(part)) for part in parts)
 
 
 def windowed(*parts: str | int, window: Duration, at: datetime | None = None) -> str:
@@ -68,6 +71,9 @@ def windowed(*parts: str | int, window: Duration, at: datetime | None = None) ->
     seconds = window.total_seconds() if isinstance(window, timedelta) else window
     if not (seconds >= 1 and seconds % 1 == 0):
         raise ValueError(f"window={window!r}: give a whole, positive number of seconds")
+    moment: object = at
+    if not (moment is None or isinstance(moment, datetime)):
+        raise TypeError(f"at={at!r}: give a datetime with a time zone, such as datetime.now(UTC)")
     if at is not None and at.tzinfo is None:
         raise ValueError(f"at={at!r}: give a time with a time zone, such as datetime.now(UTC)")
     span = int(seconds)
@@ -142,11 +148,11 @@ def step(name: str) -> Iterator[None]:
         with keys.step(f"item-{item.sku}"):
             inventory.Reserve(...)
 
-    Steps nest. Raises ValueError for an empty name.
+    Steps nest. Raises ValueError for an empty name, and TypeError for what is none.
     """
-    if not name:
+    if name == "":
         raise ValueError("keys.step(''): give the step a name that is the same in every attempt")
-    token = _step.set(structured(_step.get() or "step", name))
+    token = _step.set(_joined((_step.get() or "step", name)))
     try:
         yield
     finally:

@@ -1,6 +1,7 @@
 """Which key a call bears: the order of choice, and what each source gives."""
 
 from concurrent.futures import ThreadPoolExecutor
+from datetime import date
 from uuid import UUID
 
 import grpc
@@ -201,6 +202,27 @@ class Contract(contract_pb2_grpc.ContractServiceServicer):
     def _note(self, context, response):
         self.keys.append(dict(context.invocation_metadata()).get("idempotency-key"))
         return response
+
+
+def test_steps_nest_however_long_their_names_are():
+    names = ("a" * 100, "b:" * 60, "c" * 100)
+    found = set()
+    for last in ("d", "e"):
+        with keys.step(names[0]), keys.step(names[1]), keys.step(names[2]), keys.step(last):
+            found.add(keys.current_step())
+    assert len(found) == 2
+
+
+@pytest.mark.parametrize(("name", "error"), [("", ValueError), (None, TypeError), (1.5, TypeError)])
+def test_a_step_has_a_name(name, error):
+    with pytest.raises(error), keys.step(name):
+        pass
+
+
+@pytest.mark.parametrize("at", ["2024-03-30T10:00Z", 0, date(2024, 3, 30)], ids=repr)
+def test_a_window_is_of_a_time(at):
+    with pytest.raises(TypeError, match="give a datetime"):
+        keys.windowed("task", window=60, at=at)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import gc
 import threading
+from typing import Any
 
 import grpc
 import pytest
@@ -172,7 +173,8 @@ class TestManners:
         self.check_cancelled(call)
         with pytest.raises(grpc.RpcError) as caught:
             next(call)
-        assert caught.value.debug_error_string() == ""  # which grpc's own errors have, too
+        error: Any = caught.value
+        assert error.debug_error_string() == ""  # which grpc's own errors have, too
         assert len(server.seen) == 1
 
     def test_cancelling_wakes_who_reads(self, call_of):

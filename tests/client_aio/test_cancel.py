@@ -130,7 +130,7 @@ async def test_a_stream_that_another_thread_collects_is_cancelled():
         rpc = stub.ServerStream(pb.LedgerRequest())
         await rpc.read()
         cycle = [rpc]
-        cycle.append(cycle)  # type: ignore[arg-type]  # it is to be one
+        cycle.append(cycle)
         gc.collect()
         gc.disable()
         try:
