@@ -74,7 +74,8 @@ def serve(options: argparse.Namespace) -> None:
         port = server.add_insecure_port(f"127.0.0.1:{options.port}")
         server.start()
         print(f"{options.name} listens on 127.0.0.1:{port}", flush=True)
-        stop.wait()
+        while not stop.wait(1):
+            pass  # a signal that another thread takes does not wake this one
         server.stop(GRACE).wait()  # lets calls end that are here
         idempotency.drain(GRACE)  # lets runs end whose callers are gone, and tells the store
 

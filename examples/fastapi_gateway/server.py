@@ -73,7 +73,8 @@ def main() -> None:
         port = server.add_insecure_port("127.0.0.1:0")
         server.start()
         print(f"127.0.0.1:{port}", flush=True)
-        stop.wait()
+        while not stop.wait(1):
+            pass  # a signal that another thread takes does not wake this one
         server.stop(GRACE).wait()
         idempotency.drain(GRACE)
 
