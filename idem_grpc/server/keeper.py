@@ -10,7 +10,7 @@ import itertools
 import logging
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from time import monotonic
 
@@ -22,6 +22,7 @@ from idem_grpc.swap import Held, Swap, Swapped
 logger = logging.getLogger("idem_grpc")
 
 RENEWALS_PER_LEASE = 3
+BATCH = 256  # of renewals, in one round trip
 MAX_TAILS = 1000
 
 
@@ -31,6 +32,18 @@ def attempt(store: Store, swap: Swap) -> Swapped | Held | Outage:
         return store.swap(swap.key, swap.expected, swap.new, swap.ttl, swap.max_left)
     except Exception as error:
         return failed(error)
+
+
+def attempt_all(store: Store, swaps: Sequence[Swap]) -> list[Swapped | Held | Outage]:
+    """Send swaps in one batch. Where one of them is at fault, they are sent again one by one."""
+    if len(swaps) > 1:
+        try:
+            return list(store.swap_many(swaps))
+        except StoreUnavailable as error:
+            return [failed(error)] * len(swaps)
+        except Exception:
+            logger.warning("a batch of swaps failed, and is sent one by one", exc_info=True)
+    return [attempt(store, swap) for swap in swaps]
 
 
 def failed(error: Exception) -> Outage:
@@ -46,9 +59,8 @@ class Keeper:
     """Keeps promises to the store, for as long as the process lives."""
 
     def __init__(self, store: Store) -> None:
-        self._store = store
-        self._leases = _Worker("idem_grpc leases")
-        self._tails = _Worker("idem_grpc tails")
+        self._leases = _Worker("idem_grpc leases", store, BATCH)
+        self._tails = _Worker("idem_grpc tails", store, 1)  # their records can be large
 
     @contextmanager
     def renewing(self, swap: Swap, lease: Lease, seconds: float, lose: Callable[[], None]) -> Iterator[None]:
@@ -56,7 +68,7 @@ class Keeper:
 
         ``lose`` is called once it is known that ``lease`` is lost.
         """
-        job = _Renewal(self._store, swap, lease, seconds / RENEWALS_PER_LEASE, lose)
+        job = _Renewal(swap, lease, seconds / RENEWALS_PER_LEASE, lose)
         with self._leases.working(job.interval, job):
             yield
 
@@ -74,7 +86,7 @@ class Keeper:
         Flows whose handler has run are never dropped; the server bounds them.
         """
         if has_run or len(self._tails) < MAX_TAILS:
-            self._tails.start(0, _Tail(self._store, steps, step, then))
+            self._tails.start(0, _Tail(steps, step, then))
         else:
             logger.error("the store is away, and too many claims wait to be given back: one is left")
             steps.close()
@@ -86,16 +98,25 @@ class _Job(ABC):
 
     is_over = False
 
+    def swap(self) -> Swap | None:
+        """What the store is to be asked first, if anything."""
+        return None
+
     @abstractmethod
-    def run(self) -> float | None:
-        """Do it. Returns after how many seconds it is due again, if it is."""
+    def run(self, seen: Swapped | Held | Outage | None) -> float | None:
+        """Do it, with the store's answer. Returns after how many seconds it is due again, if it is."""
 
 
 class _Worker:
-    """A thread that runs jobs when they are due, started by the first."""
+    """A thread that runs jobs when they are due, started by the first.
 
-    def __init__(self, name: str) -> None:
+    Up to ``batch`` of those that are due at one time send their swaps together.
+    """
+
+    def __init__(self, name: str, store: Store, batch: int) -> None:
         self._name = name
+        self._store = store
+        self._batch = batch
         self._due: list[tuple[float, int, _Job]] = []
         self._order = itertools.count()
         self._stale = 0
@@ -137,78 +158,84 @@ class _Worker:
 
     def _work(self) -> None:
         while True:
-            job = self._next()
-            try:
-                delay = None if job.is_over else job.run()
-            except Exception:
-                logger.exception("%s: a job failed", self._name)
-                continue
-            if delay is not None:
-                self.start(delay, job)
+            jobs = [(job, job.swap()) for job in self._next() if not job.is_over]
+            answers = iter(attempt_all(self._store, [swap for _, swap in jobs if swap is not None]))
+            for job, swap in jobs:
+                seen = None if swap is None else next(answers)
+                try:
+                    delay = job.run(seen)
+                except Exception:
+                    logger.exception("%s: a job failed", self._name)
+                    continue
+                if delay is not None:
+                    self.start(delay, job)
 
-    def _next(self) -> _Job:
+    def _next(self) -> list[_Job]:
+        """Those that are due; waits for the first."""
         with self._changed:
-            while True:
-                wait = self._due[0][0] - monotonic() if self._due else None
-                if wait is not None and wait <= 0:
-                    return heapq.heappop(self._due)[2]
-                self._changed.wait(wait)
+            while not (due := self._pop()):
+                self._changed.wait(self._due[0][0] - monotonic() if self._due else None)
+            return due
+
+    def _pop(self) -> list[_Job]:
+        now, due = monotonic(), list[_Job]()
+        while self._due and self._due[0][0] <= now and len(due) < self._batch:
+            due.append(heapq.heappop(self._due)[2])
+        return due
 
 
 class _Renewal(_Job):
-    def __init__(
-        self, store: Store, swap: Swap, lease: Lease, interval: float, lose: Callable[[], None]
-    ) -> None:
-        self._store = store
+    def __init__(self, swap: Swap, lease: Lease, interval: float, lose: Callable[[], None]) -> None:
         self._renewal = Swap(swap.key, swap.new, swap.new, swap.ttl)
         self._lease = lease
         self._lose = lose
+        self._sent = 0.0
         self.interval = interval
 
-    def run(self) -> float | None:
-        if self._lease.run_left <= 0:
-            self._lose()
-            return None
-        sent = monotonic()
-        seen = attempt(self._store, self._renewal)
+    def swap(self) -> Swap | None:
+        self._sent = monotonic()
+        return self._renewal if self._lease.run_left > 0 else None
+
+    def run(self, seen: Swapped | Held | Outage | None) -> float | None:
         if self.is_over:  # and what the run wrote at its end has overtaken this renewal
             return None
         if isinstance(seen, Swapped):
-            self._lease.renewed(sent)
+            self._lease.renewed(self._sent)
         elif isinstance(seen, Held):
             self._lease.taken()
         if self._lease.is_lost:
             self._lose()
-        return None if isinstance(seen, Held) else max(0.0, min(self.interval, self._lease.run_left))
+        is_done = seen is None or isinstance(seen, Held)
+        return None if is_done else max(0.0, min(self.interval, self._lease.run_left))
 
 
 class _Limit(_Job):
     def __init__(self, stop: Callable[[], object]) -> None:
         self._stop = stop
 
-    def run(self) -> None:
-        self._stop()
+    def run(self, seen: object) -> None:
+        if not self.is_over:
+            self._stop()
 
 
 class _Tail(_Job):
-    def __init__(self, store: Store, steps: Steps, step: Step, then: Callable[[], None]) -> None:
-        self._store = store
+    def __init__(self, steps: Steps, step: Step, then: Callable[[], None]) -> None:
         self._steps = steps
         self._step = step
         self._then = then
 
-    def run(self) -> float | None:
+    def swap(self) -> Swap | None:
+        return self._step if isinstance(self._step, Swap) else None
+
+    def run(self, seen: Swapped | Held | Outage | None) -> float | None:
+        pause = self._step.seconds if isinstance(self._step, Pause) else 0.0
         try:
-            while True:
-                if isinstance(self._step, Pause):
-                    pause = self._step.seconds
-                    self._step = self._steps.send(None)
-                    return pause
-                assert isinstance(self._step, Swap), self._step
-                self._step = self._steps.send(attempt(self._store, self._step))
+            self._step = self._steps.send(seen)
         except StopIteration:
             pass
         except Exception:
             logger.exception("an idempotency record could not be brought up to date")
+        else:
+            return pause
         self._then()
         return None

@@ -1,0 +1,116 @@
+"""A store that takes its time: what is due meanwhile goes to it together."""
+
+import threading
+from time import monotonic
+
+import pytest
+
+from idem_grpc.execution import Lease
+from idem_grpc.server.keeper import BATCH, Keeper
+from idem_grpc.stores.memory import MemoryStore
+from idem_grpc.stores.protocol import StoreError, StoreUnavailable
+from idem_grpc.swap import Swap
+from tests.server.ledger import DEADLINE
+from tests.support.wait import until
+
+AT_ONCE = 1e-6
+
+
+class SlowStore(MemoryStore):
+    """Answers nothing before the gate is open, and notes how many swaps came together."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate = threading.Event()
+        self.batches = []
+        self.fault = None
+
+    def swap(self, key, expected, new, ttl, max_left=None):
+        return self.swap_many([Swap(key, expected, new, ttl, max_left)])[0]
+
+    def swap_many(self, swaps):
+        self.batches.append([swap.key for swap in swaps])
+        assert self.gate.wait(DEADLINE)
+        if self.fault is not None and any(swap.key == b"faulty" for swap in swaps):
+            raise self.fault
+        return [MemoryStore.swap(self, *(swap.key, swap.expected, swap.new, swap.ttl)) for swap in swaps]
+
+
+class Running:
+    """A run whose lease is due all the time, and lost but for that."""
+
+    def __init__(self, keeper, store, key):
+        claim = Swap(key, None, b"mine", 60.0)
+        MemoryStore.swap(store, key, None, b"mine", 60.0)
+        self.lease = Lease(60.0, claimed=monotonic() - 61.0)  # lost, but for a renewal
+        self._renewing = keeper.renewing(claim, self.lease, AT_ONCE, lambda: None)
+        self._renewing.__enter__()
+
+    def end(self):
+        self._renewing.__exit__(None, None, None)
+
+
+@pytest.fixture
+def store():
+    return SlowStore()
+
+
+@pytest.fixture
+def begin(store):
+    keeper, runs = Keeper(store), []
+
+    def begin(*keys):
+        begun = [Running(keeper, store, key) for key in keys]
+        runs.extend(begun)
+        return begun
+
+    yield begin
+    store.gate.set()
+    for run in runs:
+        run.end()
+
+
+def keys(number):
+    return [b"%d" % each for each in range(number)]
+
+
+def test_leases_that_are_due_together_are_renewed_together(store, begin):
+    begin(b"first")
+    until(lambda: store.batches)
+    others = begin(*keys(BATCH // 2))
+    store.gate.set()
+    until(lambda: not any(run.lease.is_lost for run in others))
+    assert set(store.batches[1]) >= set(keys(BATCH // 2))
+
+
+def test_a_batch_has_its_limit(store, begin):
+    begin(b"first")
+    until(lambda: store.batches)
+    others = begin(*keys(BATCH + 10))
+    store.gate.set()
+    until(lambda: not any(run.lease.is_lost for run in others))
+    assert len(store.batches[1]) == BATCH
+
+
+def test_a_lease_that_cannot_be_renewed_takes_no_other_with_it(store, begin):
+    store.fault = StoreError("too large")
+    begin(b"first")
+    until(lambda: store.batches)
+    *others, faulty = begin(*keys(10), b"faulty")
+    store.gate.set()
+    until(lambda: not any(run.lease.is_lost for run in others))
+    assert set(store.batches[1]) >= {b"faulty", *keys(10)}
+    assert faulty.lease.is_lost
+
+
+def test_a_store_that_does_not_answer_is_not_asked_for_each_lease(store, begin):
+    store.fault = StoreUnavailable("away")
+    begin(b"first")
+    until(lambda: store.batches)
+    *others, _ = begin(*keys(10), b"faulty")
+    store.gate.set()
+    until(lambda: len(store.batches) > 3)
+    assert all(len(batch) >= 11 for batch in store.batches[1:])
+    assert all(run.lease.is_lost for run in others)
+    store.fault = None
+    until(lambda: not any(run.lease.is_lost for run in others))
