@@ -4,12 +4,14 @@ In grpc.aio it looks like one, in grpc one in five does, and the handler would a
 keep, half an upload.
 """
 
+import asyncio
 import subprocess
 import sys
 import threading
 from collections import defaultdict
 from contextlib import contextmanager
 from itertools import cycle, islice
+from typing import Any
 
 import grpc
 import pytest
@@ -17,7 +19,7 @@ import pytest
 from idem_grpc.problem import Reason
 from idem_grpc.record import State
 from tests.server.client import Kind
-from tests.server.ledger import Gate
+from tests.server.ledger import SERVICE, Gate
 from tests.server.processes import ENVIRONMENT, ROOT
 from tests.streams.scripts import Cross, Read, Send
 from tests.streams.servers import Conversation
@@ -169,6 +171,35 @@ def test_cut_while_the_process_is_busy(server, uploads, gate):
         cut_by_cancel(server, uploads, gate, cut)
         assert server.drain(60) == 0
     check_none_was_taken_for_whole(server, uploads, cut)
+
+
+@pytest.mark.parametrize("style", ["aio"], indirect=True)
+def test_a_handler_that_reads_in_a_task_of_its_group_hears_of_the_cut(start, key):
+    async def echo(requests, context):
+        read = asyncio.Queue()
+
+        async def pass_on():
+            async for request in requests:
+                read.put_nowait(request)
+            read.put_nowait(None)
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(pass_on())
+            while (request := await read.get()) is not None:
+                await context.write(request)
+
+    methods: dict[str, Any] = {Kind.BIDI.value: grpc.stream_stream_rpc_method_handler(echo)}
+    handler = grpc.method_handlers_generic_handler(SERVICE, methods)
+    server = start(scripts={}, handlers=[handler])
+    call = Conversation(server.client, Kind.BIDI, key).send(b"one")
+    assert call.receive() == b"one"
+    call.cancel()
+    until(lambda: server.record(key, Kind.BIDI).state is State.OPEN)
+    assert server.drain(30) == 0
+    for _ in range(2):
+        again = Conversation(server.client, Kind.BIDI, key).send(*WHOLE).end().answer()
+        assert again.messages == tuple(WHOLE)
+    assert again.replayed
 
 
 @pytest.mark.parametrize("style", ["sync", "aio"], indirect=True)
