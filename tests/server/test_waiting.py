@@ -100,6 +100,21 @@ def test_across_processes_it_is_waited_for_by_looking(start, url, kind, key, at_
     assert not other.ledger.all_runs
 
 
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+def test_who_leaves_looks_no_more_for_what_runs_in_another_process(face, start, url, kind, key, at_work):
+    one = start(url, default=PATIENT)
+    store = watched(open_store(face, url, one.store.namespace))
+    other = start(store=store, default=PATIENT)
+    request = order(run(gate="at work"))
+    first = at_work(one, request)
+    leaving = other.client.begin(kind, request, key, timeout=None)
+    until(lambda: len(store.swaps) >= 2)  # it was told to wait, and looks again from time to time
+    leaving.cancel()
+    until(lambda: other.drain(0) == 0)
+    one.ledger.gate("at work").open()
+    assert first.answer().ok
+
+
 def test_who_waits_is_told_when_the_wait_is_over(start, kind, key, at_work):
     server, request = start(default=Policy(wait=0.1)), order(run(gate="at work"))
     first = at_work(server, request)

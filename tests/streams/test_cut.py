@@ -176,7 +176,7 @@ def test_cut_while_the_process_is_busy(server, uploads, gate):
 @pytest.mark.parametrize("style", ["aio"], indirect=True)
 def test_a_handler_that_reads_in_a_task_of_its_group_hears_of_the_cut(start, key):
     async def echo(requests, context):
-        read = asyncio.Queue()
+        read: asyncio.Queue[bytes | None] = asyncio.Queue()
 
         async def pass_on():
             async for request in requests:
