@@ -1,0 +1,85 @@
+"""``rediss://`` against TLS: who is trusted, who is not, and what one is told."""
+
+import asyncio
+import ssl
+from pathlib import Path
+
+import pytest
+
+from idem_grpc.stores import StoreUnavailable, open_async_store, open_store
+from idem_grpc.stores.contract import TTL
+from idem_grpc.swap import Swapped
+from tests.server import certificates
+from tests.support.tls import terminating
+
+HELD = Path(certificates.__file__).parent
+TRUSTING = f"ssl_ca_certs={HELD}/ca.pem"
+ALICE = f"ssl_certfile={HELD}/alice.pem&ssl_keyfile={HELD}/alice.key"
+
+
+@pytest.fixture(params=["sync", "aio"])
+def swap(request):
+    """Open a store, check it, and have it swap a value."""
+
+    async def asynchronously(url):
+        async with open_async_store(url, namespace="tls") as store:
+            await store.check()
+            return await store.swap(b"key", None, b"value", TTL)
+
+    def swap(url):
+        if request.param == "aio":
+            return asyncio.run(asynchronously(url))
+        with open_store(url, namespace="tls") as store:
+            store.check()
+            return store.swap(b"key", None, b"value", TTL)
+
+    return swap
+
+
+@pytest.fixture
+def port(redis_server):
+    """A server named localhost."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(HELD / "localhost.pem", HELD / "localhost.key")
+    with terminating(redis_server.port, context) as port:
+        yield port
+
+
+@pytest.fixture
+def choosy_port(redis_server):
+    """The same, but it asks its clients for a certificate."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=HELD / "ca.pem")
+    context.load_cert_chain(HELD / "localhost.pem", HELD / "localhost.key")
+    context.verify_mode = ssl.CERT_REQUIRED
+    with terminating(redis_server.port, context) as port:
+        yield port
+
+
+def test_a_server_of_a_trusted_authority(swap, port):
+    assert isinstance(swap(f"rediss://localhost:{port}?{TRUSTING}"), Swapped)
+
+
+def test_a_client_with_a_certificate_of_its_own(swap, choosy_port):
+    assert isinstance(swap(f"rediss://localhost:{choosy_port}?{TRUSTING}&{ALICE}"), Swapped)
+
+
+def test_a_client_that_should_have_one(swap, choosy_port):
+    with pytest.raises(StoreUnavailable, match=f"rediss://localhost:{choosy_port}"):
+        swap(f"rediss://localhost:{choosy_port}?{TRUSTING}")
+
+
+@pytest.mark.parametrize(
+    ("host", "query", "says"),
+    [
+        pytest.param("localhost", "", "certificate verify failed", id="an authority that is not trusted"),
+        pytest.param("127.0.0.1", TRUSTING, "IP address mismatch", id="another server's certificate"),
+    ],
+)
+def test_a_server_that_may_be_anybody(swap, port, host, query, says):
+    with pytest.raises(StoreUnavailable, match=says):
+        swap(f"rediss://{host}:{port}?{query}")
+
+
+def test_a_server_without_tls(swap, redis_server):
+    with pytest.raises(StoreUnavailable, match=f"rediss://localhost:{redis_server.port}"):
+        swap(f"rediss://localhost:{redis_server.port}")
