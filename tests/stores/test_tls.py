@@ -82,4 +82,4 @@ def test_a_server_that_may_be_anybody(swap, port, host, query, says):
 
 def test_a_server_without_tls(swap, redis_server):
     with pytest.raises(StoreUnavailable, match=f"rediss://localhost:{redis_server.port}"):
-        swap(f"rediss://localhost:{redis_server.port}")
+        swap(f"rediss://localhost:{redis_server.port}?socket_timeout=0.5")
