@@ -2,7 +2,6 @@
 
 import gc
 import threading
-from typing import Any
 
 import grpc
 import pytest
@@ -10,6 +9,7 @@ from tests_pb.v1 import ledger_pb2 as pb
 
 import idem_grpc
 from idem_grpc import Reason, Retry
+from idem_grpc.client.grpc_calls import CancelledCall
 from tests.client.conftest import FAST
 from tests.client.scripted import UNAVAILABLE, answer, fail, hang, refuse
 from tests.client.test_futures import PATIENT
@@ -171,10 +171,6 @@ class TestManners:
         assert server.seen[0].is_gone.wait(DEADLINE)
         assert call.cancel()
         self.check_cancelled(call)
-        with pytest.raises(grpc.RpcError) as caught:
-            next(call)
-        error: Any = caught.value
-        assert error.debug_error_string() == ""  # which grpc's own errors have, too
         assert len(server.seen) == 1
 
     def test_cancelling_wakes_who_reads(self, call_of):
@@ -213,3 +209,13 @@ class TestManners:
         gc.collect()
         assert until(lambda: attempts.is_over)
         assert len(server.seen) == 1
+
+
+def test_the_error_of_a_call_that_is_cancelled_between_attempts():
+    error = CancelledCall()
+    assert (
+        str(error)
+        == repr(error)
+        == "<CancelledCall: StatusCode.CANCELLED, Locally cancelled by application!>"
+    )
+    assert error.debug_error_string() == ""  # which grpc's own errors have, too
