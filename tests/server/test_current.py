@@ -79,6 +79,18 @@ def test_a_run_longer_than_max_run_is_told_that_it_lost_its_lease(start, url, ki
     assert one.record(key, kind).attempt == 2, "a late owner never overwrites its successor"
 
 
+def test_past_its_max_run_its_own_server_takes_it_for_dead_too(start, kind, key):
+    server, request = start(default=SHORT), order(run(gate="slow"), run())
+    first = server.client.begin(kind, request, key)
+    server.ledger.gate("slow").await_arrival()
+    second = server.client.persist(kind, request, key)
+    assert second.ok
+    assert [run.execution.attempt for run in runs(server, request)] == [1, 2]
+    server.ledger.gate("slow").open()
+    first.answer()
+    assert server.client.call(kind, request, key).essence == second.essence
+
+
 def test_a_run_whose_lease_was_lost_to_nobody_is_kept(start, kind, key):
     server, request = start(default=SHORT), order(run(gate="slow"))
     first = server.client.begin(kind, request, key)
