@@ -64,10 +64,10 @@ def inside(start) -> Callable[..., Any]:
     return inside
 
 
-@pytest.mark.parametrize(("beginning", "name"), [("keys=keys.unique", "channel"), ("retry=None", "native")])
-def test_channels(start, beginning, name):
+@pytest.mark.parametrize("name", ["channel", "native", "uploads"])
+def test_channels(start, name):
     server = start()
-    with block("client.md", beginning, target=server.address)[name] as channel:
+    with block("client.md", f"{name} = grpc.", target=server.address)[name] as channel:
         stub = ledger_pb2_grpc.LedgerServiceStub(channel)
         with using("k"):
             _, first = stub.Unary.with_call(order(name="o"))
