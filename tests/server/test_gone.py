@@ -34,7 +34,8 @@ def leave(request, kind, key):
         deadline = 2.0 if kind.has_request_stream else 0.1
         while not server.ledger.gate("at work").reached.is_set():  # unless it passed before the handler ran
             answer = server.client.call(kind, message, key, timeout=deadline)
-            assert answer.code is grpc.StatusCode.DEADLINE_EXCEEDED
+            # A call that comes while the one before is still on its way to the handler waits for that.
+            assert answer.code is grpc.StatusCode.DEADLINE_EXCEEDED or answer.reason is Reason.IN_PROGRESS
             deadline *= 2
 
     return leave_by_cancel if request.param == "cancel" else leave_by_deadline
