@@ -5,7 +5,7 @@ import re
 import signal
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
@@ -104,30 +104,45 @@ def test_order_chain():
 
 OPEN = """
 import sys
+from importlib import import_module
 from pathlib import Path
-from examples.order_chain.books import Books
+books = getattr(import_module("examples." + sys.argv[1]), sys.argv[2])
 for line in sys.stdin:
-    Books(Path(line.strip()))
+    books(Path(line.strip()))
     print("opened", flush=True)
 """
 
 
-def test_two_servers_may_open_the_same_new_books_at_once(tmp_path):
+@pytest.mark.parametrize(
+    ("module", "books"),
+    [
+        ("checkout.ledger", "Ledger"),
+        ("order_chain.books", "Books"),
+        ("retries.train", "Train"),
+        ("update_profile.profiles", "Profiles"),
+        ("upsert.prices", "Prices"),
+    ],
+)
+def test_two_servers_may_open_the_same_new_books_at_once(module, books, tmp_path):
     """As the two Order servers do. Each process is told the next file when both have opened the last one."""
-    openers = [
-        subprocess.Popen(
-            [sys.executable, "-c", OPEN], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        for _ in range(2)
-    ]
-    for number in range(40):
-        for opener in openers:
-            assert opener.stdin is not None
-            print(tmp_path / f"{number}.db", file=opener.stdin, flush=True)
-        said = [opener.stdout.readline() for opener in openers if opener.stdout is not None]
-        assert said == ["opened\n"] * 2
-    for opener in openers:
-        opener.communicate(timeout=60)
+    with ExitStack() as stack:
+        openers = [
+            stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-c", OPEN, module, books],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                )
+            )
+            for _ in range(2)
+        ]
+        for number in range(40):
+            for opener in openers:
+                assert opener.stdin is not None
+                print(tmp_path / f"{number}.db", file=opener.stdin, flush=True)
+            said = [opener.stdout.readline() for opener in openers if opener.stdout is not None]
+            assert said == ["opened\n"] * 2
 
 
 def test_order_chain_with_new_keys_in_every_run():

@@ -58,8 +58,8 @@ class Ledger:
     def __init__(self, path: Path, server: str = "") -> None:
         self._path = path
         self._server = server
+        # Not in WAL mode: SQLite does not wait to switch to that, and two servers may start at once.
         with self._open() as books:
-            books.execute("PRAGMA journal_mode = WAL")
             books.executescript(_SCHEMA)
 
     def note_run(self, order_id: str, attempt: int) -> int:

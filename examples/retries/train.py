@@ -29,8 +29,8 @@ class Arrival:
 class Train:
     def __init__(self, path: Path) -> None:
         self._path = path
+        # Not in WAL mode: SQLite does not wait to switch to that, and two servers may start at once.
         with self._open() as books:
-            books.execute("PRAGMA journal_mode = WAL")
             books.executescript(_SCHEMA)
 
     def note_arrival(self, key: str) -> None:

@@ -26,8 +26,8 @@ class Profiles:
     def __init__(self, path: Path, *, careless: bool = False) -> None:
         self._path = path
         self._careless = careless
+        # Not in WAL mode: SQLite does not wait to switch to that, and two servers may start at once.
         with self._open() as database:
-            database.execute("PRAGMA journal_mode = WAL")
             database.executescript(_SCHEMA)
 
     def update(self, patch: pb.Profile, mask: FieldMask) -> pb.Profile:

@@ -46,8 +46,8 @@ class Prices:
     def __init__(self, path: Path, *, careless: bool = False) -> None:
         self._path = path
         self._statement = CARELESS if careless else UPSERT
+        # Not in WAL mode: SQLite does not wait to switch to that, and two servers may start at once.
         with self._open() as database:
-            database.execute("PRAGMA journal_mode = WAL")
             database.executescript(_SCHEMA)
 
     def put(self, price: Price) -> Price:
