@@ -173,6 +173,34 @@ def test_cut_while_the_process_is_busy(server, uploads, gate):
     check_none_was_taken_for_whole(server, uploads, cut)
 
 
+@pytest.mark.parametrize("kind", [Kind.CLIENT_STREAM, Kind.BIDI], indirect=True, ids=lambda kind: kind.value)
+def test_a_handler_that_makes_the_best_of_half_a_stream_is_not_kept(start, kind, key):
+    """Its answer tells of a cut stream, whatever its status: a whole retry gets one of its own."""
+    begun = Gate()
+
+    def script(context):
+        messages = []
+        try:
+            while (message := (yield Read())) is not None:
+                messages.append(message)
+                begun.reached.set()
+        except grpc.RpcError:
+            messages.append(b"and no more")
+        if kind is Kind.BIDI:
+            yield Send(b",".join(messages))
+        return b",".join(messages)
+
+    server = start(scripts={kind: script})
+    call = Conversation(server.client, kind, key).send(b"one")
+    begun.await_arrival()
+    call.cancel()
+    assert server.drain(30) == 0
+    assert server.record(key, kind).state is State.OPEN
+    whole = Conversation(server.client, kind, key).send(*WHOLE).end().answer()
+    assert whole.messages == (b",".join(WHOLE),)
+    assert not whole.replayed
+
+
 @pytest.mark.parametrize("style", ["aio"], indirect=True)
 def test_a_handler_that_reads_in_a_task_of_its_group_hears_of_the_cut(start, key):
     async def echo(requests, context):
