@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from urllib.parse import quote
 
-_NAME = re.compile(r"[0-9a-z_.-]+")
+METADATA_NAME = re.compile(r"[0-9a-z_.-]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ def metadata(name: str) -> Scope:
     """
     if not isinstance(name, str):
         raise TypeError(f"metadata({name!r}): give the name of an entry, such as 'x-tenant-id'")
-    if not _NAME.fullmatch(name):
+    if not METADATA_NAME.fullmatch(name):
         raise ValueError(
             f"metadata({name!r}): metadata keys are lower case: give letters, digits, '-', '_' and '.',"
             " as in 'x-tenant-id'"

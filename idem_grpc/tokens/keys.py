@@ -6,6 +6,7 @@ else fifty threads at an empty pool would ask for fifty batches, and soon have h
 
 import asyncio
 import logging
+import re
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
@@ -16,10 +17,12 @@ from google.protobuf.duration_pb2 import Duration as DurationMessage
 from idem_grpc_pb.v1 import token_pb2, token_pb2_grpc
 
 from idem_grpc.policy import Duration, seconds_of, whole_number
+from idem_grpc.scope import METADATA_NAME
 from idem_grpc.sources import Outgoing, SingleUse
 from idem_grpc.tokens.issuing import MOST_AT_ONCE
 from idem_grpc.tokens.pool import TokenPool
 
+_TEXT = re.compile(r"[\x20-\x7e]*")
 logger = logging.getLogger("idem_grpc")
 
 
@@ -39,7 +42,7 @@ class _Fetching(SingleUse):
         if prefetch > MOST_AT_ONCE:
             raise ValueError(f"TokenKeys(prefetch={prefetch}): give 1 to {MOST_AT_ONCE}")
         part: object = refresh
-        if not isinstance(part, (int, float)) or not 0 < part <= 1:
+        if not isinstance(part, (int, float)) or isinstance(part, bool) or not 0 < part <= 1:
             raise ValueError(f"TokenKeys(refresh={refresh!r}): give a part of prefetch, above 0 and up to 1")
         name: object = operation
         if not isinstance(name, str) or not name:
@@ -76,7 +79,26 @@ def _pairs(metadata: Sequence[tuple[str, str | bytes]]) -> tuple[tuple[str, str 
     for pair in each:
         if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str)):
             raise TypeError(f"TokenKeys(metadata=…): {pair!r} is no pair of a name and a value")
+        _check_pair(*pair)
     return given
+
+
+def _check_pair(name: str, value: object) -> None:
+    """Refuse what grpc would refuse at the first call. The value may be secret, so it is not shown."""
+    if not METADATA_NAME.fullmatch(name):
+        raise ValueError(
+            f"TokenKeys(metadata=…): the name {name!r} cannot be sent: give lower-case letters, digits,"
+            " '-', '_' and '.', as in 'x-tenant-id'"
+        )
+    is_binary = name.endswith("-bin")
+    if not isinstance(value, bytes if is_binary else (str, bytes)):
+        kind, wanted = type(value).__name__, "bytes" if is_binary else "a string"
+        raise TypeError(f"TokenKeys(metadata=…): the value of {name!r} is of type {kind}: give {wanted}")
+    if not is_binary and not _TEXT.fullmatch(value.decode("latin-1") if isinstance(value, bytes) else value):
+        raise ValueError(
+            f"TokenKeys(metadata=…): the value of {name!r} cannot be sent: give printable ASCII characters,"
+            " or bytes under a name that ends in '-bin'"
+        )
 
 
 class TokenKeys(_Fetching):

@@ -217,6 +217,9 @@ def test_they_are_fetched_as_the_caller_that_uses_them(store):
         ({"metadata": {TENANT: "alice"}}, "give pairs, as in"),
         ({"metadata": TENANT}, "give pairs, as in"),
         ({"metadata": [TENANT]}, "is no pair"),
+        ({"metadata": [(TENANT, 5)]}, f"the value of '{TENANT}' is of type int: give a string"),
+        ({"metadata": [(TENANT, None)]}, f"the value of '{TENANT}' is of type NoneType: give a string"),
+        ({"metadata": [("tenant-bin", "alice")]}, "the value of 'tenant-bin' is of type str: give bytes"),
         ({"prefetch": 1.5}, "give a whole number"),
         ({"ttl": "60"}, "give a timedelta or a number"),
         ({}, "give a channel of grpc"),
@@ -245,9 +248,46 @@ def test_channels_of_the_other_face_are_refused():
 @pytest.mark.parametrize("keys", [idem_grpc.TokenKeys, idem_grpc.aio.TokenKeys])
 @pytest.mark.parametrize(
     "settings",
-    [{"prefetch": 0}, {"prefetch": 101}, {"operation": ""}, {"ttl": 0}, {"ttl": -1}, {"timeout": 0}],
+    [
+        {"prefetch": 0},
+        {"prefetch": 101},
+        {"operation": ""},
+        {"ttl": 0},
+        {"ttl": -1},
+        {"timeout": 0},
+        {"refresh": True},
+        {"refresh": 0},
+        {"refresh": 1.1},
+    ],
     ids=str,
 )
 def test_settings_that_make_no_sense(keys, settings):
     with pytest.raises(ValueError, match="TokenKeys"):
         keys(None, **{"operation": CHARGE, **settings})
+
+
+@pytest.mark.parametrize("keys", [idem_grpc.TokenKeys, idem_grpc.aio.TokenKeys])
+@pytest.mark.parametrize("name", ["X-Tenant-Id", "", "x tenant", ":path", "é", "x\n"])
+def test_names_that_cannot_be_sent(keys, name):
+    with pytest.raises(ValueError, match=r"TokenKeys\(metadata=…\): the name .* give lower-case letters"):
+        keys(None, CHARGE, metadata=[(name, "alice")])
+
+
+@pytest.mark.parametrize("keys", [idem_grpc.TokenKeys, idem_grpc.aio.TokenKeys])
+@pytest.mark.parametrize("value", ["alice\n", "é", "\ud800", "\x7f", b"\xff", b"\0"])
+def test_values_that_cannot_be_sent(keys, value):
+    """They are not shown: they may be secret."""
+    with pytest.raises(ValueError, match=r"the value of '.*' cannot be sent: give printable ASCII") as error:
+        keys(None, CHARGE, metadata=[(TENANT, value)])
+    assert "alice" not in str(error.value)
+
+
+def test_metadata_of_every_kind_that_can_be_sent(server):
+    metadata: list[tuple[str, str | bytes]] = [
+        (TENANT, "a b~"),
+        ("x_1.y", ""),
+        ("x", b"bytes"),
+        ("x-bin", b"\xff\0"),
+    ]
+    keys = idem_grpc.TokenKeys(server.client.channel, CHARGE, metadata=metadata)
+    assert keys(CALL)
