@@ -10,6 +10,7 @@ import click
 
 from idem_grpc.cli.classes import Class, Classified, classify
 from idem_grpc.cli.contracts import contracts_argument, include_option, methods_of
+from idem_grpc.cli.failures import No
 from idem_grpc.cli.tables import span, table
 from idem_grpc.record import OnUnclear
 
@@ -47,9 +48,12 @@ def lint(
     from fields       its key is made of fields of the request
     unprotected       its contract says nothing
 
-    Exit status 1 if a method is unprotected and not allowed to be, or contradicts itself.
+    Exit status 1 if a method is unprotected and not allowed to be, or contradicts itself, or if there
+    is no method at all.
     """
     methods = [classify(method) for method in methods_of(contracts, includes).values()]
+    if not methods:  # most likely another contract was meant
+        raise No(f"no method in {', '.join(map(str, contracts))}: give the contract of a service")
     waived = {method.name for method in methods if _is_allowed(method, allowed)}
     if as_json:
         click.echo(json.dumps([_as_json(method, waived) for method in methods], indent=2))
@@ -86,7 +90,7 @@ def _print(methods: Sequence[Classified], waived: set[str]) -> None:
         click.secho(line, fg="red" if _is_fault(method, waived) else None)
     counts = {group: sum(method.group is group for method in methods) for group in Class}
     found = ", ".join(f"{count} {group.value}" for group, count in counts.items() if count)
-    click.echo(f"\n{len(methods)} {'method' if len(methods) == 1 else 'methods'}: {found or 'none at all'}.")
+    click.echo(f"\n{len(methods)} {'method' if len(methods) == 1 else 'methods'}: {found}.")
 
 
 def _remark(method: Classified, is_allowed: bool) -> str:

@@ -214,6 +214,21 @@ def test_what_is_no_contract_is_told_in_a_sentence(run, shop, tmp_path):
         assert says in result.stderr
 
 
+def test_a_contract_without_a_method_is_a_no(run, tmp_path):
+    """Most likely it is another folder than was meant, and CI must not be green over that."""
+    (tmp_path / "messages.proto").write_text('syntax = "proto3"; message M {} service S {}')
+    messages = compiled(tmp_path, "messages.proto", tmp_path / "set.binpb")
+    for contract in (tmp_path, messages):
+        for options in ((), ("--json",), ("--allow", "*")):
+            result = run("lint", contract, *options)
+            assert (result.exit_code, result.stdout) == (1, "")
+            assert result.stderr == f"Error: no method in {contract}: give the contract of a service\n"
+    both = run("lint", tmp_path, messages)
+    assert f"no method in {tmp_path}, {messages}: give" in both.stderr
+    result = run("service-config", tmp_path)
+    assert (result.exit_code, result.stdout) == (1, "")
+
+
 def test_without_a_compiler_a_folder_is_told_what_to_do(shop):
     script = "import sys; sys.modules['grpc_tools'] = None; from idem_grpc.cli import main; main()"
     command = [sys.executable, "-c", script, "lint", str(shop)]
