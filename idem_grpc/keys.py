@@ -4,7 +4,6 @@ docs/choosing-a-key.md says which to use when.
 """
 
 import os
-import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -101,15 +100,8 @@ def from_request(template: str) -> FromRequest:
     are escaped as in ``structured``, and need a colon between each other; an empty one raises
     ValueError at the call. Raises ValueError for a template that cannot make a key.
     """
-    if _RUN_TOGETHER.search(str(template)):
-        raise ValueError(
-            f"keys.from_request({template!r}): put a colon between two fields, or what ends the one could"
-            " as well begin the other"
-        )
     return FromRequest(template)
 
-
-_RUN_TOGETHER = re.compile(r"\}[^:]*\{")  # two fields without what their values cannot contain
 
 _pending: ContextVar[list[str] | None] = ContextVar("idem_grpc_key", default=None)
 _step: ContextVar[str] = ContextVar("idem_grpc_step", default="")

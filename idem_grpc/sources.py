@@ -14,6 +14,8 @@ from idem_grpc.keytext import escaped, is_valid
 
 _PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
 
+_RUN_TOGETHER = re.compile(r"\}[^:]*\{")  # two fields without what their values cannot contain
+
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
@@ -53,6 +55,12 @@ class FromRequest:
             raise ValueError(
                 f"keys.from_request({template!r}): name at least one field, as in 'order:{{order_id}}',"
                 " between characters of 0x21 to 0x7E"
+            )
+
+        if _RUN_TOGETHER.search(template):
+            raise ValueError(
+                f"keys.from_request({template!r}): put a colon between two fields, or what ends the one"
+                " could as well begin the other"
             )
 
     def check(self, descriptor: Descriptor) -> None:
