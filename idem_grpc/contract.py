@@ -26,6 +26,11 @@ _ON_UNCLEAR = {
 }
 
 
+def name_of(descriptor: MethodDescriptor) -> str:
+    """A method as it is called: "/pkg.Service/Method"."""
+    return f"/{descriptor.containing_service.full_name}/{descriptor.name}"
+
+
 def declared_policies(method: MethodDescriptor) -> list[Policy]:
     """The policies that a contract declares for a method, the nearest first.
 
@@ -39,7 +44,7 @@ def declared_policies(method: MethodDescriptor) -> list[Policy]:
         if key_fields(method) is not None:
             policies.append(Policy(key=KeyRule.REQUIRED))
     except ValueError as error:
-        raise ValueError(f"{service.file.name}: {method.full_name}: {error}") from error
+        raise ValueError(f"{service.file.name}: {name_of(method)}: {error}") from error
     return policies
 
 

@@ -12,7 +12,7 @@ from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.descriptor_pb2 import MethodOptions
 
-from idem_grpc.contract import declared_key_rule, declared_policies, ignored_fields, key_fields
+from idem_grpc.contract import declared_key_rule, declared_policies, ignored_fields, key_fields, name_of
 from idem_grpc.fingerprint import check_ignored
 from idem_grpc.policy import KeyRule, Policy, Rules
 
@@ -147,11 +147,6 @@ def find_method(method: str) -> MethodDescriptor | None:
 @lru_cache(_REMEMBERED)  # which forgets what raised: the module may yet be imported
 def _known_method(method: str) -> MethodDescriptor:
     return descriptor_pool.Default().FindMethodByName(method.lstrip("/").replace("/", "."))
-
-
-def name_of(descriptor: MethodDescriptor) -> str:
-    """A method as it is called: "/pkg.Service/Method"."""
-    return f"/{descriptor.containing_service.full_name}/{descriptor.name}"
 
 
 def is_infrastructure(method: str) -> bool:

@@ -6,13 +6,12 @@ from enum import Enum
 from google.protobuf.descriptor import MethodDescriptor
 from idem_grpc_pb.v1 import options_pb2
 
-from idem_grpc.contract import declared_key_rule, key_field_names
+from idem_grpc.contract import declared_key_rule, key_field_names, name_of
 from idem_grpc.methods import (
     declared_rules,
     has_no_side_effects,
     is_idempotent,
     is_infrastructure,
-    name_of,
 )
 from idem_grpc.policy import KeyRule, Rules
 

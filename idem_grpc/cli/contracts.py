@@ -19,7 +19,7 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message import DecodeError
 
 from idem_grpc.cli.failures import Wrong
-from idem_grpc.methods import name_of
+from idem_grpc.contract import name_of
 from idem_grpc.protofiles import proto_path
 
 _HOW = "make one with 'protoc --include_imports -o FILE …' or 'buf build -o FILE'"
