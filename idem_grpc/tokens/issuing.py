@@ -28,6 +28,11 @@ _SHORTEST_TTL = 0.001
 LONGEST = timedelta(days=3653).total_seconds()
 """Of any duration, in seconds: as in a Policy, and within what a Timestamp can tell."""
 
+_UNREADABLE = (
+    "this server cannot read what is known of the token, which a later release may have written:"
+    " it stays as it is until somebody has looked"
+)
+
 Answers = list[Swapped | Held]
 
 
@@ -121,11 +126,13 @@ def _count(
 
 
 def look_up(subject: Subject, token: str) -> Generator[list[Swap], Answers, Found]:
-    """Find a token. Raises Declined if it is not there, or is another caller's."""
+    """Find a token. Raises Declined if it is not there or cannot be read, or is another caller's."""
     probe = secrets.token_bytes(16)
     (held,) = yield [Swap(token_key(subject.namespace, token), probe, probe, 1.0)]
     assert isinstance(held, Held), "nobody else has written those bytes"
     record = Record.from_bytes(held.value)
+    if record.state is State.UNREADABLE:  # as a call with this token is told
+        raise Declined(Problem(Reason.OUTCOME_UNKNOWN, _UNREADABLE).outcome())
     if record.state is State.ABSENT or record.binding is None:
         raise Declined(status_outcome(Code.NOT_FOUND, "there is no such token, or it has expired"))
     if record.binding.scope != Binding.of("", subject.scope).scope:

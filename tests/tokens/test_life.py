@@ -2,10 +2,14 @@
 
 import grpc
 import pytest
-from idem_grpc_pb.v1 import token_pb2
+from idem_grpc_pb.v1 import record_pb2, token_pb2
 
 from idem_grpc import KeyRule, OnUnclear, Policy, Reason
+from idem_grpc.digest import token_key
+from idem_grpc.stores.contract import look
+from idem_grpc.swap import Swapped
 from tests.server.client import Kind
+from tests.server.harness import open_store
 from tests.server.ledger import order, run
 from tests.support.wait import until
 from tests.tokens.servers import CHARGE, RETENTION, TTL, get, issue, revoke, shown, state
@@ -180,6 +184,29 @@ def test_revoked_it_is_useless(start, url):
     assert get(server.client, token).code is NOT_FOUND
     assert verdict(server.client.call(Kind.UNARY, order(), token)) == GONE
     assert revoke(server.client, token).ok, "what is not there is useless already"
+    assert not server.ledger.all_runs
+
+
+@pytest.mark.parametrize("url", ["sqlite", "redis"], indirect=True)
+def test_what_a_later_release_has_written_is_left_alone(start, url):
+    """This one cannot read it, so it knows neither that there is no such token nor that it is useless."""
+    server = start(url)
+    token, namespace = issue(server.client), server.store.namespace
+    with open_store("sync", url, namespace) as store:
+        key = token_key(namespace, token)
+        unused = look(store, key).value
+        assert unused is not None
+        later = record_pb2.Record.FromString(unused)
+        later.state = 99  # type: ignore[assignment]  # which is the point
+        written = later.SerializeToString()
+        assert isinstance(store.swap(key, unused, written, TTL), Swapped)
+        told = (grpc.StatusCode.FAILED_PRECONDITION, Reason.OUTCOME_UNKNOWN)
+        assert verdict(server.client.call(Kind.UNARY, order(), token)) == told
+        for ask in (get, revoke):
+            answer = ask(server.client, token)
+            assert verdict(answer) == told
+            assert "cannot read" in answer.details
+        assert look(store, key).value == written
     assert not server.ledger.all_runs
 
 

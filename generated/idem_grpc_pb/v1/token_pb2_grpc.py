@@ -75,6 +75,7 @@ class TokenServiceServicer(object):
 
         NOT_FOUND: it was never issued, has expired or was revoked, or its record was
         forgotten. PERMISSION_DENIED: it was issued to another caller.
+        FAILED_PRECONDITION: this server cannot read its record.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -83,8 +84,8 @@ class TokenServiceServicer(object):
     def RevokeToken(self, request, context):
         """Makes an unused token useless. A token that is not there is so already.
 
-        FAILED_PRECONDITION: it is in use, or was used. PERMISSION_DENIED: it was
-        issued to another caller.
+        FAILED_PRECONDITION: it is in use, or was used, or this server cannot read
+        its record. PERMISSION_DENIED: it was issued to another caller.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -124,13 +124,14 @@ class TokenServiceStub(typing.Generic[_TokenServiceIssueTokensType, _TokenServic
 
     NOT_FOUND: it was never issued, has expired or was revoked, or its record was
     forgotten. PERMISSION_DENIED: it was issued to another caller.
+    FAILED_PRECONDITION: this server cannot read its record.
     """
 
     RevokeToken: _TokenServiceRevokeTokenType
     """Makes an unused token useless. A token that is not there is so already.
 
-    FAILED_PRECONDITION: it is in use, or was used. PERMISSION_DENIED: it was
-    issued to another caller.
+    FAILED_PRECONDITION: it is in use, or was used, or this server cannot read
+    its record. PERMISSION_DENIED: it was issued to another caller.
     """
 
 TokenServiceAsyncStub: typing_extensions.TypeAlias = TokenServiceStub[
@@ -176,6 +177,7 @@ class TokenServiceServicer(metaclass=abc.ABCMeta):
 
         NOT_FOUND: it was never issued, has expired or was revoked, or its record was
         forgotten. PERMISSION_DENIED: it was issued to another caller.
+        FAILED_PRECONDITION: this server cannot read its record.
         """
 
     @abc.abstractmethod
@@ -186,8 +188,8 @@ class TokenServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[google.protobuf.empty_pb2.Empty, collections.abc.Awaitable[google.protobuf.empty_pb2.Empty]]:
         """Makes an unused token useless. A token that is not there is so already.
 
-        FAILED_PRECONDITION: it is in use, or was used. PERMISSION_DENIED: it was
-        issued to another caller.
+        FAILED_PRECONDITION: it is in use, or was used, or this server cannot read
+        its record. PERMISSION_DENIED: it was issued to another caller.
         """
 
 def add_TokenServiceServicer_to_server(servicer: TokenServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...
