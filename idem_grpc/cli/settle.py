@@ -37,6 +37,8 @@ def revoke(store_url: str, namespace: str, yes: bool, **named: str | None) -> No
     place = place_of(store_url, namespace, **named)
     with opened(store_url, namespace) as store:
         held, record = _found(store, place)
+        if record.state is State.UNREADABLE:
+            raise No("nobody can read this record, so it may be in use; 'forget' drops it")
         if record.binding is None:
             raise No("this is no token, but a client's own key; 'forget' drops that")
         if record.state is not State.OPEN or record.fingerprint is not None:

@@ -173,6 +173,14 @@ def test_revoke_is_for_tokens(run, place, store, found):
     assert found()[0] == OPEN
 
 
+def test_revoke_does_not_guess_what_it_cannot_read(run, place, store):
+    put(store, token_key(store.namespace, "idt_a"), b"\xff\xff")
+    result = run("revoke", *place, "--token", "idt_a", "--yes")
+    assert (result.exit_code, "no token" in result.stderr) == (1, False)
+    assert "nobody can read this record" in result.stderr
+    assert look(store, token_key(store.namespace, "idt_a"))[1].state is State.UNREADABLE
+
+
 @pytest.mark.parametrize("command", [("revoke",), ("forget",), ("resolve", "--rerun")])
 def test_what_is_not_there_is_a_no(run, place, store, command):
     result = run(*command, *place, "--token", "none", "--yes")
