@@ -210,6 +210,16 @@ def test_another_order_is_another_payment(page):
     assert "replayed" not in answers(page).inner_text()
 
 
+def test_another_order_loses_no_reply_unless_told_to(page):
+    lose = page.get_by_role("switch", name="Lose the next reply")
+    lose.check()
+    page.get_by_role("button", name="Start another order").click()
+    expect(lose).not_to_be_checked()
+    pay(page).click()
+    expect(answers(page)).to_contain_text(["Paid 12.99 €"])
+    expect_charges(page, "Charged once", runs=1)
+
+
 def test_it_can_be_used_by_keyboard_and_fits_a_phone(page):
     page.set_viewport_size({"width": 320, "height": 640})
     page.get_by_label("Card").focus()

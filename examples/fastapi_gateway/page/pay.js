@@ -119,6 +119,7 @@ at("card").addEventListener("change", (event) => {
 
 at("another").addEventListener("click", () => {
   order = newOrder();
+  at("lose").checked = false;
   keep({});
   at("answers").replaceChildren();
   at("none").hidden = false;
