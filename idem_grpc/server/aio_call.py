@@ -22,7 +22,7 @@ from idem_grpc.server.arities import Handler, behavior_of, is_async, serialized
 from idem_grpc.server.base import Protection
 from idem_grpc.server.keeper import failed
 from idem_grpc.server.recording import AsyncRecordingContext, CallerGone, Recording, RecordingContext
-from idem_grpc.server.replies import Answer, opening
+from idem_grpc.server.replies import Answer, Part, opening
 from idem_grpc.server.transcript import Incoming, compare
 from idem_grpc.steps import Compare, Compared, Ended, Event, Execute, Outage, Pause, Reply, Wait, Waited
 from idem_grpc.stores.protocol import AsyncStore
@@ -75,9 +75,11 @@ class AioCall:
         try:
             self._begin(plan, tasks)
             while (item := await self._pipe.take()) is not None:
-                message, written = item
-                await self._open(self._pipe.opening)
-                yield message
+                part, written = item
+                await self._open(part.opening)
+                if part.plain:
+                    self._context.disable_next_message_compression()
+                yield part.message
                 sent += 1
                 self._pipe.written(written)
             answer = self._answer(plan)
@@ -134,6 +136,8 @@ class AioCall:
             await self._open(answer.initial_metadata)
         elif self._recorded is not None and not self._is_opened:
             self._recorded.compress(self._context)
+        if self._recorded is not None and self._recorded.next_is_plain():
+            self._context.disable_next_message_compression()
         if answer.code is not grpc.StatusCode.OK:
             await self._context.abort_with_status(answer)
         self._context.set_trailing_metadata(answer.trailing_metadata)
@@ -239,25 +243,40 @@ class AioCall:
             return recording.raised(error)
 
     async def _serve(self, recording: Recording, admitted: Admitted) -> Any:
-        """Call the handler. Returns its one response."""
+        """Call the handler. Returns its one response.
+
+        Where the request stream breaks off, whoever reads is told by CallerGone; a handler whose
+        other task that is, is cancelled, as grpc does, lest it wait for what that will not send.
+        """
         incoming = recording.incoming
+        handler = asyncio.current_task() if isinstance(recording, AsyncRecordingContext) else None
 
         async def send(response: Any) -> None:
             message = serialized(self._handler, response)
             recording.sends(message)
             self._streamed = admitted.call.owner
-            await self._pipe.write(message, opening(recording.initial_metadata, admitted.call.owner))
+            ahead = opening(recording.initial_metadata, admitted.call.owner)
+            await self._pipe.write(Part(message, ahead, recording.next_is_plain()))
 
         async def receive(end: object) -> Any:
-            raw = None if incoming is None else await self._pipe.read(incoming)
+            try:
+                raw = None if incoming is None else await self._pipe.read(incoming)
+            except CallerGone:
+                if handler is not None and handler is not asyncio.current_task():
+                    handler.cancel()
+                raise
             return end if incoming is None or raw is None else incoming.take(raw)
 
-        return await serve(self._handler, admitted.request, recording, send, receive)
+        try:
+            return await serve(self._handler, admitted.request, recording, send, receive)
+        finally:
+            handler = None
 
     async def _compare(self, wanted: Compare, admitted: Admitted) -> Compared:
         rules = admitted.call.rules
         incoming = Incoming(self._caller.method, rules, self._handler.request_deserializer)
         comparing = compare(incoming, wanted)
+        ahead = opening(wanted.outcome.initial_metadata, wanted.owner)
         try:
             async with asyncio.timeout(rules.max_run):
                 response = next(comparing)
@@ -265,9 +284,7 @@ class AioCall:
                     if response is None:
                         response = comparing.send(await self._pipe.read(incoming))
                     else:
-                        await self._pipe.write(
-                            response, opening(wanted.outcome.initial_metadata, wanted.owner)
-                        )
+                        await self._pipe.write(Part(response, ahead))
                         response = comparing.send(None)
         except StopIteration as end:
             return Compared(end.value)

@@ -9,8 +9,8 @@ from typing import Any
 
 import grpc
 
-from idem_grpc.outcome import Metadata
 from idem_grpc.server.recording import CallerGone
+from idem_grpc.server.replies import Part
 from idem_grpc.server.transcript import EOF_HOLD, Incoming
 
 _CUT = object()
@@ -21,10 +21,9 @@ class Pipe:
 
     def __init__(self) -> None:
         self.is_gone = False
-        self.opening: Metadata = ()
         self._wanted = asyncio.Semaphore(0)
         self._requests: asyncio.Queue[Any] = asyncio.Queue()
-        self._responses: asyncio.Queue[tuple[bytes, asyncio.Future[None]] | None] = asyncio.Queue()
+        self._responses: asyncio.Queue[tuple[Part, asyncio.Future[None]] | None] = asyncio.Queue()
         self._unwritten: set[asyncio.Future[None]] = set()
 
     # For the flow.
@@ -42,18 +41,14 @@ class Pipe:
         incoming.whole = raw is None
         return None if raw is None else bytes(raw)
 
-    async def write(self, message: bytes, opening: Metadata) -> None:
-        """Have a response written, and wait for that, unless nobody is there to read it.
-
-        ``opening`` is the initial metadata to go with the first.
-        """
+    async def write(self, part: Part) -> None:
+        """Have a response written, and wait for that, unless nobody is there to read it."""
         if self.is_gone:
             await asyncio.sleep(0)  # a handler that only sends would have the loop to itself
             return
-        self.opening = opening
         written = asyncio.get_running_loop().create_future()
         self._unwritten.add(written)
-        self._responses.put_nowait((message, written))
+        self._responses.put_nowait((part, written))
         await written
 
     def close(self) -> None:
@@ -77,7 +72,7 @@ class Pipe:
         except Exception:
             self._requests.put_nowait(_CUT)
 
-    async def take(self) -> tuple[bytes, asyncio.Future[None]] | None:
+    async def take(self) -> tuple[Part, asyncio.Future[None]] | None:
         """The next response to write, and what to tell of it then; None after the last."""
         return await self._responses.get()
 

@@ -64,7 +64,7 @@ class Recording:
         self._caller_left = False
         self.aborted = False
         self._compression: grpc.Compression | None = None
-        self._compresses_message = True
+        self._next_is_plain = False
 
     def invocation_metadata(self) -> Any:
         return self._caller.metadata
@@ -100,7 +100,7 @@ class Recording:
         self._compression = compression
 
     def disable_next_message_compression(self) -> None:
-        self._compresses_message = False
+        self._next_is_plain = True
 
     @property
     def initial_metadata(self) -> Metadata:
@@ -111,8 +111,11 @@ class Recording:
         """Have the real context compress the answer as the handler wanted it."""
         if self._compression is not None:
             context.set_compression(self._compression)
-        if not self._compresses_message:
-            context.disable_next_message_compression()
+
+    def next_is_plain(self) -> bool:
+        """Whether the handler wants its next message not to be compressed: asked once for each."""
+        plain, self._next_is_plain = self._next_is_plain, False
+        return plain
 
     def record_initial_metadata(self, initial_metadata: Any) -> None:
         if self._initial:

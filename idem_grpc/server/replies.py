@@ -1,6 +1,7 @@
 """What is sent for a reply of the flow: a status, a body and our trailing metadata."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import grpc
 
@@ -29,6 +30,15 @@ class Answer(grpc.Status):
     opening: Metadata
     messages: tuple[bytes, ...]
     trailing_metadata: Metadata
+
+
+class Part(NamedTuple):
+    """A response of a stream on its way. ``opening`` goes out ahead of it if it is the first;
+    one that is ``plain`` is not compressed."""
+
+    message: bytes
+    opening: Metadata
+    plain: bool = False
 
 
 def opening(initial_metadata: Metadata, owner: bytes) -> Metadata:

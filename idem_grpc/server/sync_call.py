@@ -23,7 +23,7 @@ from idem_grpc.server.base import Protection
 from idem_grpc.server.keeper import attempt
 from idem_grpc.server.outlet import Outlet
 from idem_grpc.server.recording import CallerGone, RecordingContext
-from idem_grpc.server.replies import Answer, opening
+from idem_grpc.server.replies import Answer, Part, opening
 from idem_grpc.server.transcript import EOF_HOLD, Incoming, compare
 from idem_grpc.steps import Compare, Compared, Ended, Event, Execute, Pause, Reply, Wait, Waited
 from idem_grpc.stores.protocol import Store
@@ -51,7 +51,6 @@ class SyncCall:
         self._context = context
         self._request = request
         self._outlet = Outlet()
-        self._opening: Metadata = ()
         self._is_opened = False
         self._streamed = b""
         self._recorded: RecordingContext | None = None
@@ -78,9 +77,11 @@ class SyncCall:
         else:
             pending = self._beside(plan)
             try:
-                while (message := self._outlet.take()) is not None:
-                    self._open(self._opening)
-                    yield message
+                while (part := self._outlet.take()) is not None:
+                    self._open(part.opening)
+                    if part.plain:
+                        self._context.disable_next_message_compression()
+                    yield part.message
                     sent += 1
             finally:
                 self._outlet.close()
@@ -125,6 +126,8 @@ class SyncCall:
             self._open(answer.initial_metadata)
         elif self._recorded is not None:
             self._recorded.compress(self._context)
+        if self._recorded is not None and self._recorded.next_is_plain():
+            self._context.disable_next_message_compression()
         if answer.code is not grpc.StatusCode.OK:
             self._context.abort_with_status(answer)
         self._context.set_trailing_metadata(answer.trailing_metadata)
@@ -219,14 +222,11 @@ class SyncCall:
                     message = serialized(self._handler, each)
                     recording.sends(message)
                     self._streamed = admitted.call.owner
-                    self._put(message, opening(recording.initial_metadata, admitted.call.owner))
+                    ahead = opening(recording.initial_metadata, admitted.call.owner)
+                    self._outlet.put(Part(message, ahead, recording.next_is_plain()))
             return recording.returned(None)
         except BaseException as error:  # the thread is the pool's: nothing may end it but the call
             return recording.raised(error)
-
-    def _put(self, message: bytes, initial_metadata: Metadata) -> None:
-        self._opening = initial_metadata
-        self._outlet.put(message)
 
     def _next(self, incoming: Incoming) -> Any:
         raw = self._read(incoming)
@@ -255,6 +255,7 @@ class SyncCall:
         rules = admitted.call.rules
         incoming = Incoming(self._caller.method, rules, self._handler.request_deserializer)
         comparing = compare(incoming, wanted)
+        ahead = opening(wanted.outcome.initial_metadata, wanted.owner)
         try:
             with self._protection.keeper.limiting(rules.max_run, self._context.cancel):
                 response = next(comparing)
@@ -262,7 +263,7 @@ class SyncCall:
                     if response is None:
                         response = comparing.send(self._read(incoming))
                     else:
-                        self._put(response, opening(wanted.outcome.initial_metadata, wanted.owner))
+                        self._outlet.put(Part(response, ahead))
                         response = comparing.send(None)
         except StopIteration as end:
             return Compared(end.value)

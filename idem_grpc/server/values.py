@@ -1,5 +1,6 @@
 """What a handler says of its answer, made fit to be stored and sent."""
 
+import re
 from typing import Any
 
 from idem_grpc.outcome import Metadata
@@ -19,12 +20,26 @@ def text(details: str | bytes) -> str:
     return whole.encode(errors="replace").decode()
 
 
+_KEY = re.compile(r"[0-9a-z_.-]+")
+_ASCII = re.compile(rb"[ -~]*")  # the ASCII-Value of gRPC over HTTP/2
+
+
 def pairs(given: Any) -> Metadata:
-    """Metadata that can be stored. Raises TypeError, to the handler, for what is none."""
+    """Metadata that can be stored and sent.
+
+    Raises TypeError or ValueError, to the handler, for what is none: grpc would find that out
+    once the answer is kept, and then nobody would ever get it.
+    """
     found = tuple((key, value) for key, value in given or ())
     for key, value in found:
         if not isinstance(key, str) or not isinstance(value, (str, bytes)):
             raise TypeError(f"metadata {key!r}: {value!r}: a key is a str, and a value a str or bytes")
         if key.endswith("-bin") and isinstance(value, str):
             raise TypeError(f"metadata {key!r}: {value!r}: the value of a key that ends in -bin is bytes")
+        sent = value if isinstance(value, bytes) else value.encode(errors="surrogatepass")
+        if not _KEY.fullmatch(key) or not (key.endswith("-bin") or _ASCII.fullmatch(sent)):
+            raise ValueError(
+                f"metadata {key!r}: {value!r}: a key is made of 0-9, a-z, '_', '-' and '.', and a value"
+                " of printable ASCII, unless its key ends in -bin"
+            )
     return found

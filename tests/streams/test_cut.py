@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections import defaultdict
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import cycle, islice
 from typing import Any
 
@@ -201,21 +201,39 @@ def test_a_handler_that_makes_the_best_of_half_a_stream_is_not_kept(start, kind,
     assert not whole.replayed
 
 
-@pytest.mark.parametrize("style", ["aio"], indirect=True)
-def test_a_handler_that_reads_in_a_task_of_its_group_hears_of_the_cut(start, key):
-    async def echo(requests, context):
-        read: asyncio.Queue[bytes | None] = asyncio.Queue()
+async def echo_in_a_group(requests, context):
+    read = asyncio.Queue[bytes | None]()
 
-        async def pass_on():
+    async def pass_on():
+        async for request in requests:
+            read.put_nowait(request)
+        read.put_nowait(None)
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(pass_on())
+        while (request := await read.get()) is not None:
+            await context.write(request)
+
+
+async def echo_beside(requests, context):
+    """Whose reader tells it nothing of a stream that breaks off."""
+    read = asyncio.Queue[bytes | None]()
+
+    async def pass_on():
+        with suppress(grpc.RpcError):
             async for request in requests:
                 read.put_nowait(request)
             read.put_nowait(None)
 
-        async with asyncio.TaskGroup() as group:
-            group.create_task(pass_on())
-            while (request := await read.get()) is not None:
-                await context.write(request)
+    reading = asyncio.create_task(pass_on())
+    while (request := await read.get()) is not None:
+        await context.write(request)
+    await reading
 
+
+@pytest.mark.parametrize("style", ["aio"], indirect=True)
+@pytest.mark.parametrize("echo", [echo_in_a_group, echo_beside])
+def test_a_handler_that_reads_in_a_task_of_its_own_does_not_outwait_a_cut(start, key, echo):
     methods: dict[str, Any] = {Kind.BIDI.value: grpc.stream_stream_rpc_method_handler(echo)}
     handler = grpc.method_handlers_generic_handler(SERVICE, methods)
     server = start(scripts={}, handlers=[handler])

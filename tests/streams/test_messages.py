@@ -99,13 +99,24 @@ def test_a_malformed_duplicate_is_not_answered(start, kind, key):
     assert server.client.call(kind, request, key).essence == first.essence
 
 
+UNSENDABLE = [
+    ("seal-bin", "text"),
+    ("Fee", "12"),
+    ("a fee", "12"),
+    ("", "12"),
+    ("fee", "1\n2"),
+    ("fee", "12 €"),
+]
+
+
 @pytest.mark.parametrize("which", ["send_initial_metadata", "set_trailing_metadata"])
-def test_text_under_a_binary_key_fails_the_handler_that_says_it(start, kind, key, which):
+@pytest.mark.parametrize("pair", UNSENDABLE, ids=repr)
+def test_metadata_that_cannot_be_sent_fails_the_handler_that_says_it(start, kind, key, which, pair):
     """Grpc cannot send it: the answer would be kept, and its own caller would never get it."""
 
     def script(context):
         yield Read()
-        yield Do(lambda: getattr(context, which)([("seal-bin", "text")]))
+        yield Do(lambda: getattr(context, which)([pair]))
         if kind.has_response_stream:
             yield Send(b"answer")
         return b"answer"
@@ -113,7 +124,7 @@ def test_text_under_a_binary_key_fails_the_handler_that_says_it(start, kind, key
     server = start(scripts={kind: script})
     answer = ask(server.client, kind, key, b"one")
     assert answer.code is grpc.StatusCode.UNKNOWN
-    assert "'seal-bin'" in answer.details
+    assert repr(pair[0]) in answer.details
     assert not answer.messages
     assert server.record(key, kind).state is State.OPEN
 
@@ -194,3 +205,28 @@ def test_who_waits_for_an_answer_over_the_limit_gets_it_unless_it_is_a_stream(st
     answer = waiting.answer()
     assert answer.ok is not kind.has_response_stream
     assert answer.ok or answer.reason is Reason.RESPONSE_NOT_KEPT
+
+
+@pytest.mark.parametrize("style", ["sync", "aio"], indirect=True)
+@pytest.mark.parametrize("plain", [0, 1, 2])
+def test_one_message_that_is_not_compressed(start, key, plain):
+    sizes = [1 << 20, 1 << 21, 1 << 22]
+
+    def script(context):
+        yield Read()
+        yield Do(lambda: context.set_compression(grpc.Compression.Gzip))
+        for number, size in enumerate(sizes):
+            if number == plain:
+                yield Do(context.disable_next_message_compression)
+            yield Send(bytes(size))
+
+    server = start(scripts={Kind.SERVER_STREAM: script}, default=Policy(max_response_bytes=1 << 24))
+    relay = Relay(server.address)
+    client = Client(relay.address)
+    try:
+        answer = ask(client, Kind.SERVER_STREAM, key, b"one")
+        assert [len(message) for message in answer.messages] == sizes
+        assert sizes[plain] <= relay.came_back < 1.5 * sizes[plain]
+    finally:
+        client.channel.close()
+        relay.close()
