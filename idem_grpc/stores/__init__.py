@@ -14,8 +14,8 @@ def open_store(url: str, *, namespace: str = "idem") -> Store:
 
     ``memory:``, ``sqlite:///relative/path.db``, ``sqlite:////absolute/path.db``,
     ``redis://host:6379/0``, ``rediss://`` (TLS) and ``unix:///path/to/redis.sock``.
-    ``namespace`` keeps apart services that share one. Raises ValueError for a URL
-    or namespace that no store can use.
+    ``namespace`` keeps apart services that share one. Raises ValueError or TypeError
+    for a URL or namespace that no store can use.
     """
     match _split(url):
         case SplitResult(scheme="memory"):
@@ -53,6 +53,8 @@ def open_async_store(url: str, *, namespace: str = "idem") -> AsyncStore:
 
 def _split(url: str) -> SplitResult:
     """The parts of a URL of a known scheme. No message here quotes what may be a password."""
+    if not isinstance(url, str):
+        raise TypeError(f"open_store({type(url).__name__}): give a URL, such as 'sqlite:///idem.db'")
     try:
         parts = urlsplit(url)
     except ValueError:

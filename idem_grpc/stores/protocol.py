@@ -184,7 +184,7 @@ def key_prefix(namespace: str) -> bytes:
     none is a prefix of another, and braces would gather all of a Redis cluster's
     keys on one node.
     """
-    if not re.fullmatch(r"[A-Za-z0-9._/-]{1,100}", namespace):
+    if not re.fullmatch(r"[A-Za-z0-9._/-]{1,100}", str(namespace)) or namespace != str(namespace):
         raise ValueError(
             f"namespace is {namespace!r}, and must be 1 to 100 letters, digits, or any of '.', '_', '/', '-'"
         )

@@ -40,6 +40,8 @@ class RedisUrl:
                 " and percent-encode '/', '#', '?', '@' and ':' in a user name or password"
             ) from None
         _check_query(query)
+        if "," in host:
+            raise ValueError("the Redis URL names several hosts: give that of one server")
         if parts.fragment:
             raise ValueError("the Redis URL holds a '#': percent-encode it as %23")
         if parts.scheme == "unix":
@@ -59,6 +61,8 @@ def _check_query(query: Mapping[str, str]) -> None:
             f"the Redis URL has options that a store cannot use: {', '.join(unknown)};"
             f" it can use {', '.join(sorted(_OPTIONS))}"
         )
+    if not re.fullmatch(r"\d+", query.get("db", "0")):
+        raise ValueError("'db' in the Redis URL must be the number of a database")
     for name in sorted(query.keys() & (_SECONDS | {"max_connections"})):
         if not re.fullmatch(r"\d*\.?\d+", query[name]) or not float(query[name]):
             raise ValueError(f"{name} in the Redis URL must be a positive number")

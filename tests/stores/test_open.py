@@ -68,6 +68,8 @@ def test_what_is_yet_to_come_says_so(scheme):
         (f"redis://:{SECRET}@host?socket_timeout=-1", "socket_timeout in the Redis URL must be"),
         (f"redis://:{SECRET}@host?max_connections=0", "max_connections in the Redis URL must be"),
         (f"redis://:{SECRET}@host?db=first", "'db'"),
+        (f"redis://:{SECRET}@host?db=-1", "'db'"),
+        (f"redis://:{SECRET}@host,other", "several hosts"),
         (f"redis://:{SECRET}@host?ssl_ca_certs=ca.pem", "ssl_ca_certs"),
         (f"rediss://:{SECRET}@host?ssl_cert_reqs=perhaps", "perhaps"),
         (f"redis://:{SECRET}@host/first", "number of a database"),
@@ -135,3 +137,11 @@ def test_two_stores_in_memory_share_nothing():
     with open_store("memory:") as one, open_store("memory:") as two:
         one.swap(b"key", None, b"one", 60)
         assert two.swap(b"key", None, b"two", 60).ttl_left == 0
+
+
+@pytest.mark.parametrize("opening", [open_store, open_async_store])
+def test_what_is_no_text_is_told_what_to_give(opening):
+    with pytest.raises(TypeError, match="give a URL"):
+        opening(5)
+    with pytest.raises(ValueError, match="namespace is 5, and must be"):
+        opening("memory:", namespace=5)
