@@ -5,9 +5,7 @@ with which the front end pays.
 """
 
 import argparse
-import signal
 import sys
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,6 +16,7 @@ from examples_pb.checkout.v1 import payments_pb2_grpc
 from examples.checkout.ledger import Ledger
 from examples.checkout.payments import CheckoutService, PaymentService
 from examples.checkout.provider import Provider
+from examples.processes import Stop
 from idem_grpc import (
     Operation,
     Policy,
@@ -57,9 +56,7 @@ def main() -> None:
 
 
 def serve(options: argparse.Namespace) -> None:
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    stop = Stop()
     with ExitStack() as stack:
         store = stack.enter_context(open_store(options.store, namespace=options.namespace))
         store.check()  # a server that cannot keep its promise had better not start
@@ -74,8 +71,7 @@ def serve(options: argparse.Namespace) -> None:
         port = server.add_insecure_port(f"127.0.0.1:{options.port}")
         server.start()
         print(f"{options.name} listens on 127.0.0.1:{port}", flush=True)
-        while not stop.wait(1):
-            pass  # a signal that another thread takes does not wake this one
+        stop.wait()
         server.stop(GRACE).wait()  # lets calls end that are here
         idempotency.drain(GRACE)  # lets runs end whose callers are gone, and tells the store
 

@@ -45,7 +45,7 @@ class Server:
         """Send a signal and wait for the end; a server that takes too long over it is killed."""
         self._process.send_signal(number)
         try:
-            return self._process.wait(timeout=15)
+            return self._process.wait(timeout=30)  # it takes its time of grace twice, at most
         except subprocess.TimeoutExpired:
             self._process.kill()
             return self._process.wait()

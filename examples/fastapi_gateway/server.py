@@ -1,7 +1,6 @@
 """The payments of ``examples.checkout``, and their books: a gRPC server, started by __main__."""
 
 import argparse
-import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +14,7 @@ from examples.checkout.ledger import Ledger
 from examples.checkout.payments import PaymentService
 from examples.checkout.provider import Provider
 from examples.fastapi_gateway.launch import when_orphaned
+from examples.processes import Stop
 from idem_grpc import KeyRule, Policy, ServerInterceptor, metadata, open_store
 
 PAYMENTS = "examples.checkout.v1.PaymentService"
@@ -52,10 +52,8 @@ class UnhurriedProvider(Provider):
 
 def main() -> None:
     options = parse()
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    when_orphaned(stop.set)
+    stop = Stop()
+    when_orphaned(stop.ask)
     ledger = Ledger(options.folder / "ledger.db", "payments")
     provider = Provider(options.gates) if options.gates else UnhurriedProvider()
     with open_store(f"sqlite:///{options.folder}/idem.db") as store:
@@ -73,8 +71,7 @@ def main() -> None:
         port = server.add_insecure_port("127.0.0.1:0")
         server.start()
         print(f"127.0.0.1:{port}", flush=True)
-        while not stop.wait(1):
-            pass  # a signal that another thread takes does not wake this one
+        stop.wait()
         server.stop(GRACE).wait()
         idempotency.drain(GRACE)
 
