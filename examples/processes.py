@@ -34,26 +34,6 @@ def serve(name: str, interceptors: list[grpc.ServerInterceptor], add: Callable[[
             each.drain(GRACE)  # lets runs end whose callers are gone, and tells the store
 
 
-class Stop:
-    """Whether this process was asked to stop: by SIGTERM, by SIGINT, or by ``ask``.
-
-    It is no Event, since to set one takes a lock: a signal handler would wait for ever for a lock that
-    the very thread which it interrupts is holding.
-    """
-
-    def __init__(self) -> None:
-        self._asked = False
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self.ask)
-
-    def ask(self, *_: object) -> None:
-        self._asked = True
-
-    def wait(self) -> None:
-        while not self._asked:
-            threading.Event().wait(0.1)  # a signal that another thread takes does not wake this one
-
-
 class Server:
     """A server process. As a context manager, it is gone afterwards."""
 

@@ -168,36 +168,6 @@ def test_the_front_end_pays_with_tokens_alone(server, tmp_path):
     assert server.stop(signal.SIGTERM) == 0
 
 
-SIGNALLED = """
-import signal
-import sys
-from examples.processes import Stop
-
-def wait_for_signal_at(line):
-    passed = 0
-
-    def trace(*_):
-        nonlocal passed
-        passed += 1
-        if passed == line:
-            signal.raise_signal(signal.SIGTERM)
-        return trace
-
-    stop = Stop()
-    sys.settrace(trace)
-    stop.wait()
-    sys.settrace(None)
-
-for line in range(1, 50):
-    wait_for_signal_at(line)
-"""
-
-
-def test_a_signal_stops_a_server_whatever_it_is_at():
-    """Each line that it runs while it waits, in the standard library too, is where one signal comes."""
-    subprocess.run([sys.executable, "-c", SIGNALLED], check=True, timeout=60)
-
-
 def test_server_that_stops_ends_what_it_began(server, start, tmp_path):
     ledger = Ledger(tmp_path / "ledger.db")
     with closing(Client(server.ready())) as client, ThreadPoolExecutor() as pool:

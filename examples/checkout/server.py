@@ -5,6 +5,7 @@ with which the front end pays.
 """
 
 import argparse
+import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -16,7 +17,6 @@ from examples_pb.checkout.v1 import payments_pb2_grpc
 from examples.checkout.ledger import Ledger
 from examples.checkout.payments import CheckoutService, PaymentService
 from examples.checkout.provider import Provider
-from examples.processes import Stop
 from idem_grpc import (
     Operation,
     Policy,
@@ -33,6 +33,7 @@ CHECKOUT = "examples.checkout.v1.CheckoutService"
 OPERATIONS = {"payments.charge": Operation()}  # its methods are those whose contract names it: Pay
 THREADS = 32
 GRACE = 10.0
+STOP = (signal.SIGTERM, signal.SIGINT)
 
 
 def interceptor(store: Store, lease: float, retention: float) -> ServerInterceptor:
@@ -56,7 +57,7 @@ def main() -> None:
 
 
 def serve(options: argparse.Namespace) -> None:
-    stop = Stop()
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP)  # for sigwait; the threads of grpc inherit it
     with ExitStack() as stack:
         store = stack.enter_context(open_store(options.store, namespace=options.namespace))
         store.check()  # a server that cannot keep its promise had better not start
@@ -71,7 +72,7 @@ def serve(options: argparse.Namespace) -> None:
         port = server.add_insecure_port(f"127.0.0.1:{options.port}")
         server.start()
         print(f"{options.name} listens on 127.0.0.1:{port}", flush=True)
-        stop.wait()
+        signal.sigwait(STOP)
         server.stop(GRACE).wait()  # lets calls end that are here
         idempotency.drain(GRACE)  # lets runs end whose callers are gone, and tells the store
 

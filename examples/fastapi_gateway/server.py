@@ -1,6 +1,8 @@
 """The payments of ``examples.checkout``, and their books: a gRPC server, started by __main__."""
 
 import argparse
+import os
+import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,12 +16,12 @@ from examples.checkout.ledger import Ledger
 from examples.checkout.payments import PaymentService
 from examples.checkout.provider import Provider
 from examples.fastapi_gateway.launch import when_orphaned
-from examples.processes import Stop
 from idem_grpc import KeyRule, Policy, ServerInterceptor, metadata, open_store
 
 PAYMENTS = "examples.checkout.v1.PaymentService"
 THREADS = 16
 GRACE = 5.0
+STOP = (signal.SIGTERM, signal.SIGINT)
 
 # A duplicate of a payment that takes longer is told to come back, and holds no connection until then.
 WAIT = 1.0
@@ -52,8 +54,8 @@ class UnhurriedProvider(Provider):
 
 def main() -> None:
     options = parse()
-    stop = Stop()
-    when_orphaned(stop.ask)
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP)  # for sigwait; the threads of grpc inherit it
+    when_orphaned(lambda: os.kill(os.getpid(), signal.SIGTERM))
     ledger = Ledger(options.folder / "ledger.db", "payments")
     provider = Provider(options.gates) if options.gates else UnhurriedProvider()
     with open_store(f"sqlite:///{options.folder}/idem.db") as store:
@@ -71,7 +73,7 @@ def main() -> None:
         port = server.add_insecure_port("127.0.0.1:0")
         server.start()
         print(f"127.0.0.1:{port}", flush=True)
-        stop.wait()
+        signal.sigwait(STOP)
         server.stop(GRACE).wait()
         idempotency.drain(GRACE)
 
