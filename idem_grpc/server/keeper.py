@@ -38,7 +38,7 @@ def attempt_all(store: Store, swaps: Sequence[Swap]) -> list[Swapped | Held | Ou
     """Send swaps in one batch. Where one of them is at fault, they are sent again one by one."""
     if len(swaps) > 1:
         try:
-            return list(store.swap_many(swaps))
+            return [seen for _, seen in zip(swaps, store.swap_many(swaps), strict=True)]
         except StoreUnavailable as error:
             return [failed(error)] * len(swaps)
         except Exception:

@@ -24,6 +24,7 @@ class SlowStore(MemoryStore):
         self.gate = threading.Event()
         self.batches = []
         self.fault = None
+        self.lost = 0
 
     def swap(self, key, expected, new, ttl, max_left=None):
         return self.swap_many([Swap(key, expected, new, ttl, max_left)])[0]
@@ -33,7 +34,8 @@ class SlowStore(MemoryStore):
         assert self.gate.wait(DEADLINE)
         if self.fault is not None and any(swap.key == b"faulty" for swap in swaps):
             raise self.fault
-        return [MemoryStore.swap(self, *(swap.key, swap.expected, swap.new, swap.ttl)) for swap in swaps]
+        seen = [MemoryStore.swap(self, *(swap.key, swap.expected, swap.new, swap.ttl)) for swap in swaps]
+        return seen if len(seen) == 1 else seen[self.lost :]
 
 
 class Running:
@@ -101,6 +103,16 @@ def test_a_lease_that_cannot_be_renewed_takes_no_other_with_it(store, begin):
     until(lambda: not any(run.lease.is_lost for run in others))
     assert set(store.batches[1]) >= {b"faulty", *keys(10)}
     assert faulty.lease.is_lost
+
+
+def test_a_store_that_answers_too_few_of_a_batch_is_asked_one_by_one(store, begin):
+    store.lost = 1
+    begin(b"first")
+    until(lambda: store.batches)
+    others = begin(*keys(10))
+    store.gate.set()
+    until(lambda: not any(run.lease.is_lost for run in others))
+    assert set(store.batches[1]) >= set(keys(10))
 
 
 def test_a_store_that_does_not_answer_is_not_asked_for_each_lease(store, begin):
