@@ -52,7 +52,7 @@ class AioCall:
         self._is_opened = False
         self._streamed = b""
         self._recorded: Recording | None = None
-        self._handling: asyncio.Future[Any] | None = None
+        self._handling: asyncio.Task[Any] | None = None
         self._reading: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
 
@@ -118,10 +118,14 @@ class AioCall:
         self._wake.set()
         if self._reading is not None:
             self._reading.cancel()
-        if self._recorded is not None:
-            self._recorded.caller_left()
-        if self._handling is not None:
-            self._handling.cancel()
+        if self._recorded is not None and self._recorded.caller_left():
+            self._cancel_handler()
+
+    def _cancel_handler(self) -> None:
+        """Once: what it awaits after that, to end in good order, is its own affair."""
+        handling, self._handling = self._handling, None
+        if handling is not None:
+            handling.cancel()
 
     async def _open(self, initial_metadata: Metadata) -> None:
         if not self._is_opened:
@@ -230,10 +234,12 @@ class AioCall:
         stops = admitted.call.rules.on_cancel is OnCancel.CANCEL
         try:
             serving: Awaitable[Any] = self._serve(recording, admitted)
-            if stops and isinstance(recording, AsyncRecordingContext):
-                serving = self._handling = asyncio.ensure_future(serving)
-                if self._pipe.is_gone:  # since before there was a handler to cancel
-                    self._handling.cancel()
+            if isinstance(recording, AsyncRecordingContext):
+                self._handling = asyncio.current_task()
+                if stops:
+                    serving = self._handling = asyncio.ensure_future(serving)
+                    if self._pipe.is_gone:  # since before there was a handler to cancel
+                        self._cancel_handler()
             response = await serving
             streams = self._handler.response_streaming
             return recording.returned(None if streams else lambda: serialized(self._handler, response))
@@ -249,7 +255,6 @@ class AioCall:
         other task that is, is cancelled, as grpc does, lest it wait for what that will not send.
         """
         incoming = recording.incoming
-        handler = asyncio.current_task() if isinstance(recording, AsyncRecordingContext) else None
 
         async def send(response: Any) -> None:
             message = serialized(self._handler, response)
@@ -262,15 +267,15 @@ class AioCall:
             try:
                 raw = None if incoming is None else await self._pipe.read(incoming)
             except CallerGone:
-                if handler is not None and handler is not asyncio.current_task():
-                    handler.cancel()
+                if self._handling is not asyncio.current_task():
+                    self._cancel_handler()
                 raise
             return end if incoming is None or raw is None else incoming.take(raw)
 
         try:
             return await serve(self._handler, admitted.request, recording, send, receive)
         finally:
-            handler = None
+            self._handling = None
 
     async def _compare(self, wanted: Compare, admitted: Admitted) -> Compared:
         rules = admitted.call.rules

@@ -150,10 +150,11 @@ class Recording:
         assert self._outgoing is not None
         self._outgoing.add(message)
 
-    def caller_left(self) -> None:
-        """Tell a handler that must stop."""
-        if self._rules.on_cancel is OnCancel.CANCEL:
+    def caller_left(self) -> bool:
+        """Tell a handler that must stop. Returns whether this one must."""
+        if stops := self._rules.on_cancel is OnCancel.CANCEL:
             self.run_callbacks()
+        return stops
 
     def run_callbacks(self) -> None:
         """Call what the handler wants called at the end of its RPC: for it, that is the end of its run."""

@@ -1,5 +1,6 @@
 """A caller that goes away, and a policy that says whether its handler goes on."""
 
+import asyncio
 import threading
 from contextlib import suppress
 from typing import Any
@@ -124,6 +125,42 @@ def test_cancel_cancels_a_coroutine(stopping, work, key):
     until(lambda: work.ended)
     assert work.ended == ["CancelledError"]
     check_end(stopping, work, key)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, Kind.BIDI], ids=lambda kind: kind.value)
+@coroutines
+def test_a_coroutine_is_cancelled_once(start, kind, key):
+    """What it awaits as it ends, such as a rollback, is not cancelled too."""
+    at_work, rollback, readers, ends = Gate(), Gate(), [], []
+
+    async def read_on(context):
+        with suppress(grpc.RpcError):  # which says that the stream broke off
+            await context.read()
+
+    def script(context):
+        yield Read()
+        if kind is Kind.BIDI:
+            yield Do(lambda: readers.append(asyncio.create_task(read_on(context))))
+        try:
+            yield Cross(at_work)
+        finally:
+            try:
+                yield Cross(rollback)
+                ends.append("rolled back")
+            except asyncio.CancelledError:
+                ends.append("cancelled again")
+
+    server = start(scripts={kind: script}, default=Policy(on_cancel=OnCancel.CANCEL))
+    call = Conversation(server.client, kind, key, timeout=None).send(b"one")
+    if kind is not Kind.BIDI:
+        call.end()
+    at_work.await_arrival()
+    call.cancel()
+    rollback.await_arrival()
+    server.stop(0)  # by the end of which all is told that there is to tell
+    rollback.open()
+    assert server.drain(30) == 0
+    assert ends == ["rolled back"]
 
 
 @one_way
