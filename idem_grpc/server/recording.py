@@ -129,11 +129,11 @@ class Recording:
         if code == grpc.StatusCode.OK:
             logger.error("abort() called with StatusCode.OK; returning UNKNOWN")
             code, details = grpc.StatusCode.UNKNOWN, ""
-        self.aborted = True
-        self._code = code
-        self._details = text(details)
         if trailing_metadata is not None:
             self._trailing = pairs(trailing_metadata)
+        self._code = code
+        self._details = text(details)
+        self.aborted = True
 
     def _sees_caller_gone(self) -> bool:
         return self._rules.on_cancel is OnCancel.CANCEL and self._is_gone()

@@ -3,6 +3,7 @@
 import socket
 import threading
 from contextlib import suppress
+from dataclasses import dataclass
 
 import grpc
 import pytest
@@ -109,14 +110,28 @@ UNSENDABLE = [
 ]
 
 
-@pytest.mark.parametrize("which", ["send_initial_metadata", "set_trailing_metadata"])
+@dataclass
+class Ending(grpc.Status):
+    trailing_metadata: tuple[tuple[str, str | bytes], ...]
+    code: grpc.StatusCode = grpc.StatusCode.NOT_FOUND
+    details: str = "no such order"
+
+
+WAYS = {
+    "initial": lambda context, pair: context.send_initial_metadata([pair]),
+    "trailing": lambda context, pair: context.set_trailing_metadata([pair]),
+    "abort": lambda context, pair: context.abort_with_status(Ending((pair,))),
+}
+
+
+@pytest.mark.parametrize("give", WAYS.values(), ids=WAYS)
 @pytest.mark.parametrize("pair", UNSENDABLE, ids=repr)
-def test_metadata_that_cannot_be_sent_fails_the_handler_that_says_it(start, kind, key, which, pair):
+def test_metadata_that_cannot_be_sent_fails_the_handler_that_says_it(start, kind, key, give, pair):
     """Grpc cannot send it: the answer would be kept, and its own caller would never get it."""
 
     def script(context):
         yield Read()
-        yield Do(lambda: getattr(context, which)([pair]))
+        yield Do(lambda: give(context, pair))
         if kind.has_response_stream:
             yield Send(b"answer")
         return b"answer"
