@@ -59,7 +59,9 @@ class Keeper:
     """Keeps promises to the store, for as long as the process lives."""
 
     def __init__(self, store: Store) -> None:
-        self._leases = _Worker("idem_grpc leases", store, BATCH)
+        # Where a batch is sent one by one, all of it would wait for the last answer.
+        has_batches = type(store).swap_many is not Store.swap_many
+        self._leases = _Worker("idem_grpc leases", store, BATCH if has_batches else 1)
         self._tails = _Worker("idem_grpc tails", store, 1)  # their records can be large
 
     @contextmanager

@@ -1,6 +1,7 @@
 """A store that takes its time: what is due meanwhile goes to it together."""
 
 import threading
+from collections import defaultdict
 from time import monotonic
 
 import pytest
@@ -36,6 +37,20 @@ class SlowStore(MemoryStore):
             raise self.fault
         seen = [MemoryStore.swap(self, *(swap.key, swap.expected, swap.new, swap.ttl)) for swap in swaps]
         return seen if len(seen) == 1 else seen[self.lost :]
+
+
+class OneByOne(MemoryStore):
+    """Has no batches. Answers for a key once its gate is open."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked = set()
+        self.gates = defaultdict(threading.Event)
+
+    def swap(self, key, expected, new, ttl, max_left=None):
+        self.asked.add(key)
+        assert self.gates[key].wait(DEADLINE)
+        return super().swap(key, expected, new, ttl, max_left)
 
 
 class Running:
@@ -126,3 +141,19 @@ def test_a_store_that_does_not_answer_is_not_asked_for_each_lease(store, begin):
     assert all(run.lease.is_lost for run in others)
     store.fault = None
     until(lambda: not any(run.lease.is_lost for run in others))
+
+
+def test_without_batches_each_lease_is_renewed_as_its_answer_comes():
+    store = OneByOne()
+    keeper = Keeper(store)
+    runs = [Running(keeper, store, b"first")]
+    until(lambda: store.asked)
+    runs += [Running(keeper, store, key) for key in (b"quick", b"slow")]
+    store.gates[b"first"].set()
+    store.gates[b"quick"].set()
+    until(lambda: b"slow" in store.asked)
+    assert [run.lease.is_lost for run in runs] == [False, False, True]
+    store.gates[b"slow"].set()
+    until(lambda: not runs[-1].lease.is_lost)
+    for run in runs:
+        run.end()
