@@ -13,8 +13,7 @@ from google.protobuf.message import Message
 from idem_grpc.keytext import escaped, is_valid
 
 _PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
-
-_RUN_TOGETHER = re.compile(r"\}[^:]*\{")  # two fields without what their values cannot contain
+_RUN_TOGETHER = re.compile(r"\0[^:]*\0")  # two fields without what their values cannot contain
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +55,7 @@ class FromRequest:
                 f"keys.from_request({template!r}): name at least one field, as in 'order:{{order_id}}',"
                 " between characters of 0x21 to 0x7E"
             )
-
-        if _RUN_TOGETHER.search(template):
+        if _RUN_TOGETHER.search("".join(text + "\0" * (path is not None) for text, path in self._parts)):
             raise ValueError(
                 f"keys.from_request({template!r}): put a colon between two fields, or what ends the one"
                 " could as well begin the other"

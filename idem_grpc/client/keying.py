@@ -12,15 +12,21 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from google.protobuf import descriptor_pool
-from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.descriptor import MethodDescriptor
 
 from idem_grpc.contract import declared_key_rule, key_fields
 from idem_grpc.digest import as_uuid, digest
 from idem_grpc.execution import Execution, current
 from idem_grpc.keys import current_step, take_pending, unique
 from idem_grpc.keytext import METADATA_KEY, is_valid
-from idem_grpc.methods import PATTERN, find_method, has_no_side_effects, is_idempotent, pattern_of_service
+from idem_grpc.methods import (
+    PATTERN,
+    find_method,
+    find_service,
+    has_no_side_effects,
+    is_idempotent,
+    pattern_of_service,
+)
 from idem_grpc.policy import KeyRule
 from idem_grpc.sources import FromRequest, Outgoing, SingleUse
 
@@ -127,7 +133,7 @@ def _contract_source(descriptor: MethodDescriptor | None) -> KeySource | None:
 
 def _check_method(pattern: str, source: object) -> None:
     """Raise ValueError if a pattern names no method of a service that is known, or its template no field."""
-    service = _find_service(pattern.lstrip("/").partition("/")[0])
+    service = find_service(pattern.lstrip("/").partition("/")[0])
     if service is None:
         return
     if pattern.endswith("/*"):
@@ -157,13 +163,6 @@ def _fault(source: object, descriptor: MethodDescriptor) -> str:
     except ValueError as error:
         return str(error)
     return ""
-
-
-def _find_service(name: str) -> ServiceDescriptor | None:
-    try:
-        return descriptor_pool.Default().FindServiceByName(name)
-    except KeyError:
-        return None
 
 
 def checked(key: Any) -> str | None:

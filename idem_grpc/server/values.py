@@ -22,6 +22,7 @@ def text(details: str | bytes) -> str:
 
 _KEY = re.compile(r"[0-9a-z_.-]+")
 _ASCII = re.compile(rb"[ -~]*")  # the ASCII-Value of gRPC over HTTP/2
+_NEVER_SENT = ("-bin", "grpc-timeout")  # a server that sends the second one is aborted by grpc's core
 
 
 def pairs(given: Any) -> Metadata:
@@ -37,6 +38,8 @@ def pairs(given: Any) -> Metadata:
         if key.endswith("-bin") and isinstance(value, str):
             raise TypeError(f"metadata {key!r}: {value!r}: the value of a key that ends in -bin is bytes")
         sent = value if isinstance(value, bytes) else value.encode(errors="surrogatepass")
+        if key in _NEVER_SENT:
+            raise ValueError(f"metadata {key!r}: {value!r}: a server cannot send this key")
         if not _KEY.fullmatch(key) or not (key.endswith("-bin") or _ASCII.fullmatch(sent)):
             raise ValueError(
                 f"metadata {key!r}: {value!r}: a key is made of 0-9, a-z, '_', '-' and '.', and a value"

@@ -131,11 +131,13 @@ def test_the_nearest_pattern_wins(server, stub_of):
 
 
 @pytest.mark.parametrize(
-    "template", ["{order}{amount}", "{order}-{amount}", "a:{order}-{amount}", "{a}:{b}{c}"]
+    "template",
+    ["{order}{amount}", "{order}-{amount}", "a:{order}-{amount}", "{a}:{b}{c}", "{order}{{}}{amount}"],
 )
 def test_fields_of_a_template_are_told_apart(template):
     with pytest.raises(ValueError, match="put a colon between"):
         keys.from_request(template)
+    keys.from_request("{order}:{{x}}{amount}")
 
 
 def test_a_template_for_a_service_is_one_for_a_method_of_it():

@@ -102,6 +102,8 @@ def test_a_malformed_duplicate_is_not_answered(start, kind, key):
 
 UNSENDABLE = [
     ("seal-bin", "text"),
+    ("-bin", b"seal"),
+    ("grpc-timeout", "1S"),
     ("Fee", "12"),
     ("a fee", "12"),
     ("", "12"),
