@@ -1,6 +1,11 @@
 """Fixtures that more than one folder of tests needs."""
 
+import signal
+
 import pytest
+
+# A job in the background of a script ignores SIGINT, and so would the processes that tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 pytest.register_assert_rewrite("idem_grpc.stores.contract", "idem_grpc.testing", "tests.support")
 
