@@ -1,53 +1,21 @@
 """The examples of clients do what they say, run as their readers run them, and can fail."""
 
-import os
 import re
 import signal
 import subprocess
 import sys
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 
 import pytest
 
+from tests.support import groups
 from tests.support.wait import until
 
 EXAMPLES = ("retries", "order_chain", "hourly_job")
 
 
-@contextmanager
-def started(example, *options):
-    """An example in a process group of its own, which is gone afterwards whatever happens."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", f"examples.{example}", *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        env=os.environ | {"PYTHONUNBUFFERED": "1"},
-    )
-    try:
-        yield process
-    finally:
-        if group_lives(process.pid):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-
-
-def group_lives(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
 def run(example, *options):
-    """Its exit status and what it printed. It must have ended its servers."""
-    with started(example, *options) as process:
-        printed, _ = process.communicate(timeout=90)
-        assert not group_lives(process.pid)
-    assert "Traceback" not in printed, printed
-    return process.returncode, printed
+    return groups.run(f"examples.{example}", *options)
 
 
 def scenes(printed):
@@ -179,11 +147,11 @@ def test_hourly_job_without_protection():
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_an_example_that_is_stopped_ends_its_servers(example, number):
-    with started(example) as process:
+    with groups.started(f"examples.{example}") as process:
         assert process.stdout is not None
         assert process.stdout.readline(), "it printed nothing"
         process.send_signal(number)
         process.communicate(timeout=60)
         if example != "hourly_job":  # which may have ended well before the signal came
             assert process.returncode != 0
-        until(lambda: not group_lives(process.pid))
+        until(lambda: not groups.group_lives(process.pid))

@@ -1,8 +1,6 @@
 """The examples that need no key do what they say, run as their readers run them, and can fail."""
 
-import os
 import re
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,26 +8,13 @@ from pathlib import Path
 import pytest
 
 from examples.upsert.prices import UPSERT
+from tests.support import groups
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
 def run(example, *options):
-    """Exit status and what was printed. No process is left, and none printed a traceback."""
-    command = [sys.executable, "-m", f"examples.{example}", *options]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
-    try:
-        printed, _ = process.communicate(timeout=90)
-        with pytest.raises(ProcessLookupError):
-            os.killpg(process.pid, 0)
-    finally:
-        if process.returncode is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-    assert "Traceback" not in printed, printed
-    return process.returncode, printed
+    return groups.run(f"examples.{example}", *options)
 
 
 def ticks(printed):

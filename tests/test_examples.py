@@ -1,12 +1,11 @@
 """The examples do what they say, run as their readers run them."""
 
-import os
 import re
 import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 
 import grpc
 import pytest
@@ -16,44 +15,10 @@ from examples.checkout.client import Client
 from examples.checkout.ledger import Ledger
 from examples.checkout.scenes import SCENES
 from examples.checkout.shop import Server
+from tests.support.groups import group_lives, run, started
 from tests.support.wait import until
 
-DEMO = [sys.executable, "-m", "examples.checkout.demo"]
-
-
-@contextmanager
-def started(*options):
-    """The demo in a process group of its own, which is gone afterwards whatever happens."""
-    process = subprocess.Popen(
-        [*DEMO, *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        env=os.environ | {"PYTHONUNBUFFERED": "1"},
-    )
-    try:
-        yield process
-    finally:
-        if group_lives(process.pid):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-
-
-def group_lives(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-def run_demo(*options):
-    """The demo's exit status and what it printed. It must have ended its servers."""
-    with started(*options) as process:
-        printed, _ = process.communicate(timeout=90)
-        assert not group_lives(process.pid)
-    return process.returncode, printed
+DEMO = "examples.checkout.demo"
 
 
 def ticks(printed: str) -> list[str]:
@@ -61,7 +26,7 @@ def ticks(printed: str) -> list[str]:
 
 
 def test_demo():
-    status, printed = run_demo()
+    status, printed = run(DEMO)
     assert status == 0, printed
     assert ticks(printed) == ["✓"] * len(SCENES)
     for told in (
@@ -81,7 +46,7 @@ def test_demo():
 
 
 def test_demo_on_redis(redis_server):
-    status, printed = run_demo("--store", redis_server.url)
+    status, printed = run(DEMO, "--store", redis_server.url)
     assert status == 0, printed
     assert ticks(printed) == ["✓"] * len(SCENES)
     with redis_server.client() as client:
@@ -89,7 +54,7 @@ def test_demo_on_redis(redis_server):
 
 
 def test_demo_fails_without_protection():
-    status, printed = run_demo("--unprotected")
+    status, printed = run(DEMO, "--unprotected")
     assert status == 1, printed
     assert ticks(printed) == ["✗"] * len(SCENES)
     assert "the handler must run 1×, and ran 50×" in printed
@@ -97,14 +62,14 @@ def test_demo_fails_without_protection():
 
 
 def test_demo_fails_without_a_store():
-    status, printed = run_demo("--store", "sqlite:///no/such/folder/idem.db")
+    status, printed = run(DEMO, "--store", "sqlite:///no/such/folder/idem.db")
     assert status == 1, printed
     assert printed.splitlines()[-1].startswith("FAILED: server-"), printed
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_demo_that_is_stopped_ends_its_servers(number):
-    with started() as process:
+    with started(DEMO) as process:
         assert process.stdout is not None
         while not process.stdout.readline().startswith("✓"):
             assert process.poll() is None
