@@ -4,12 +4,11 @@ Scope is a choice, not a default. A replay skips every check inside our intercep
 so an answer must not reach a caller who guessed a key.
 """
 
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from urllib.parse import quote
 
-METADATA_NAME = re.compile(r"[0-9a-z_.-]+")
+from idem_grpc.keytext import METADATA_NAME
 
 
 @dataclass(frozen=True, slots=True)

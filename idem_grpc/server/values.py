@@ -1,8 +1,8 @@
 """What a handler says of its answer, made fit to be stored and sent."""
 
-import re
 from typing import Any
 
+from idem_grpc.keytext import METADATA_NAME, is_text
 from idem_grpc.outcome import Metadata
 
 
@@ -20,8 +20,6 @@ def text(details: str | bytes) -> str:
     return whole.encode(errors="replace").decode()
 
 
-_KEY = re.compile(r"[0-9a-z_.-]+")
-_ASCII = re.compile(rb"[ -~]*")  # the ASCII-Value of gRPC over HTTP/2
 _NEVER_SENT = ("-bin", "grpc-timeout")  # a server that sends the second one is aborted by grpc's core
 
 
@@ -37,10 +35,9 @@ def pairs(given: Any) -> Metadata:
             raise TypeError(f"metadata {key!r}: {value!r}: a key is a str, and a value a str or bytes")
         if key.endswith("-bin") and isinstance(value, str):
             raise TypeError(f"metadata {key!r}: {value!r}: the value of a key that ends in -bin is bytes")
-        sent = value if isinstance(value, bytes) else value.encode(errors="surrogatepass")
         if key in _NEVER_SENT:
             raise ValueError(f"metadata {key!r}: {value!r}: a server cannot send this key")
-        if not _KEY.fullmatch(key) or not (key.endswith("-bin") or _ASCII.fullmatch(sent)):
+        if not METADATA_NAME.fullmatch(key) or not (key.endswith("-bin") or is_text(value)):
             raise ValueError(
                 f"metadata {key!r}: {value!r}: a key is made of 0-9, a-z, '_', '-' and '.', and a value"
                 " of printable ASCII, unless its key ends in -bin"

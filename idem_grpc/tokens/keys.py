@@ -6,7 +6,6 @@ else fifty threads at an empty pool would ask for fifty batches, and soon have h
 
 import asyncio
 import logging
-import re
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
@@ -16,13 +15,12 @@ import grpc
 from google.protobuf.duration_pb2 import Duration as DurationMessage
 from idem_grpc_pb.v1 import token_pb2, token_pb2_grpc
 
+from idem_grpc.keytext import METADATA_NAME, is_text
 from idem_grpc.policy import Duration, seconds_of, whole_number
-from idem_grpc.scope import METADATA_NAME
 from idem_grpc.sources import Outgoing, SingleUse
 from idem_grpc.tokens.issuing import MOST_AT_ONCE
 from idem_grpc.tokens.pool import TokenPool
 
-_TEXT = re.compile(r"[\x20-\x7e]*")
 logger = logging.getLogger("idem_grpc")
 
 
@@ -94,7 +92,7 @@ def _check_pair(name: str, value: object) -> None:
     if not isinstance(value, bytes if is_binary else (str, bytes)):
         kind, wanted = type(value).__name__, "bytes" if is_binary else "a string"
         raise TypeError(f"TokenKeys(metadata=…): the value of {name!r} is of type {kind}: give {wanted}")
-    if not is_binary and not _TEXT.fullmatch(value.decode("latin-1") if isinstance(value, bytes) else value):
+    if not is_binary and not is_text(value):
         raise ValueError(
             f"TokenKeys(metadata=…): the value of {name!r} cannot be sent: give printable ASCII characters,"
             " or bytes under a name that ends in '-bin'"
