@@ -1,12 +1,11 @@
 """Servers for a test, on every face and store that it asks for."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
 from uuid import uuid4
 
 import pytest
 
-from tests.server.harness import FACES, Server, open_store
+from tests.server.harness import FACES, Server, open_store, starting
 from tests.server.kinds import ALL, kinds
 
 Start = Callable[..., Server]
@@ -42,16 +41,6 @@ def start(face) -> Iterator[Start]:
 
     All servers of a test share a namespace, so that on one store they know one another's keys.
     """
-    servers: list[Server] = []
     namespace = uuid4().hex
-
-    def start(url: str = "memory:", *, store: Any = None, **settings: Any) -> Server:
-        opened = open_store(face, url, namespace) if store is None else store
-        servers.append(FACES[face](opened, **settings))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.ledger.open_all()
-    for server in servers:
-        server.close()
+    with starting(lambda url: open_store(face, url, namespace), FACES[face]) as start:
+        yield start

@@ -6,8 +6,9 @@ the same for all.
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import grpc
@@ -173,3 +174,23 @@ def open_store(face: str, url: str, namespace: str) -> Any:
     """A store of the kind that the face wants."""
     opener = idem_grpc.open_store if face == "sync" else idem_grpc.aio.open_store
     return opener(url, namespace=namespace)
+
+
+@contextmanager
+def starting(opening: Callable[[str], Any], serving: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
+    """Gives ``start(url, **settings)``, by which a test starts servers; they end with the block.
+
+    ``opening`` makes a store of the URL, unless ``start`` is given a ``store``, and ``serving`` a
+    server of that and the settings.
+    """
+    servers: list[Any] = []
+
+    def start(url: str = "memory:", *, store: Any = None, **settings: Any) -> Any:
+        servers.append(serving(opening(url) if store is None else store, **settings))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.ledger.open_all()
+    for server in servers:
+        server.close()

@@ -7,7 +7,7 @@ from uuid import uuid4
 import pytest
 
 from tests.server.conftest import key, kind, url
-from tests.server.harness import Server, open_store
+from tests.server.harness import Server, open_store, starting
 from tests.streams.servers import SERVERS
 
 __all__ = ["key", "kind", "url"]  # fixtures are found by name
@@ -42,14 +42,5 @@ def start(style, open_one) -> Iterator[Start]:
 
     All servers of a test share a namespace, so that on one store they know one another's keys.
     """
-    servers: list[Server] = []
-
-    def start(where: str = "memory:", *, store: Any = None, **settings: Any) -> Server:
-        servers.append(SERVERS[style](open_one(where) if store is None else store, **settings))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.ledger.open_all()
-    for server in servers:
-        server.close()
+    with starting(open_one, SERVERS[style]) as start:
+        yield start
