@@ -7,7 +7,7 @@ caller chose; a row that is there already is left as it is, so the same id never
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,12 +115,8 @@ class Ledger:
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
         """A connection for one transaction: handlers run on many threads, and SQLite opens fast."""
-        books = sqlite3.connect(self._path, timeout=10)
-        try:
-            with books:
-                yield books
-        finally:
-            books.close()
+        with closing(sqlite3.connect(self._path, timeout=10)) as books, books:
+            yield books
 
 
 def _payments(books: sqlite3.Connection, column: str, value: str) -> list[Payment]:

@@ -7,7 +7,6 @@ import argparse
 import signal
 import sys
 import tempfile
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,6 +17,7 @@ from examples_pb.update_profile.v1 import profiles_pb2_grpc as pb_grpc
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from examples.processes import Server
+from examples.scenes import play_all
 from examples.update_profile.profiles import Profiles
 
 CLICKS = 20
@@ -101,14 +101,6 @@ class Scenes:
         return self._profiles.events(name)
 
 
-def play(scene: Callable[[], dict[str, bool]]) -> bool:
-    held = scene()
-    print(scene.__doc__)
-    for what, holds in held.items():
-        print(f"  {'✓' if holds else '✗'} {what}")
-    return all(held.values())
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description="Show updates that may be sent twice.")
     parser.add_argument("--careless", action="store_true", help="show a server that writes whatever comes")
@@ -120,13 +112,9 @@ def main() -> int:
         server = stack.enter_context(Server("examples.update_profile.server", *settings))
         channel = stack.enter_context(grpc.insecure_channel(server.ready()))
         scenes = Scenes(pb_grpc.ProfileServiceStub(channel), Profiles(database))
-        held = [
-            play(scene) for scene in (scenes.double_click, scenes.at_once, scenes.two_editors, scenes.cleared)
-        ]
+        status = play_all((scenes.double_click, scenes.at_once, scenes.two_editors, scenes.cleared))
         server.stop()
-    failed = held.count(False)
-    print(f"FAILED: {failed} of {len(held)} scenes did not hold." if failed else "All scenes held.")
-    return 1 if failed else 0
+    return status
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ A profile and its event are written in one transaction, so there is no change wi
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from examples_pb.update_profile.v1 import profiles_pb2 as pb
@@ -55,12 +55,8 @@ class Profiles:
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
-        database = sqlite3.connect(self._path, timeout=10)
-        try:
-            with database:
-                yield database
-        finally:
-            database.close()
+        with closing(sqlite3.connect(self._path, timeout=10)) as database, database:
+            yield database
 
 
 def _profile(database: sqlite3.Connection, name: str) -> pb.Profile:

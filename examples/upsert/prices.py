@@ -5,7 +5,7 @@ A trigger counts what really was written, so that the example can tell.
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,9 +67,5 @@ class Prices:
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
-        database = sqlite3.connect(self._path, timeout=10)
-        try:
-            with database:
-                yield database
-        finally:
-            database.close()
+        with closing(sqlite3.connect(self._path, timeout=10)) as database, database:
+            yield database
