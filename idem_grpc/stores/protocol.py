@@ -18,7 +18,16 @@ class StoreError(Exception):
 
 
 class StoreUnavailable(StoreError):
-    """The store did not answer: whether the swap took effect is not known."""
+    """The store did not do what it was asked, and may do it later; the swap may have taken effect.
+
+    ``answered`` is true where the store did answer, though not with what was wanted: it is out of
+    memory, loading its data, a replica, locked by another process. It is false, the default, for
+    silence: a connection that failed or broke, an answer that did not come in time.
+    """
+
+    def __init__(self, *args: object, answered: bool = False) -> None:
+        super().__init__(*args)
+        self.answered = answered
 
 
 class Store(ABC):

@@ -18,7 +18,7 @@ import redis.asyncio
 import redis.asyncio.retry
 import redis.retry
 from redis.backoff import ConstantBackoff
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import BusyLoadingError, RedisError, ResponseError
 
 from idem_grpc.stores.protocol import (
     AsyncStore,
@@ -54,7 +54,8 @@ def _unavailable(url: RedisUrl) -> Iterator[None]:
     try:
         yield
     except (RedisError, OSError) as error:
-        raise StoreUnavailable(f"{url.shown}: {type(error).__name__}: {error}") from error
+        answered = isinstance(error, (ResponseError, BusyLoadingError))
+        raise StoreUnavailable(f"{url.shown}: {type(error).__name__}: {error}", answered=answered) from error
 
 
 def _checked(swaps: Sequence[Swap]) -> list[Swap]:

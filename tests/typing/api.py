@@ -258,7 +258,8 @@ def is_worth_a_retry(reason: Reason) -> bool:
 def reached() -> bool:
     try:
         store.check()
-    except StoreUnavailable:
+    except StoreUnavailable as error:
+        assert_type(error.answered, bool)
         return False
     except StoreError as error:
         raise SystemExit(str(error)) from error
