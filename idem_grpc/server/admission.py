@@ -38,24 +38,60 @@ class Refused(Exception):
         self.answer = answer
 
 
+def metadata_of(details: Any) -> Metadata:
+    """The metadata of a call, as interceptors outside passed it on in its handler-call details.
+
+    Details may be of any class, and name and value of an entry may be bytes. Raises Refused
+    for entries that are no pairs.
+    """
+    given = details.invocation_metadata
+    try:
+        return () if given is None else tuple(map(_pair, given))
+    except (TypeError, ValueError, AttributeError):
+        logger.exception(
+            "%s is refused: an interceptor outside passed on details whose invocation_metadata is no"
+            " sequence of pairs",
+            details.method,
+        )
+        raise Refused(Problem(Reason.MISCONFIGURED)) from None
+
+
+def _pair(entry: Any) -> tuple[str, str | bytes]:
+    name, value = (entry.key, entry.value) if hasattr(entry, "key") else entry
+    if isinstance(name, bytes):
+        name = name.decode("latin-1")
+    name = name.lower()  # as all names are on the wire, so that no other spelling hides beside one
+    if isinstance(value, bytes) and not name.endswith("-bin"):
+        value = value.decode("latin-1")
+    pair = (name, value)
+    return entry if entry == pair else pair  # grpc's own pairs have .key and .value
+
+
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """What is known of a call's sender. Taken at once: grpc forgets it when the RPC ends."""
+    """What is known of a call's sender. Taken at once: grpc forgets it when the RPC ends.
+
+    ``metadata`` is what interceptors outside passed on, and decides everything here.
+    ``invocation_metadata`` is what the context has, for handlers: to those, grpc gives what
+    arrived, whatever interceptors passed on to each other.
+    """
 
     method: str
-    metadata: tuple[tuple[str, str | bytes], ...]
+    metadata: Metadata
+    invocation_metadata: tuple[Any, ...]
     peer: str
     peer_identities: tuple[bytes, ...] | None
     peer_identity_key: str | None
     auth_context: Mapping[str, Iterable[bytes]]
 
     @classmethod
-    def of(cls, method: str, context: Any) -> "Caller":
+    def of(cls, method: str, metadata: Metadata, context: Any) -> "Caller":
         """Read the context of either grpc or grpc.aio, which have these methods in common."""
         identities = context.peer_identities()
         return cls(
             method=method,
-            metadata=tuple(context.invocation_metadata() or ()),  # as grpc's own pairs, with .key and .value
+            metadata=metadata,
+            invocation_metadata=tuple(context.invocation_metadata() or ()),
             peer=context.peer(),
             peer_identities=None if identities is None else tuple(identities),
             peer_identity_key=context.peer_identity_key(),
@@ -114,22 +150,28 @@ class Admission:
         self._scope = scope
         self._methods = Methods(policies, default, checked_services(services))
 
-    def rules(self, method: str, metadata: Metadata) -> Rules | None:
-        """The rules by which a call is protected; None if it runs as if we were not there.
+    def rules(self, method: str) -> Rules | None:
+        """The rules of a method; None if its calls run as if we were not there.
 
-        Raises Refused for a call that lacks a key it needs, or whose policy is at fault.
+        Raises Refused where its policy is at fault.
         """
         try:
-            rules = self._methods.rules(method)
+            return self._methods.rules(method)
         except (ValueError, TypeError):
             logger.exception("%s is refused: its idempotency policy is at fault", method)
             raise Refused(Problem(Reason.MISCONFIGURED)) from None
-        if rules is None or any(key == keys.METADATA_KEY for key, _ in metadata):
-            return rules
+
+    def is_keyed(self, rules: Rules, metadata: Metadata) -> bool:
+        """Whether a call has a key; one without runs as if we were not there.
+
+        Raises Refused for a call that lacks a key it needs.
+        """
+        if any(key == keys.METADATA_KEY for key, _ in metadata):
+            return True
         if rules.key is KeyRule.OPTIONAL:
-            return None
+            return False
         if rules.key_fields is not None:
-            return rules
+            return True
         if rules.key is KeyRule.TOKEN:
             raise Refused(Problem(Reason.KEY_REQUIRED, _TOKEN_REQUIRED))
         raise Refused(Problem(Reason.KEY_REQUIRED))
@@ -178,12 +220,12 @@ def _key_of(call: Outgoing, rules: Rules) -> str:
 
 
 def _key_in(metadata: Metadata) -> str | None:
-    values = {value for key, value in metadata if key == keys.METADATA_KEY}
+    values = [value for key, value in metadata if key == keys.METADATA_KEY]
     if not values:
         return None
-    if len(values) > 1:
+    key = values[0]
+    if any(value != key for value in values):
         raise Refused(Problem(Reason.KEY_INVALID, "the call has two different idempotency-keys"))
-    key = values.pop()
     if not isinstance(key, str) or not keys.is_valid(key):
         raise Refused(
             Problem(Reason.KEY_INVALID, "an idempotency-key has 1 to 255 characters, of 0x21 to 0x7E")

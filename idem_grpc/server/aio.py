@@ -15,6 +15,7 @@ from idem_grpc.server.admission import Caller
 from idem_grpc.server.aio_call import AioCall
 from idem_grpc.server.arities import Handler, raw_handler
 from idem_grpc.server.base import Protection
+from idem_grpc.server.passed_on import TOKEN_SERVICE, with_details
 from idem_grpc.server.settings import check_watch
 from idem_grpc.steps import Reply
 from idem_grpc.stores.protocol import AsyncStore
@@ -72,14 +73,18 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
-        plan = self.protection.plan(handler_call_details)
-        if plan is None:
-            return handler
         method = handler_call_details.method
+        if method.startswith(TOKEN_SERVICE):
+            handler = with_details(handler, handler_call_details)
+        planned = self.protection.plan(handler_call_details)
+        if planned is None:
+            return handler
+        plan, metadata = planned
 
         def arrived(request: Any, context: Any) -> AioCall:
             raw = None if handler.request_streaming else request
-            return AioCall(self.store, self.protection, handler, Caller.of(method, context), context, raw)
+            caller = Caller.of(method, metadata, context)
+            return AioCall(self.store, self.protection, handler, caller, context, raw)
 
         async def response(request: Any, context: Any) -> bytes:
             return await arrived(request, context).response(plan, self._tasks)

@@ -11,11 +11,12 @@ import grpc
 from google.protobuf.descriptor import ServiceDescriptor
 
 from idem_grpc.execution import Execution, running
+from idem_grpc.outcome import Metadata
 from idem_grpc.policy import Policy, Rules
 from idem_grpc.problem import Problem, Reason
 from idem_grpc.reporter import Reporter
 from idem_grpc.scope import Scope
-from idem_grpc.server.admission import Admission, Caller, Refused
+from idem_grpc.server.admission import Admission, Caller, Refused, metadata_of
 from idem_grpc.server.keeper import Keeper
 from idem_grpc.server.replies import Answer, answer
 from idem_grpc.server.runs import Run, Runs
@@ -52,12 +53,20 @@ class Protection:
         self._reporter = reporter or Reporter()
         self._places = threading.Semaphore(max_waiters)
 
-    def plan(self, details: grpc.HandlerCallDetails) -> Rules | Reply | None:
-        """The rules to protect a call by, the reply that refuses it, or None to let it through."""
+    def plan(self, details: grpc.HandlerCallDetails) -> tuple[Rules | Reply, Metadata] | None:
+        """The rules to protect a call by, or the reply that refuses it, and the call's metadata.
+
+        None lets it through.
+        """
+        metadata: Metadata = ()
         try:
-            return self.admission.rules(details.method, tuple(details.invocation_metadata))
+            rules = self.admission.rules(details.method)
+            if rules is None:
+                return None
+            metadata = metadata_of(details)
+            return (rules, metadata) if self.admission.is_keyed(rules, metadata) else None
         except Refused as refused:
-            return Reply(refused.answer)
+            return Reply(refused.answer), metadata
 
     def answer(self, reply: Reply, caller: Caller, streamed: bytes = b"") -> Answer:
         """What is sent for a reply, which is also reported.

@@ -67,7 +67,7 @@ class Recording:
         self._next_is_plain = False
 
     def invocation_metadata(self) -> Any:
-        return self._caller.metadata
+        return self._caller.invocation_metadata
 
     def peer(self) -> str:
         return self._caller.peer

@@ -12,6 +12,7 @@ from idem_grpc.scope import Scope
 from idem_grpc.server.admission import Caller
 from idem_grpc.server.arities import Handler, raw_handler
 from idem_grpc.server.base import Protection
+from idem_grpc.server.passed_on import TOKEN_SERVICE, with_details
 from idem_grpc.server.settings import check_watch
 from idem_grpc.server.sync_call import SyncCall
 from idem_grpc.stores.protocol import Store
@@ -81,15 +82,17 @@ class ServerInterceptor(grpc.ServerInterceptor):
         handler = continuation(handler_call_details)
         if handler is None:
             return None
-        plan = self.protection.plan(handler_call_details)
-        if plan is None:
-            return handler
         method = handler_call_details.method
+        if method.startswith(TOKEN_SERVICE):
+            handler = with_details(handler, handler_call_details)
+        planned = self.protection.plan(handler_call_details)
+        if planned is None:
+            return handler
+        plan, metadata = planned
 
         def behavior(request: Any, context: grpc.ServicerContext) -> Any:
-            call = SyncCall(
-                self.store, self.protection, handler, Caller.of(method, context), context, request
-            )
+            caller = Caller.of(method, metadata, context)
+            call = SyncCall(self.store, self.protection, handler, caller, context, request)
             return call.responses(plan) if handler.response_streaming else call.response(plan)
 
         return raw_handler(handler, behavior)

@@ -1,6 +1,7 @@
 """The TokenService, for grpc and grpc.aio: it issues, shows and revokes tokens."""
 
 from collections.abc import Callable, Generator, Iterable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
@@ -15,6 +16,7 @@ from idem_grpc.record import Binding, State
 from idem_grpc.server.admission import Admission, Caller, Refused
 from idem_grpc.server.aio import ServerInterceptor as AsyncServerInterceptor
 from idem_grpc.server.keeper import failed
+from idem_grpc.server.passed_on import metadata_here
 from idem_grpc.server.replies import Answer, answer
 from idem_grpc.server.sync import ServerInterceptor
 from idem_grpc.steps import Reply
@@ -64,7 +66,7 @@ class _Tokens:
         self._names = {Binding.of(name, "").operation: name for name in operations}
 
     def subject(self, caller: Caller) -> Subject:
-        """Who asks. Raises Refused where that is not told."""
+        """Who asks. Raises Refused if that is unknown."""
         return Subject(self._admission.namespace, self._admission.scope_of(caller))
 
     def issue(
@@ -121,8 +123,9 @@ class TokenServicer(token_pb2_grpc.TokenServiceServicer):
         return self._serve(self._tokens.revoke, request, context)
 
     def _serve(self, work: Callable[[Subject, Any], Work[T]], request: Any, context: Any) -> T:
-        caller = Caller.of(_SERVICE, context)
+        caller = Caller.of(_SERVICE, (), context)
         try:
+            caller = replace(caller, metadata=metadata_here(context))
             steps = work(self._tokens.subject(caller), request)
             batch = next(steps)
             while True:
@@ -158,8 +161,9 @@ class AsyncTokenServicer(token_pb2_grpc.TokenServiceServicer):
         return await self._serve(self._tokens.revoke, request, context)
 
     async def _serve(self, work: Callable[[Subject, Any], Work[T]], request: Any, context: Any) -> T:
-        caller = Caller.of(_SERVICE, context)
+        caller = Caller.of(_SERVICE, (), context)
         try:
+            caller = replace(caller, metadata=metadata_here(context))
             steps = work(self._tokens.subject(caller), request)
             batch = next(steps)
             while True:
