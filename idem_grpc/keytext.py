@@ -5,7 +5,12 @@ from urllib.parse import quote
 
 METADATA_KEY = "idempotency-key"
 METADATA_NAME = re.compile(r"[0-9a-z_.-]+")
+NEVER_SENT = frozenset({"-bin", "grpc-timeout", "grpclb_client_stats"})
+"""Well-formed names of metadata that no server can send: gRPC's core refuses the first, and aborts
+the process on the others."""
+
 MAX_LENGTH = 255
+_TEXT, _BYTES = re.compile(r"[ -~]*"), re.compile(rb"[ -~]*")
 _UNESCAPED = "".join(chr(c) for c in range(0x21, 0x7F) if chr(c) not in ":%")
 
 
@@ -16,8 +21,18 @@ def is_valid(key: str) -> bool:
 
 def is_text(value: str | bytes) -> bool:
     """Whether metadata may have a value under a name that does not end in -bin: printable ASCII."""
-    text = value if isinstance(value, str) else value.decode("latin-1")
-    return all(" " <= character <= "~" for character in text)
+    if isinstance(value, str):
+        return _TEXT.fullmatch(value) is not None
+    return _BYTES.fullmatch(value) is not None
+
+
+def is_sendable(name: str, value: str | bytes) -> bool:
+    """Whether a server can send this pair of metadata."""
+    return (
+        METADATA_NAME.fullmatch(name) is not None
+        and name not in NEVER_SENT
+        and (name.endswith("-bin") or is_text(value))
+    )
 
 
 def escaped(part: str) -> str:

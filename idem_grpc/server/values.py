@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from idem_grpc.keytext import METADATA_NAME, is_text
+from idem_grpc.keytext import NEVER_SENT, is_sendable
 from idem_grpc.outcome import Metadata
 
 
@@ -20,9 +20,6 @@ def text(details: str | bytes) -> str:
     return whole.encode(errors="replace").decode()
 
 
-_NEVER_SENT = ("-bin", "grpc-timeout")  # a server that sends the second one is aborted by grpc's core
-
-
 def pairs(given: Any) -> Metadata:
     """Metadata that can be stored and sent.
 
@@ -35,9 +32,9 @@ def pairs(given: Any) -> Metadata:
             raise TypeError(f"metadata {key!r}: {value!r}: a key is a str, and a value a str or bytes")
         if key.endswith("-bin") and isinstance(value, str):
             raise TypeError(f"metadata {key!r}: {value!r}: the value of a key that ends in -bin is bytes")
-        if key in _NEVER_SENT:
+        if key in NEVER_SENT:
             raise ValueError(f"metadata {key!r}: {value!r}: a server cannot send this key")
-        if not METADATA_NAME.fullmatch(key) or not (key.endswith("-bin") or is_text(value)):
+        if not is_sendable(key, value):
             raise ValueError(
                 f"metadata {key!r}: {value!r}: a key is made of 0-9, a-z, '_', '-' and '.', and a value"
                 " of printable ASCII, unless its key ends in -bin"

@@ -104,6 +104,7 @@ UNSENDABLE = [
     ("seal-bin", "text"),
     ("-bin", b"seal"),
     ("grpc-timeout", "1S"),
+    ("grpclb_client_stats", "0"),
     ("Fee", "12"),
     ("a fee", "12"),
     ("", "12"),
