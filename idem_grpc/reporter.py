@@ -25,7 +25,7 @@ class Reporter:
     """Override what you want to count. Called on the call's own path: be quick, do not raise."""
 
     def replied(self, event: Replied) -> None:
-        """A keyed call was answered."""
+        """A keyed call was answered. Called once for each, also if its caller left before the answer."""
 
     def lease_lost(self, method: str, run: str) -> None:
         """A run outlived its lease or its ``max_run``: another process may run the call again."""

@@ -16,8 +16,8 @@ from idem_grpc.server.aio_call import AioCall
 from idem_grpc.server.arities import Handler, raw_handler
 from idem_grpc.server.base import Protection
 from idem_grpc.server.passed_on import TOKEN_SERVICE, with_details
+from idem_grpc.server.replies import Answer
 from idem_grpc.server.settings import check_watch
-from idem_grpc.steps import Reply
 from idem_grpc.stores.protocol import AsyncStore
 
 
@@ -44,7 +44,7 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
             raise TypeError(f"store={store!r}: give a store of idem_grpc.aio.open_store")
         check_watch(max_waiters, reporter)
         self.store = store
-        self._tasks: set[asyncio.Task[Reply]] = set()
+        self._tasks: set[asyncio.Task[Answer]] = set()
         self.protection = Protection(
             store.blocking,
             scope=scope,

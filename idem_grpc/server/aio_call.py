@@ -51,24 +51,25 @@ class AioCall:
         self._pipe = Pipe()
         self._is_opened = False
         self._streamed = b""
+        self._answer: Answer | None = None
         self._recorded: Recording | None = None
         self._handling: asyncio.Task[Any] | None = None
         self._reading: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
 
-    async def response(self, plan: Rules | Reply, tasks: set[asyncio.Task[Reply]]) -> bytes:
+    async def response(self, plan: Rules | Reply, tasks: set[asyncio.Task[Answer]]) -> bytes:
         """Serve a method with one response. The task of the flow is kept in ``tasks`` while it lasts."""
         try:
             self._begin(plan, tasks)
             await self._pipe.take()
-            answer = self._answer(plan)
+            answer = self._answer or self._flow.result()
             await self._end(answer)
             return answer.messages[0] if answer.messages else b""
         finally:
             await self._stop()
 
     async def responses(
-        self, plan: Rules | Reply, tasks: set[asyncio.Task[Reply]]
+        self, plan: Rules | Reply, tasks: set[asyncio.Task[Answer]]
     ) -> AsyncGenerator[bytes, None]:
         """The same for a stream of responses: a generator, as those outside of ours want one."""
         sent = 0
@@ -82,7 +83,7 @@ class AioCall:
                 yield part.message
                 sent += 1
                 self._pipe.written(written)
-            answer = self._answer(plan)
+            answer = self._answer or self._flow.result()
             for message in answer.messages[sent:]:
                 await self._open(answer.opening)
                 yield message
@@ -90,8 +91,9 @@ class AioCall:
         finally:
             await self._stop()
 
-    def _begin(self, plan: Rules | Reply, tasks: set[asyncio.Task[Reply]]) -> None:
+    def _begin(self, plan: Rules | Reply, tasks: set[asyncio.Task[Answer]]) -> None:
         if isinstance(plan, Reply):
+            self._answer = self._answered(plan)
             self._pipe.close()
             return
         self._flow = asyncio.create_task(self._reply(plan))
@@ -103,8 +105,8 @@ class AioCall:
         # A generator that is left while it yields learns of that only when it is thrown away.
         self._context.add_done_callback(lambda _: self._leave())
 
-    def _answer(self, plan: Rules | Reply) -> Answer:
-        reply = plan if isinstance(plan, Reply) else self._flow.result()
+    def _answered(self, reply: Reply) -> Answer:
+        """What is sent for a reply: asked once, whether or not the caller is still there."""
         return self._protection.answer(reply, self._caller, self._streamed)
 
     async def _stop(self) -> None:
@@ -146,20 +148,20 @@ class AioCall:
             await self._context.abort_with_status(answer)
         self._context.set_trailing_metadata(answer.trailing_metadata)
 
-    async def _reply(self, rules: Rules) -> Reply:
+    async def _reply(self, rules: Rules) -> Answer:
         """What to answer: by the time it is known, so does the store."""
         try:
             parse = self._handler.request_deserializer
             admitted = self._protection.admission.admit(rules, self._caller, self._raw, parse)
         except Refused as refused:
-            return Reply(refused.answer)
+            return self._answered(Reply(refused.answer))
         self._patience = self._protection.patience(rules, self._context.time_remaining())
         with self._protection.running(admitted.call, self._patience) as run:
-            reply = await self._drive(admitted)
+            reply, answer = await self._drive(admitted)
             run.set_result(reply)
-        return reply
+        return answer
 
-    async def _drive(self, admitted: Admitted) -> Reply:
+    async def _drive(self, admitted: Admitted) -> tuple[Reply, Answer]:
         steps = flow(admitted.call)
         event: Event = None
         sent = 0.0
@@ -175,8 +177,9 @@ class AioCall:
                 case Compare() as wanted:
                     event = await self._compare(wanted, admitted)
                 case Reply() as reply:
+                    answer = self._answered(reply)
                     self._protection.finish(steps, admitted.call.owner, reply)
-                    return reply
+                    return reply, answer
                 case Pause():
                     raise AssertionError("a flow pauses only after its reply")
 

@@ -60,7 +60,10 @@ async def _stream(receive: Receive) -> AsyncIterator[Any]:
 
 def _serve_on_thread(handler: Handler, request: Any, recording: Recording, send: Callable[[Any], Any]) -> Any:
     """Call a plain function, whose streams are plain iterators."""
-    response = behavior_of(handler)(request, recording)
+    try:
+        response = behavior_of(handler)(request, recording)
+    except StopIteration as error:  # as of next(requests); no future takes it, nor does a generator
+        raise RuntimeError("handler raised StopIteration") from error
     if not handler.response_streaming:
         return response
     with closed_after(response):

@@ -59,7 +59,7 @@ class SyncCall:
 
     def response(self, plan: Rules | Reply) -> bytes:
         """Serve a method with one response, on the thread of its RPC."""
-        answer = self._protection.answer(plan if isinstance(plan, Reply) else self._reply(plan), self._caller)
+        answer = self._answered(plan) if isinstance(plan, Reply) else self._reply(plan)
         self._end(answer)
         return answer.messages[0] if answer.messages else b""
 
@@ -73,7 +73,7 @@ class SyncCall:
         thread = threading.get_ident()
         sent = 0
         if isinstance(plan, Reply):
-            reply = plan
+            answer = self._answered(plan)
         else:
             pending = self._beside(plan)
             try:
@@ -89,15 +89,18 @@ class SyncCall:
                     pending.exception()
             if self._gone.is_set():
                 return
-            reply = pending.result()
-        answer = self._protection.answer(reply, self._caller, self._streamed)
+            answer = pending.result()
         for message in answer.messages[sent:]:
             self._open(answer.opening)
             yield message
         self._end(answer)
 
-    def _beside(self, rules: Rules) -> Future[Reply]:
-        pending = Future[Reply]()
+    def _answered(self, reply: Reply) -> Answer:
+        """What is sent for a reply: asked once, whether or not the caller is still there."""
+        return self._protection.answer(reply, self._caller, self._streamed)
+
+    def _beside(self, rules: Rules) -> Future[Answer]:
+        pending = Future[Answer]()
 
         def work() -> None:
             try:
@@ -132,21 +135,21 @@ class SyncCall:
             self._context.abort_with_status(answer)
         self._context.set_trailing_metadata(answer.trailing_metadata)
 
-    def _reply(self, rules: Rules) -> Reply:
+    def _reply(self, rules: Rules) -> Answer:
         """What to answer: by the time it is known, so does the store."""
         raw = None if self._handler.request_streaming else self._request
         try:
             parse = self._handler.request_deserializer
             admitted = self._protection.admission.admit(rules, self._caller, raw, parse)
         except Refused as refused:
-            return Reply(refused.answer)
+            return self._answered(Reply(refused.answer))
         self._patience = self._protection.patience(rules, self._context.time_remaining())
         if not self._context.add_callback(self._leave):
             self._leave()
         with self._protection.running(admitted.call, self._patience) as run:
-            reply = self._drive(admitted)
+            reply, answer = self._drive(admitted)
             run.set_result(reply)
-        return reply
+        return answer
 
     def _leave(self) -> None:
         """The caller is gone: nothing more is sent, nor waited for on its account."""
@@ -157,7 +160,7 @@ class SyncCall:
         if self._recorded is not None:
             self._recorded.caller_left()
 
-    def _drive(self, admitted: Admitted) -> Reply:
+    def _drive(self, admitted: Admitted) -> tuple[Reply, Answer]:
         steps = flow(admitted.call)
         event: Event = None
         sent = 0.0
@@ -173,8 +176,9 @@ class SyncCall:
                 case Compare() as wanted:
                     event = self._compare(wanted, admitted)
                 case Reply() as reply:
+                    answer = self._answered(reply)
                     self._protection.finish(steps, admitted.call.owner, reply)
-                    return reply
+                    return reply, answer
                 case Pause():
                     raise AssertionError("a flow pauses only after its reply")
 
