@@ -35,6 +35,15 @@ def is_sendable(name: str, value: str | bytes) -> bool:
     )
 
 
+def can_be_encoded(text: str) -> bool:
+    """Whether a text has no lone surrogates, which UTF-8 cannot say."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def escaped(part: str) -> str:
     """A part of a key, percent-encoded (UTF-8) where it would not be told from its neighbours."""
     return quote(part, safe=_UNESCAPED)

@@ -11,6 +11,7 @@ from datetime import timedelta
 from enum import Enum
 from typing import Any, Protocol
 
+from idem_grpc.keytext import can_be_encoded
 from idem_grpc.outcome import Code
 from idem_grpc.record import OnUnclear
 from idem_grpc.sources import FromRequest
@@ -117,6 +118,8 @@ class Policy:
             raise TypeError(f"Policy(operation={self.operation!r}): give a name, such as 'payments.charge'")
         if self.operation == "":
             raise ValueError('Policy(operation=""): leave it out to use the method\'s full name')
+        if self.operation is not None and not can_be_encoded(self.operation):
+            raise ValueError(f"Policy(operation={self.operation!r}): it has a lone surrogate: give a text")
         if self.max_response_bytes is not None:
             whole_number("Policy", "max_response_bytes", self.max_response_bytes, smallest=0)
         if self.ignore is not None:

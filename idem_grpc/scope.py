@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from urllib.parse import quote
 
-from idem_grpc.keytext import METADATA_NAME
+from idem_grpc.keytext import METADATA_NAME, can_be_encoded, is_text
+from idem_grpc.outcome import Metadata
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,16 +18,23 @@ class CallInfo:
 
     ``method`` is "/pkg.Service/Method", and "/idem.v1.TokenService/*" where tokens are issued,
     so a scope that depends on it suits no method with tokens.
+    ``metadata`` is what interceptors outside passed on. A name that has a text which is not
+    printable ASCII is left out: grpc decodes different bytes to the same text.
+    ``peer_identities`` are of the kind ``peer_identity_key``, such as "x509_common_name".
     """
 
     method: str
     metadata: tuple[tuple[str, str | bytes], ...]
     peer_identities: tuple[bytes, ...]
     auth_context: Mapping[str, Iterable[bytes]]
+    peer_identity_key: str | None = None
 
 
 Scope = Callable[[CallInfo], str]
-"""A pure function that tells callers apart. Where it raises or says nothing, the call is refused."""
+"""A pure function that tells callers apart. Where it raises or says nothing, the call is refused.
+
+It may return any text but the empty one, of any length: stores hold a digest of it.
+"""
 
 
 def SHARED(call: CallInfo) -> str:
@@ -35,22 +43,24 @@ def SHARED(call: CallInfo) -> str:
 
 
 def PEER(call: CallInfo) -> str:
-    """The authenticated identity of the peer, as its certificate or token tells it.
+    """The authenticated identity of the peer, with its kind, such as "x509_common_name:alice".
 
-    A client whose replicas bear different certificates has a scope for each of them:
-    a retry from another replica is then a new call. Use ``metadata`` or a function
-    of your own there.
+    A certificate's identity is its subject alternative names, or its common name if it has
+    none. Replicas whose certificates agree in these are one peer. If each replica has a name
+    of its own, a retry from another is a new call: use ``metadata`` or a function of your own.
     """
     if not call.peer_identities:
         raise ValueError("the peer is not authenticated")
-    return ":".join(quote(identity, safe="") for identity in call.peer_identities)
+    kind = quote(call.peer_identity_key or "", safe="")
+    return ":".join([kind, *(quote(identity, safe="") for identity in call.peer_identities)])
 
 
 def metadata(name: str) -> Scope:
-    """The value of a metadata entry, such as "x-tenant-id".
+    """The value of a metadata entry, such as "x-tenant-id", which must be printable ASCII.
 
-    It must be set or checked by something that callers cannot bypass. Raises TypeError or
-    ValueError for what can be no name of an entry.
+    The value of a name that ends in "-bin" may be any bytes, and is percent-encoded. It must
+    be set or checked by something that callers cannot bypass. Raises TypeError or ValueError
+    for what can be no name of an entry.
     """
     if not isinstance(name, str):
         raise TypeError(f"metadata({name!r}): give the name of an entry, such as 'x-tenant-id'")
@@ -63,18 +73,35 @@ def metadata(name: str) -> Scope:
     def scope(call: CallInfo) -> str:
         values = {value for key, value in call.metadata if key == name}
         if len(values) != 1:
-            raise ValueError(f"the call has {len(values)} values of {name}; exactly one is needed")
+            raise ValueError(
+                f"the call has {len(values)} values of {name} (if its text is not printable ASCII,"
+                " none counts); exactly one is needed"
+            )
         value = values.pop()
-        return value if isinstance(value, str) else quote(value, safe="")
+        if name.endswith("-bin"):
+            return quote(value, safe="")
+        if not is_text(value):
+            raise ValueError(f"the value of {name} is not printable ASCII")
+        return str(value)
 
     return scope
 
 
 def scope_of(scope: Scope, call: CallInfo) -> str:
-    """Evaluate a scope. Raises ValueError where it does not tell whose key it is."""
+    """Evaluate a scope. Raises ValueError if it does not return whose key it is."""
     if scope is SHARED:
         return ""
     value: object = scope(call)
-    if not isinstance(value, str) or not value:
-        raise ValueError(f"the scope returned {value!r}; a string that is not empty is needed")
+    if not isinstance(value, str) or not value or not can_be_encoded(value):
+        raise ValueError(f"the scope returned {value!r}; a text that is not empty is needed")
     return value
+
+
+def unambiguous(metadata: Metadata) -> Metadata:
+    """Metadata without the names that have a text which is not printable ASCII.
+
+    grpc decodes it as UTF-8 or, where that fails, as Latin-1, so two values that differ in
+    their bytes can be the same text.
+    """
+    odd = {name for name, value in metadata if isinstance(value, str) and not is_text(value)}
+    return tuple(pair for pair in metadata if pair[0] not in odd) if odd else metadata

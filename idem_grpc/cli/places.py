@@ -12,6 +12,7 @@ import click
 from idem_grpc import keys
 from idem_grpc.cli.failures import Wrong, sentences
 from idem_grpc.digest import store_key, token_key
+from idem_grpc.keytext import can_be_encoded
 from idem_grpc.record import Record
 from idem_grpc.stores import open_store
 from idem_grpc.stores.protocol import Store
@@ -85,6 +86,9 @@ def place_of(
         raise click.UsageError("Name one key: KEY with --operation and --scope, or --token, or --raw.")
     if key is None and (operation is not None or scope is not None):
         raise click.UsageError("--operation and --scope go with KEY: a token and a raw key stand alone.")
+    for text in (operation, scope, token, raw):
+        if text is not None and not can_be_encoded(text):
+            raise click.UsageError(f"{text!r} is not UTF-8, and so no name that a server uses.")
     if token is not None:
         return Place(store_url, namespace, token_key(namespace, token))
     if raw is not None:

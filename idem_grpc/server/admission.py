@@ -1,5 +1,6 @@
 """From what arrives over the wire to a call that the state machine knows."""
 
+import inspect
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -17,7 +18,7 @@ from idem_grpc.outcome import Code, Metadata, Outcome
 from idem_grpc.policy import KeyRule, Policy, Rules
 from idem_grpc.problem import Problem, Reason
 from idem_grpc.record import Binding, Record
-from idem_grpc.scope import CallInfo, Scope, scope_of
+from idem_grpc.scope import CallInfo, Scope, scope_of, unambiguous
 from idem_grpc.server.settings import check_policies, checked_services
 from idem_grpc.sources import Outgoing
 from idem_grpc.verdicts import Call
@@ -145,6 +146,11 @@ class Admission:
                 f"scope={scope!r}: give SHARED, PEER, metadata('name') or a function of CallInfo,"
                 " which says who shares keys and answers"
             )
+        if inspect.iscoroutinefunction(scope):
+            raise TypeError(
+                f"scope={scope!r}: give a plain function; what has to wait belongs into an interceptor"
+                " outside, which passes on what it finds as metadata"
+            )
         check_policies(policies, default)
         self.namespace = namespace
         self._scope = scope
@@ -199,8 +205,14 @@ class Admission:
         return Admitted(call, key, scope, request)
 
     def scope_of(self, caller: Caller) -> str:
-        """Whose call it is. Raises Refused where that is not told."""
-        info = CallInfo(caller.method, caller.metadata, caller.peer_identities or (), caller.auth_context)
+        """Whose call it is. Raises Refused if that is unknown."""
+        info = CallInfo(
+            caller.method,
+            unambiguous(caller.metadata),
+            caller.peer_identities or (),
+            caller.auth_context,
+            caller.peer_identity_key,
+        )
         try:
             return scope_of(self._scope, info)
         except Exception as error:

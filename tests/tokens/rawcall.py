@@ -9,8 +9,8 @@ from h2.events import ConnectionTerminated, ResponseReceived, StreamEnded, Strea
 from tests.server.ledger import DEADLINE
 
 
-def grpc_status(address: str, path: str, key: bytes) -> bytes:
-    """The grpc-status of a call with an empty request and an idempotency-key of any bytes.
+def grpc_status(address: str, path: str, key: bytes, *metadata: tuple[bytes, bytes]) -> bytes:
+    """The grpc-status of a call with an empty request, and an idempotency-key and metadata of any bytes.
 
     Raises AssertionError if the server answers otherwise.
     """
@@ -22,7 +22,7 @@ def grpc_status(address: str, path: str, key: bytes) -> bytes:
     connection.initiate_connection()
     headers = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", path.encode())]
     headers += [(b":authority", b"localhost"), (b"te", b"trailers"), (b"content-type", b"application/grpc")]
-    connection.send_headers(1, [*headers, (b"idempotency-key", key)])
+    connection.send_headers(1, [*headers, (b"idempotency-key", key), *metadata])
     connection.send_data(1, bytes(5), end_stream=True)
     with socket.create_connection((host, int(port)), timeout=DEADLINE) as wire:
         wire.sendall(connection.data_to_send())

@@ -81,6 +81,7 @@ Policy().key = KeyRule.TOKEN  # type: ignore[misc]  # a policy is frozen
 def tenant(call: CallInfo) -> str:
     assert_type(call.method, str)
     assert_type(call.peer_identities, tuple[bytes, ...])
+    assert_type(call.peer_identity_key, str | None)
     return f"{call.method}:{dict(call.metadata)['x-tenant-id']!r}"
 
 

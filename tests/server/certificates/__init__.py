@@ -1,4 +1,4 @@
-"""An authority, a server and two clients, good until 2120. They are good for nothing but these tests."""
+"""Two authorities, a server and clients, good until 2120. They are good for nothing but these tests."""
 
 from pathlib import Path
 
@@ -15,9 +15,12 @@ def _client(name: str) -> grpc.ChannelCredentials:
 
 ALICE = _client("alice")
 BOB = _client("bob")
+ALICE_BY_COMMON_NAME = _client("alice_by_common_name")  # CN=alice, without other names, of a second authority
+ALICE_REPLICA = _client("alice_replica")  # DNS:alice as in ALICE, with another CN
 
 
 def server_credentials() -> grpc.ServerCredentials:
     """A server named localhost that asks every client for a certificate."""
     pair = (_read("localhost.key"), _read("localhost.pem"))
-    return grpc.ssl_server_credentials([pair], _read("ca.pem"), require_client_auth=True)
+    authorities = _read("ca.pem") + _read("peers.pem")
+    return grpc.ssl_server_credentials([pair], authorities, require_client_auth=True)
