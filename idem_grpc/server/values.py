@@ -21,15 +21,17 @@ def text(details: str | bytes) -> str:
 
 
 def pairs(given: Any) -> Metadata:
-    """Metadata that can be stored and sent.
+    """Metadata that can be stored and sent. A name may be bytes, as it may be in grpc.
 
     Raises TypeError or ValueError, to the handler, for what is none: grpc would find that out
     once the answer is kept, and then nobody would ever get it.
     """
-    found = tuple((key, value) for key, value in given or ())
+    found = tuple(
+        (key.decode("latin-1") if isinstance(key, bytes) else key, value) for key, value in given or ()
+    )
     for key, value in found:
         if not isinstance(key, str) or not isinstance(value, (str, bytes)):
-            raise TypeError(f"metadata {key!r}: {value!r}: a key is a str, and a value a str or bytes")
+            raise TypeError(f"metadata {key!r}: {value!r}: a key, and a value, is a str or bytes")
         if key.endswith("-bin") and isinstance(value, str):
             raise TypeError(f"metadata {key!r}: {value!r}: the value of a key that ends in -bin is bytes")
         if key in NEVER_SENT:

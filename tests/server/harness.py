@@ -30,7 +30,8 @@ class Server:
     """A server with the ledger and the interceptor. Use ``start`` of the fixtures to get one.
 
     ``before`` and ``after`` are interceptors outside and inside of ours; ``plain`` gives an
-    aio server handlers that run on threads; the rest is the interceptor's own.
+    aio server handlers that run on threads; ``protected=False`` leaves our interceptor out; the
+    rest is the interceptor's own.
     """
 
     ledger: Ledger
@@ -49,11 +50,13 @@ class Server:
         credentials: grpc.ServerCredentials | None = None,
         workers: int = 32,
         plain: bool = False,
+        protected: bool = True,
         **interceptor: Any,
     ) -> None:
         self.ledger = ledger or Ledger()
         self.opened = store
         self._before, self._after, self._handlers = before, after, handlers
+        self._protected = protected
         self._credentials, self._workers, self._plain = credentials, workers, plain
         self._settings = {"scope": idem_grpc.SHARED, **interceptor}
         self._clients: list[Client] = []
@@ -92,6 +95,9 @@ class Server:
     def _close(self) -> None:
         raise NotImplementedError
 
+    def _interceptors(self) -> list[Any]:
+        return [*self._before, *([self.interceptor] if self._protected else []), *self._after]
+
     def _add_everything(self, server: Any, servicer: Any) -> None:
         ledger_pb2_grpc.add_LedgerServiceServicer_to_server(servicer, server)
         server.add_generic_rpc_handlers(tuple(self._handlers))
@@ -110,7 +116,7 @@ class SyncServer(Server):
         self.interceptor = idem_grpc.ServerInterceptor(self.opened, **self._settings)
         self._server = grpc.server(
             ThreadPoolExecutor(self._workers),
-            interceptors=[*self._before, self.interceptor, *self._after],
+            interceptors=self._interceptors(),
             options=MESSAGE_SIZE,
         )
         self._add_everything(self._server, Servicer(self.ledger))
@@ -145,7 +151,7 @@ class AsyncServer(Server):
     async def _serve(self) -> None:
         self._server = grpc.aio.server(
             ThreadPoolExecutor(self._workers),
-            interceptors=[*self._before, self.interceptor, *self._after],
+            interceptors=self._interceptors(),
             options=MESSAGE_SIZE,
         )
         servicer = Servicer(self.ledger) if self._plain else AsyncServicer(self.ledger)
