@@ -10,6 +10,7 @@ from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 from idem_grpc_pb.v1 import fingerprint_pb2
 
+from idem_grpc.canonical import ANY, canonical
 from idem_grpc.digest import Digest, digest
 
 
@@ -92,6 +93,11 @@ def check_ignored(descriptor: Descriptor, ignore: Sequence[str]) -> None:
         at: Descriptor | None = descriptor
         for name in path.split("."):
             field = at.fields_by_name.get(name) if at is not None else None
+            if field is None and at is not None and at.full_name == ANY:
+                raise ValueError(
+                    f"Policy(ignore=…): {path!r} leads into a {ANY}, whose type is known only when a"
+                    " request comes: ignore all of it, or nothing"
+                )
             if field is None:
                 raise ValueError(f"Policy(ignore=…): {descriptor.full_name} has no field {path!r}")
             at = field.message_type
@@ -105,7 +111,7 @@ _check_once = lru_cache(check_ignored)  # for methods of which nothing is known 
 def _canonical(request: object, ignore: Sequence[str]) -> bytes | None:
     if not isinstance(request, Message):
         return None
-    return (_without(request, ignore) if ignore else request).SerializeToString(deterministic=True)
+    return canonical(_without(request, ignore) if ignore else request)
 
 
 def _without(request: Message, paths: Sequence[str]) -> Message:

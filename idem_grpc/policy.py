@@ -83,7 +83,8 @@ class Policy:
         is an unclear end.
     replay_errors: status codes, apart from OK, that are an answer to keep; default
         NOT_FOUND, ALREADY_EXISTS and FAILED_PRECONDITION.
-    ignore: request fields, as dotted paths, that do not tell one request from another.
+    ignore: request fields, as dotted paths, that do not tell one request from another. A path
+        cannot lead into a google.protobuf.Any.
     max_response_bytes: a larger answer is not kept, and its duplicates are told
         RESPONSE_NOT_KEPT; default 1 MiB. In a stream, a response counts for 16 bytes at
         least, and each further turn, where both sides stream, for 64.

@@ -33,7 +33,8 @@ class Fingerprint(google.protobuf.message.Message):
     """Of the bytes as they were received."""
     canonical: builtins.bytes
     """Of the message, parsed and serialized deterministically without the fields
-    that the policy ignores. Empty when the request is not a protobuf message.
+    that the policy ignores. The content of an Any is serialized likewise if its
+    type is known. Empty when the request is not a protobuf message.
     """
     messages: builtins.int
     """Request streams: how many messages the digests cover."""
