@@ -93,7 +93,7 @@ class Ended:
     """The handler came to an end, which is of the class ``ending``.
 
     ``requests`` is what it has read of a request stream. ``caller_left``: it ended as it did
-    because its own caller went away.
+    because its own caller went away, or sent what is no request.
     """
 
     outcome: Outcome

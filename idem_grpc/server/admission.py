@@ -30,6 +30,8 @@ _TOKEN_REQUIRED = "this method needs a token of the TokenService as its idempote
 
 Parse = Callable[[bytes], Any]
 
+NOT_PARSED = "Exception deserializing request!"  # grpc's own words
+
 
 class Refused(Exception):
     """The call gets this answer, and nothing was run or stored."""
@@ -260,5 +262,5 @@ def parsed(raw: bytes, parse: Parse | None) -> Any:
     try:
         return parse(raw)
     except Exception:
-        logger.exception("Exception deserializing request!")
-        raise Refused(Outcome(Code.INTERNAL, "Exception deserializing request!")) from None
+        logger.exception(NOT_PARSED)
+        raise Refused(Outcome(Code.INTERNAL, NOT_PARSED)) from None

@@ -30,7 +30,7 @@ class Pipe:
 
     async def read(self, incoming: Incoming) -> bytes | None:
         """The next request; None at the end of the stream. Raises CallerGone where it is cut."""
-        if incoming.whole:
+        if incoming.whole or incoming.malformed:
             return None
         self._wanted.release()
         raw = await self._requests.get()

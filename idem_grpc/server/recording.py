@@ -16,7 +16,7 @@ from idem_grpc.endings import Ending, ending_of
 from idem_grpc.execution import Execution
 from idem_grpc.outcome import Code, Metadata, Outcome
 from idem_grpc.policy import OnCancel, Rules
-from idem_grpc.server.admission import Caller, Refused
+from idem_grpc.server.admission import NOT_PARSED, Caller
 from idem_grpc.server.arities import Handler, NotSerialized
 from idem_grpc.server.transcript import Incoming, Outgoing
 from idem_grpc.server.values import pairs, shown, text
@@ -178,8 +178,8 @@ class Recording:
         """The end of a handler that raised; an abort is raised too, and is no accident."""
         if self.aborted:
             return self._ended()
-        if isinstance(error, Refused) and isinstance(error.answer, Outcome):  # a request that is none
-            self._code, self._details = grpc.StatusCode[error.answer.code.name], error.answer.details
+        if self._is_malformed:
+            pass  # which is logged already, and decides how the call ends
         elif isinstance(error, NotSerialized):
             logger.error("%s: Failed to serialize response!", self._caller.method, exc_info=error)
             self._code, self._details = grpc.StatusCode.INTERNAL, "Failed to serialize response!"
@@ -196,17 +196,23 @@ class Recording:
     def _ended(self, messages: tuple[bytes, ...] = (), usual: Ending | None = None) -> Ended:
         name = "OK" if self._code is None else getattr(self._code, "name", "")
         code = Code.__members__.get(name, Code.UNKNOWN)
-        outcome = Outcome(code, self._details, self._initial, self._trailing, messages)
+        details = self._details
+        if self._is_malformed:
+            code, details, messages = Code.INTERNAL, NOT_PARSED, ()
+        outcome = Outcome(code, details, self._initial, self._trailing, messages)
         if self._outgoing is not None:
             outcome = self._outgoing.outcome(outcome)
         ending = self._execution.ending or usual or ending_of(outcome, self._rules.replay_errors)
         if self.incoming is None:
             return Ended(outcome, ending, caller_left=self._caller_left)
-        if self.incoming.cut and ending is not Ending.NOT_NOW:
+        broke_off = self.incoming.cut or self.incoming.malformed
+        if broke_off and ending is not Ending.NOT_NOW:
             ending = Ending.UNCLEAR
-        return Ended(
-            outcome, ending, self.incoming.so_far(), caller_left=self._caller_left or self.incoming.cut
-        )
+        return Ended(outcome, ending, self.incoming.so_far(), caller_left=self._caller_left or broke_off)
+
+    @property
+    def _is_malformed(self) -> bool:
+        return self.incoming is not None and self.incoming.malformed
 
 
 class RecordingContext(Recording, grpc.ServicerContext):

@@ -238,6 +238,8 @@ class SyncCall:
 
     def _read(self, incoming: Incoming) -> bytes | None:
         """The next message of the request stream; None at its end. Raises CallerGone where it is cut."""
+        if incoming.malformed:
+            return None
         try:
             raw: bytes = next(self._request)
         except StopIteration:

@@ -10,7 +10,7 @@ from typing import Any
 from idem_grpc.fingerprint import Fingerprint, StreamFingerprint
 from idem_grpc.outcome import Outcome, Turn
 from idem_grpc.policy import Rules
-from idem_grpc.server.admission import Parse, parsed
+from idem_grpc.server.admission import Parse, Refused, parsed
 from idem_grpc.steps import Compare
 
 EOF_HOLD = (0.005,) * 10
@@ -31,7 +31,8 @@ version of the client can serialize the same messages otherwise."""
 class Incoming:
     """A request stream as far as it was read: parsed, and fingerprinted.
 
-    ``whole``: its end was seen. ``cut``: it broke off before.
+    ``whole``: its end was seen. ``cut``: it broke off before. ``malformed``: a message could not be
+    parsed. Nothing is read after that, and the call fails whatever its handler makes of it.
     """
 
     def __init__(self, method: str, rules: Rules, parse: Parse | None) -> None:
@@ -41,10 +42,15 @@ class Incoming:
         self.size = 0
         self.whole = False
         self.cut = False
+        self.malformed = False
 
     def take(self, raw: bytes) -> Any:
         """The next message, parsed. Raises Refused for bytes that are none."""
-        request = parsed(raw, self._parse)
+        try:
+            request = parsed(raw, self._parse)
+        except Refused:
+            self.malformed = True
+            raise
         self._fingerprint.add(raw, request)
         self.messages += 1
         self.size += len(raw)
