@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
-from idem_grpc.stores.boot_clock import BootClock, host_clock
+from idem_grpc.stores.boot_clock import Clock, host_clock
 from idem_grpc.stores.protocol import (
     AsyncStore,
     OpeningProcess,
@@ -29,6 +29,7 @@ from idem_grpc.swap import Held, Swap, Swapped, may_swap
 
 _COLUMNS = "value, ttl, boot, expiry, wall_expiry"
 _PAGE = 100  # records read under one lock
+_TOLERANCE = 0.001  # seconds; what rounding may add
 
 
 class SqliteStore(Store):
@@ -48,7 +49,7 @@ class SqliteStore(Store):
         namespace: str = "idem",
         synchronous: str = "normal",
         sweep_every: float | None = 30.0,
-        clock: BootClock | None = None,
+        clock: Clock | None = None,
     ) -> None:
         if synchronous not in ("normal", "full"):
             raise ValueError(f"synchronous is {synchronous!r}, and must be 'normal' or 'full'")
@@ -149,8 +150,11 @@ class SqliteStore(Store):
 
     def _held(self, row: Sequence[Any]) -> Held:
         value, ttl, boot, expiry, wall_expiry = row
-        clock = self._clock
-        left = expiry - clock.elapsed() if boot == clock.boot else wall_expiry - clock.wall()
+        now = self._clock.now()
+        left = expiry - now.elapsed
+        # On some machines a reboot keeps the boot's id: then the record seems to be written in the future.
+        if boot != now.boot or left > ttl + _TOLERANCE:
+            left = wall_expiry - now.wall
         # A wall clock that was set back must not make a record live longer than it was written for.
         return Held(value, min(left, ttl)) if left > 0 else Held(None, 0.0)
 
@@ -158,13 +162,12 @@ class SqliteStore(Store):
         if swap.new is None:
             connection.execute("DELETE FROM records WHERE key = ?", (swap.key,))
             return
-        clock = self._clock
-        expiry, wall_expiry = clock.elapsed() + swap.ttl, clock.wall() + swap.ttl
+        now = self._clock.now()
         connection.execute(
             "INSERT INTO records (key, value, ttl, boot, expiry, wall_expiry) VALUES (?, ?, ?, ?, ?, ?)"
             " ON CONFLICT (key) DO UPDATE SET value = excluded.value, ttl = excluded.ttl,"
             " boot = excluded.boot, expiry = excluded.expiry, wall_expiry = excluded.wall_expiry",
-            (swap.key, swap.new, swap.ttl, clock.boot, expiry, wall_expiry),
+            (swap.key, swap.new, swap.ttl, now.boot, now.elapsed + swap.ttl, now.wall + swap.ttl),
         )
 
 
@@ -182,7 +185,7 @@ class AsyncSqliteStore(AsyncStore):
         namespace: str = "idem",
         synchronous: str = "normal",
         sweep_every: float | None = 30.0,
-        clock: BootClock | None = None,
+        clock: Clock | None = None,
     ) -> None:
         open_store = partial(SqliteStore, path, namespace=namespace, synchronous=synchronous, clock=clock)
         self.namespace = namespace

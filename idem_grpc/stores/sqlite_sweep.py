@@ -5,15 +5,21 @@ way. Until then they are judged by the wall clock, which may be set.
 """
 
 import logging
+import math
 import sqlite3
 import threading
 from collections.abc import Callable
+from time import monotonic
 
-from idem_grpc.stores.boot_clock import BootClock
+from idem_grpc.stores.boot_clock import Clock
 from idem_grpc.stores.protocol import StoreError
 
 _BATCH = 100  # so that the write lock is never held for long
 _PAUSE = 0.02  # seconds between batches, for those who wait for it
+_BRING_OVER_EVERY = 3600.0  # seconds
+
+# Each side of the condition goes by the index.
+_OTHER_BOOTS = "(boot < :boot OR boot > :boot)"
 
 _log = logging.getLogger(__name__)
 
@@ -21,7 +27,7 @@ _log = logging.getLogger(__name__)
 class Sweeper:
     """A daemon thread with a connection of its own, which sweeps every ``every`` seconds."""
 
-    def __init__(self, connect: Callable[[], sqlite3.Connection], clock: BootClock, every: float) -> None:
+    def __init__(self, connect: Callable[[], sqlite3.Connection], clock: Clock, every: float) -> None:
         self._stopped = threading.Event()
         self._thread = threading.Thread(
             target=_run, args=(connect, clock, every, self._stopped), name="idem-sqlite-sweeper", daemon=True
@@ -39,12 +45,16 @@ class Sweeper:
 
 
 def _run(
-    connect: Callable[[], sqlite3.Connection], clock: BootClock, every: float, stopped: threading.Event
+    connect: Callable[[], sqlite3.Connection], clock: Clock, every: float, stopped: threading.Event
 ) -> None:
+    brought_over = -math.inf
     while True:
         try:
             connection = connect()
             try:
+                if monotonic() - brought_over > _BRING_OVER_EVERY:
+                    bring_over(connection, clock, stopped)
+                    brought_over = monotonic()
                 while sweep(connection, clock) and not stopped.wait(_PAUSE):
                     pass
             finally:
@@ -55,18 +65,34 @@ def _run(
             return
 
 
-def sweep(connection: sqlite3.Connection, clock: BootClock) -> bool:
-    """Bring over and remove at most a batch each; tell whether there may be more."""
-    swept = 0
-    if clock.boot:
-        swept += connection.execute(
+def bring_over(connection: sqlite3.Connection, clock: Clock, stopped: threading.Event) -> None:
+    """Put the records of other boots on the clock of this one, as many as there are at first.
+
+    Containers that live on one host may have boots of different names, and would do this to
+    one another's records for ever: hence the bound, and the long time from one to the next.
+    """
+    boot = clock.now().boot
+    if not boot:
+        return
+    count = f"SELECT count(*) FROM records WHERE {_OTHER_BOOTS}"
+    (left,) = connection.execute(count, {"boot": boot}).fetchone()
+    while left > 0 and not stopped.is_set():
+        boot, elapsed, wall = clock.now()
+        connection.execute(
             "UPDATE records SET boot = :boot, expiry = :elapsed + min(wall_expiry - :wall, ttl)"
-            " WHERE rowid IN (SELECT rowid FROM records WHERE boot < :boot OR boot > :boot LIMIT :batch)",
-            {"boot": clock.boot, "elapsed": clock.elapsed(), "wall": clock.wall(), "batch": _BATCH},
-        ).rowcount
-    swept += connection.execute(
+            f" WHERE rowid IN (SELECT rowid FROM records WHERE {_OTHER_BOOTS} LIMIT :batch)",
+            {"boot": boot, "elapsed": elapsed, "wall": wall, "batch": _BATCH},
+        )
+        left -= _BATCH
+        stopped.wait(_PAUSE)
+
+
+def sweep(connection: sqlite3.Connection, clock: Clock) -> bool:
+    """Remove at most a batch; tell whether there may be more."""
+    boot, elapsed, _ = clock.now()
+    swept = connection.execute(
         "DELETE FROM records WHERE rowid IN"
         " (SELECT rowid FROM records WHERE boot = ? AND expiry <= ? LIMIT ?)",
-        (clock.boot, clock.elapsed(), _BATCH),
+        (boot, elapsed, _BATCH),
     ).rowcount
     return swept > 0

@@ -6,6 +6,7 @@ import queue
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,17 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 
 
 class ServerProcess:
-    """A server of tests.server.process. Raises AssertionError if it does not come up."""
+    """A server of tests.server.process. Raises AssertionError if it does not come up.
 
-    def __init__(self, face: str, url: str, namespace: str, **settings: Any) -> None:
+    ``within`` is put before its command, such as one that makes a container.
+    """
+
+    def __init__(
+        self, face: str, url: str, namespace: str, *, within: Sequence[str] = (), **settings: Any
+    ) -> None:
         command = [sys.executable, "-m", "tests.server.process", face, url, namespace, json.dumps(settings)]
         self._process = subprocess.Popen(
-            command,
+            [*within, *command],
             cwd=ROOT,
             env=ENVIRONMENT,
             stdin=subprocess.PIPE,

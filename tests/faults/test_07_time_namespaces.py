@@ -1,0 +1,249 @@
+"""Processes of one host share a SQLite file, and CLOCK_BOOTTIME is not the same for all of them."""
+
+import sqlite3
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from idem_grpc import Reason
+from idem_grpc.stores import open_store
+from idem_grpc.stores.boot_clock import BootClock
+from idem_grpc.stores.contract import look
+from idem_grpc.stores.sqlite import SqliteStore
+from idem_grpc.swap import Held, Swapped
+from tests.server.client import Kind
+from tests.server.kinds import FIRST_AND_LAST, kinds
+from tests.server.ledger import order, run
+from tests.server.processes import ENVIRONMENT, ServerProcess
+from tests.support.namespaces import time_shifted, unshared
+from tests.support.remote_store import RemoteStore
+from tests.support.wait import until
+
+AT_WORK = "at-work"
+AHEAD = 10_000  # seconds; longer than anything here lives
+BEHIND = -50
+TTL = 600.0
+
+kind = kinds(*FIRST_AND_LAST)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return str(tmp_path / "store.db")
+
+
+@pytest.fixture
+def url(path):
+    return f"sqlite:///{path}"
+
+
+@pytest.fixture
+def processes(face, url):
+    """Start a server for each of these offsets, all on one store."""
+    started = []
+    namespace = uuid4().hex
+
+    def processes(*offsets, **settings):
+        for offset in offsets:
+            within = time_shifted(offset) if offset else []
+            started.append(ServerProcess(face, url, namespace, within=within, **settings))
+        for process in started:
+            assert process.client.call(Kind.READ, order()).ok
+        return started
+
+    yield processes
+    for process in started:
+        process.close()
+
+
+@pytest.mark.parametrize("offsets", [(0, AHEAD), (AHEAD, 0), (AHEAD, BEHIND)])
+def test_a_call_runs_once_in_containers_with_clocks_of_their_own(processes, offsets, kind, key):
+    one, other = processes(*offsets, default={"retention": TTL, "wait": 0})
+    request = order(run(gate=AT_WORK))
+    first = one.client.begin(kind, request, key)
+    one.await_gate(AT_WORK)
+    assert other.client.call(kind, request, key).reason is Reason.IN_PROGRESS
+    one.open(AT_WORK)
+    answer = other.client.persist(kind, request, key)
+    assert answer.essence == first.answer().essence
+    assert one.client.call(kind, request, key).essence == answer.essence
+    assert (one.attempts(request), other.attempts(request)) == ([1], [])
+
+
+@pytest.mark.parametrize("offsets", [(0, AHEAD), (AHEAD, 0)])
+def test_a_dead_owner_is_taken_over_after_its_lease(processes, offsets, kind, key):
+    one, other = processes(*offsets, default={"lease": 0.5, "retention": TTL, "wait": 5})
+    request = order(run(gate=AT_WORK), run())
+    one.client.begin(kind, request, key)
+    one.await_gate(AT_WORK)
+    one.kill()
+    assert other.client.persist(kind, request, key).ok
+    assert (one.attempts(request), other.attempts(request)) == ([1], [2])
+
+
+@pytest.fixture(params=[AHEAD, BEHIND])
+def elsewhere(request, url):
+    """The same store in a process in a time namespace of its own."""
+    with RemoteStore(url, within=time_shifted(request.param)) as store:
+        yield store
+
+
+@pytest.fixture
+def here(url):
+    with open_store(url) as store:
+        yield store
+
+
+def test_seconds_left_are_the_same_everywhere(here, elsewhere):
+    written = time.monotonic()
+    assert elsewhere.swap(b"theirs", None, b"one", TTL) == Swapped(0)
+    assert here.swap(b"ours", None, b"one", TTL) == Swapped(0)
+    for key in (b"theirs", b"ours"):
+        for held in (look(here, key), elsewhere.look(key), look(here, key)):
+            assert held.value == b"one"
+            assert TTL - (time.monotonic() - written) - 0.01 <= held.ttl_left <= TTL
+        first, second, third = look(here, key), elsewhere.look(key), look(here, key)
+        assert first.ttl_left > second.ttl_left > third.ttl_left
+
+
+def test_a_renewal_elsewhere_beats_a_takeover_here(here, elsewhere):
+    here.swap(b"key", None, b"one", TTL)
+    run_out = TTL - 1
+    until(lambda: look(here, b"key").ttl_left < run_out)
+    assert isinstance(elsewhere.swap(b"key", b"one", b"one", 2 * TTL), Swapped)
+    assert isinstance(here.swap(b"key", b"one", b"two", TTL, run_out), Held)
+    left = look(here, b"key").ttl_left
+    assert isinstance(elsewhere.swap(b"key", b"one", b"two", TTL, left), Swapped)
+
+
+def test_sweepers_on_both_sides_change_no_life(path, url, elsewhere):
+    with open_store(url) as here:
+        here.swap(b"ours", None, b"one", TTL)
+        elsewhere.swap(b"theirs", None, b"one", TTL)
+        lives = written_lives(path)
+        elsewhere.swap(b"brief", None, b"one", 0.01)  # once it is gone, they have swept
+        until(lambda: b"idem:brief" not in written_lives(path))
+    for key in lives:
+        assert written_lives(path)[key] == lives[key]
+
+
+def written_lives(path):
+    connection = sqlite3.connect(path)
+    try:
+        rows = connection.execute("SELECT key, boot, expiry, wall_expiry FROM records")
+        return {key: life for key, *life in rows}
+    finally:
+        connection.close()
+
+
+def test_a_file_of_the_first_release_is_read_by_the_wall_clock(path, here):
+    """It wrote the time since boot with the offset of its container in it, under the bare id of the boot."""
+    here.swap(b"key", None, b"one", TTL)
+    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    connection = sqlite3.connect(path)
+    for offset in (AHEAD, -AHEAD, 0):
+        connection.execute(
+            "UPDATE records SET boot = ?, expiry = ?, wall_expiry = ?",
+            (boot_id, time.clock_gettime(time.CLOCK_BOOTTIME) + offset + TTL / 2, time.time() + TTL / 2),
+        )
+        connection.commit()
+        held = look(here, b"key")
+        assert held.value == b"one"
+        assert 0 < TTL / 2 - held.ttl_left < TTL / 4
+    connection.close()
+
+
+def test_the_wall_clock_decides_where_the_namespace_is_not_known(url, here):
+    """As where /proc shows nothing, or a container has a boot id of its own (LXC, systemd-nspawn)."""
+    here.swap(b"ours", None, b"one", TTL)
+    for hidden in ("mount -t tmpfs none /proc", "mount --bind /etc/hostname /proc/sys/kernel/random/boot_id"):
+        within = unshared(
+            "--mount", "--time", f"--boottime={AHEAD}", "sh", "-c", f'{hidden} && exec "$@"', "sh"
+        )
+        with RemoteStore(url, within=within) as elsewhere:
+            elsewhere.swap(b"theirs", None, b"one", TTL)
+            for key in (b"ours", b"theirs"):
+                held = elsewhere.look(key)
+                assert held.value == b"one"
+                assert abs(held.ttl_left - look(here, key).ttl_left) < TTL / 4
+        here.swap(b"theirs", b"one", None, 1.0)
+
+
+RESTORED = """
+import ctypes, os, sys, time
+from idem_grpc.stores import open_store
+from idem_grpc.stores.contract import look
+from idem_grpc.stores.sqlite import SqliteStore
+
+TTL, CLONE_NEWTIME = 600.0, 0x80
+libc = ctypes.CDLL(None, use_errno=True)
+with open_store(sys.argv[1]) as store:
+    store._sweep_every = None  # only a process of one thread can move
+    store.swap(b"key", None, b"one", TTL)
+    before = time.clock_gettime(time.CLOCK_BOOTTIME)
+    if libc.unshare(CLONE_NEWTIME):
+        sys.exit(os.strerror(ctypes.get_errno()))
+    with open("/proc/self/timens_offsets", "w") as offsets:
+        offsets.write("boottime 10000 0")
+    assert 0 < TTL - look(store, b"key").ttl_left < TTL / 4, "it has not moved yet"
+    with open("/proc/self/ns/time_for_children") as namespace:
+        if libc.setns(namespace.fileno(), CLONE_NEWTIME):
+            sys.exit(os.strerror(ctypes.get_errno()))
+    assert time.clock_gettime(time.CLOCK_BOOTTIME) > before + 9_000
+    assert look(store, b"key").value == b"one"
+    assert 0 < TTL - look(store, b"key").ttl_left < TTL / 4
+    store.swap(b"moved", None, b"one", TTL)
+"""
+
+
+def test_a_process_that_is_moved_to_another_namespace_notices(url, here):
+    """As one that is restored from a checkpoint."""
+    command = [*unshared("--mount"), sys.executable, "-c", textwrap.dedent(RESTORED), url]
+    subprocess.run(command, check=True, env=ENVIRONMENT)
+    for key in (b"key", b"moved"):
+        assert 0 < TTL - look(here, key).ttl_left < TTL / 4
+
+
+def test_what_cannot_have_been_written_in_this_boot_is_judged_by_the_wall_clock(path, here):
+    """On some machines a reboot keeps the boot's id, and the time since boot starts again."""
+    here.swap(b"key", None, b"one", TTL)
+    connection = sqlite3.connect(path)
+    connection.execute("UPDATE records SET expiry = expiry + 1e6, wall_expiry = wall_expiry - ?", (TTL / 2,))
+    connection.commit()
+    assert TTL / 4 < look(here, b"key").ttl_left <= TTL / 2
+    connection.execute("UPDATE records SET wall_expiry = wall_expiry - ?", (TTL,))
+    connection.commit()
+    connection.close()
+    assert look(here, b"key") == Held(None, 0)
+
+
+def test_containers_whose_boots_have_names_of_their_own_leave_one_anothers_records_alone(path):
+    now = 1_700_000_000.0
+    clocks = (
+        BootClock("one", lambda: now, lambda: now),
+        BootClock("other", lambda: now + AHEAD, lambda: now),
+    )
+    stores = [SqliteStore(path, clock=clock, sweep_every=0.01) for clock in clocks]
+
+    def all_sweep():
+        nonlocal now
+        for number, store in enumerate(stores):
+            store.swap(b"brief %d" % number, None, b"one", 1)
+        now += 1
+        until(lambda: not any(b"brief" in key for key in written_lives(path)))
+
+    with stores[0], stores[1]:
+        all_sweep()
+        for number, store in enumerate(stores):
+            store.swap(b"key %d" % number, None, b"one", TTL)
+        lives = written_lives(path)
+        for _ in range(3):
+            all_sweep()
+        assert written_lives(path) == lives
+        for store in stores:
+            assert {look(store, b"key %d" % number).ttl_left for number in range(2)} == {TTL - 3}

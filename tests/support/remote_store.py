@@ -1,0 +1,73 @@
+"""A store that another process has open: ``python -m tests.support.remote_store URL``.
+
+It answers one line for each line that it reads: the value of an expression in which ``store``
+is the store.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from idem_grpc.stores import open_store
+from idem_grpc.stores.sqlite import SqliteStore
+from idem_grpc.swap import Held, Swapped
+
+NAMES = {"Held": Held, "Swapped": Swapped, "inf": float("inf")}
+
+
+class RemoteStore:
+    """The process of a store, which runs ``within`` what that command makes."""
+
+    def __init__(self, url: str, *, within: Sequence[str] = ()) -> None:
+        self._process = subprocess.Popen(
+            [*within, sys.executable, "-m", "tests.support.remote_store", url],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def ask(self, expression: str) -> Any:
+        """What the expression comes to there. AssertionError if the process has ended."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(expression + "\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        assert line, f"the process ended with {self._process.wait()}"
+        return eval(line, NAMES)
+
+    def swap(self, *arguments: Any) -> Swapped | Held:
+        answer = self.ask(f"store.swap(*{arguments!r})")
+        assert isinstance(answer, Swapped | Held)
+        return answer
+
+    def look(self, key: bytes) -> Held:
+        answer = self.swap(key, b"never there", b"never written", 1.0)
+        assert isinstance(answer, Held)
+        return answer
+
+    def close(self) -> None:
+        self._process.communicate()
+
+    def __enter__(self) -> "RemoteStore":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def main(url: str) -> None:
+    store = open_store(url)
+    if isinstance(store, SqliteStore):
+        store._sweep_every = 0.01
+    with store:
+        for line in sys.stdin:
+            sys.stdout.write(repr(eval(line, {"store": store})) + "\n")
+            sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
