@@ -12,6 +12,7 @@ from idem_grpc_pb.v1 import fingerprint_pb2
 
 from idem_grpc.canonical import ANY, canonical
 from idem_grpc.digest import Digest, digest
+from idem_grpc.messages import message_of, no_message
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +44,9 @@ def fingerprint(method: str, raw: bytes, request: object, ignore: Sequence[str] 
 
     ``raw`` are its bytes as received, ``request`` what they were parsed into. The
     canonical digest leaves out the fields named by ``ignore`` (dotted paths); it is
-    taken only of protobuf messages. Deterministic serialization differs between
-    schema versions and languages, hence two digests of which either may match.
+    taken only of protobuf messages and of what wraps them. Deterministic serialization
+    differs between schema versions and languages, hence two digests of which either
+    may match. Raises ValueError if there are fields to ignore, and none can be read.
     """
     name = method.encode()
     canonical = _canonical(request, ignore)
@@ -109,9 +111,15 @@ _check_once = lru_cache(check_ignored)  # for methods of which nothing is known 
 
 
 def _canonical(request: object, ignore: Sequence[str]) -> bytes | None:
-    if not isinstance(request, Message):
+    message = message_of(request)
+    if message is None:
+        if ignore:
+            raise ValueError(
+                f"Policy(ignore={list(ignore)}): {no_message(request)}: ignore nothing, or import the"
+                " generated module of the service"
+            )
         return None
-    return canonical(_without(request, ignore) if ignore else request)
+    return canonical(_without(message, ignore) if ignore else message)
 
 
 def _without(request: Message, paths: Sequence[str]) -> Message:

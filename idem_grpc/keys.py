@@ -98,7 +98,8 @@ def from_request(template: str) -> FromRequest:
 
     ``from_request("order:{user_id}:{item.sku}")`` names fields by dotted paths. Their values
     are escaped as in ``structured``, and need a colon between each other; an empty one raises
-    ValueError at the call. Raises ValueError for a template that cannot make a key.
+    ValueError at the call. So does a request that is no protobuf message and wraps none, as
+    those of proto-plus do. Raises ValueError for a template that cannot make a key.
     """
     return FromRequest(template)
 

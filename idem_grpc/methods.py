@@ -11,6 +11,8 @@ from functools import lru_cache
 from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.descriptor_pb2 import MethodOptions
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
 
 from idem_grpc.contract import declared_key_rule, declared_policies, ignored_fields, key_fields, name_of
 from idem_grpc.fingerprint import check_ignored
@@ -147,6 +149,12 @@ def find_method(method: str) -> MethodDescriptor | None:
 @lru_cache(_REMEMBERED)  # which forgets what raised: the module may yet be imported
 def _known_method(method: str) -> MethodDescriptor:
     return descriptor_pool.Default().FindMethodByName(method.lstrip("/").replace("/", "."))
+
+
+def request_type(method: str) -> type[Message] | None:
+    """The class of a method's requests, if its descriptor is known by now."""
+    descriptor = find_method(method)
+    return None if descriptor is None else GetMessageClass(descriptor.input_type)
 
 
 def is_infrastructure(method: str) -> bool:

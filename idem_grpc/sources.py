@@ -11,6 +11,7 @@ from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 
 from idem_grpc.keytext import escaped, is_valid
+from idem_grpc.messages import message_of, no_message
 
 _PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
 _RUN_TOGETHER = re.compile(r"\0[^:]*\0")  # two fields without what their values cannot contain
@@ -81,11 +82,12 @@ class FromRequest:
 
     def __call__(self, outgoing: Outgoing) -> str:
         """The key of a call. Raises ValueError where the request lacks what it is made of."""
-        request = outgoing.request
-        if not isinstance(request, Message):
-            raise ValueError(
-                f"keys.from_request({self._template!r}): {outgoing.method} has no single request message"
-            )
+        request = message_of(outgoing.request)
+        if request is None:
+            why = "has no single request message"
+            if outgoing.request is not None:
+                why = f"has no fields to make a key of: its {no_message(outgoing.request)}"
+            raise ValueError(f"keys.from_request({self._template!r}): {outgoing.method} {why}")
         descriptor: Any = request.DESCRIPTOR
         self.check(descriptor)
         return "".join(text + self._value(request, path) for text, path in self._parts)

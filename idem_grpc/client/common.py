@@ -9,6 +9,7 @@ a time.
 
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
 from time import monotonic
 from typing import Any, ParamSpec, TypeVar
 
@@ -19,6 +20,7 @@ from idem_grpc.client.answers import failure, run_in
 from idem_grpc.client.keying import Chosen, Keying, KeySource
 from idem_grpc.client.retry import Attempt, Retry, Tokens, attempts
 from idem_grpc.keytext import METADATA_KEY
+from idem_grpc.messages import message_of
 from idem_grpc.sources import Outgoing
 
 T = TypeVar("T")
@@ -210,7 +212,7 @@ def with_key(metadata: Iterable[Any] | None, key: str | None) -> Pairs | None:
 def snapshot(request: T) -> T:
     """A request that stays as it is, whatever its caller does to his meanwhile."""
     if not isinstance(request, Message):
-        return request
+        return request if message_of(request) is None else deepcopy(request)
     copy = type(request)()
     copy.CopyFrom(request)
     return copy
@@ -218,8 +220,9 @@ def snapshot(request: T) -> T:
 
 def size_of(request: Any) -> int | None:
     """The bytes that a request takes on the wire; None if it is neither protobuf nor bytes."""
-    if isinstance(request, Message):
-        return request.ByteSize()
+    message = message_of(request)
+    if message is not None:
+        return message.ByteSize()
     return len(request) if isinstance(request, (bytes, bytearray, memoryview)) else None
 
 

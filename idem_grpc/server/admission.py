@@ -13,7 +13,8 @@ from idem_grpc import keys
 from idem_grpc.digest import store_key, token_key
 from idem_grpc.execution import Execution, Lease, identity_of
 from idem_grpc.fingerprint import Fingerprint, fingerprint
-from idem_grpc.methods import Methods
+from idem_grpc.messages import message_of
+from idem_grpc.methods import Methods, request_type
 from idem_grpc.outcome import Code, Metadata, Outcome
 from idem_grpc.policy import KeyRule, Policy, Rules
 from idem_grpc.problem import Problem, Reason
@@ -194,10 +195,14 @@ class Admission:
         request, shown = None, None
         if raw is not None:
             request = parsed(raw, parse)
-            shown = _fingerprint(caller.method, raw, request, rules)
-        if key is None:
-            key = _key_of(Outgoing(caller.method, request, caller.metadata), rules)
+            read = readable(caller.method, raw, request, rules)
+            shown = _fingerprint(caller.method, raw, read, rules)
+            if key is None:
+                key = _key_of(Outgoing(caller.method, read, caller.metadata), rules)
+        elif rules.ignore:
+            _check_stream(caller.method, parse, rules)
         owner = os.urandom(_OWNER_BYTES)
+        assert key is not None, "a key is made of a request stream's fields by no rules"
         if rules.key is KeyRule.TOKEN:
             binding = Binding.of(rules.operation, scope)
             call = Call(token_key(self.namespace, key), owner, shown, rules, binding)
@@ -253,6 +258,31 @@ def _fingerprint(method: str, raw: bytes, request: Any, rules: Rules) -> Fingerp
     except ValueError:
         logger.exception("%s is refused: its idempotency policy is at fault", method)
         raise Refused(Problem(Reason.MISCONFIGURED)) from None
+
+
+def readable(method: str, raw: bytes, request: Any, rules: Rules) -> Any:
+    """A request of which rules can read the fields, if they name any.
+
+    It is read by the method's descriptor if the handler's own function made something else of
+    it. Raises Refused if its bytes are not of that type.
+    """
+    if not (rules.ignore or rules.key_fields) or message_of(request) is not None:
+        return request
+    known = request_type(method)
+    return request if known is None else parsed(raw, known.FromString)
+
+
+def _check_stream(method: str, parse: Parse | None, rules: Rules) -> None:
+    """Refuse a request stream whose messages will not have the fields to ignore, before its handler runs.
+
+    Where no descriptor knows the method, an empty message shows what the handler's function makes.
+    """
+    if request_type(method) is None:
+        try:
+            request = b"" if parse is None else parse(b"")
+        except Exception:
+            return
+        _fingerprint(method, b"", request, rules)
 
 
 def parsed(raw: bytes, parse: Parse | None) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 from idem_grpc.fingerprint import Fingerprint, StreamFingerprint
 from idem_grpc.outcome import Outcome, Turn
 from idem_grpc.policy import Rules
-from idem_grpc.server.admission import Parse, Refused, parsed
+from idem_grpc.server.admission import Parse, Refused, parsed, readable
 from idem_grpc.steps import Compare
 
 EOF_HOLD = (0.005,) * 10
@@ -36,6 +36,8 @@ class Incoming:
     """
 
     def __init__(self, method: str, rules: Rules, parse: Parse | None) -> None:
+        self._method = method
+        self._rules = rules
         self._parse = parse
         self._fingerprint = StreamFingerprint(method, rules.ignore)
         self.messages = 0
@@ -48,10 +50,11 @@ class Incoming:
         """The next message, parsed. Raises Refused for bytes that are none."""
         try:
             request = parsed(raw, self._parse)
+            read = readable(self._method, raw, request, self._rules)
         except Refused:
             self.malformed = True
             raise
-        self._fingerprint.add(raw, request)
+        self._fingerprint.add(raw, read)
         self.messages += 1
         self.size += len(raw)
         return request

@@ -54,7 +54,13 @@ def is_value(descriptor: Descriptor) -> bool:
 
 
 def same_type(one: Message, other: Message) -> Descriptor:
-    """The type of both. TypeError if they differ."""
+    """The type of both. TypeError if they differ, or are no protobuf messages."""
+    given: tuple[object, ...] = (one, other)
+    for each in given:
+        if not isinstance(each, Message):
+            raise TypeError(
+                f"{type(each)} is no protobuf message: give the message (of proto-plus: type(m).pb(m))"
+            )
     if type(one) is not type(other):
         raise TypeError(f"{type(one).__name__} and {type(other).__name__}: give two messages of one type")
     return cast(Descriptor, one.DESCRIPTOR)  # the stubs tell its C twin apart

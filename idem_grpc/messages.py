@@ -1,0 +1,29 @@
+"""The protobuf messages of requests, which can be wrapped in classes of other libraries."""
+
+from typing import Any
+
+from google.protobuf.message import Message
+
+
+def message_of(request: Any) -> Message | None:
+    """The protobuf message that a request is or wraps; None if it is neither.
+
+    A wrapper gives its message by ``pb``: proto-plus by ``type(m).pb(m)``, which is a public
+    method there, others by a method or a property of that name.
+    """
+    if isinstance(request, Message):
+        return request
+    pb = getattr(type(request), "pb", None)
+    try:
+        found = pb(request) if callable(pb) else getattr(request, "pb", None)
+    except Exception:  # whatever else it may be
+        return None
+    return found if isinstance(found, Message) else None
+
+
+def no_message(request: Any) -> str:
+    """Why a request has no fields that can be read by their names."""
+    return (
+        f"requests are of {type(request)}, which is neither a protobuf message nor wraps one as those of"
+        " proto-plus do"
+    )
