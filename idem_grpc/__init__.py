@@ -7,18 +7,19 @@ from idem_grpc.client.keying import KeySource
 from idem_grpc.client.retry import Budget, Retry
 from idem_grpc.client.sync import client_interceptors, replayed
 from idem_grpc.execution import Execution, current
-from idem_grpc.policy import KeyRule, OnCancel, OnOutage, Policy
+from idem_grpc.outcome import Code
+from idem_grpc.policy import Duration, KeyRule, OnCancel, OnOutage, Policy, StatusCode
 from idem_grpc.problem import Reason
 from idem_grpc.protofiles import proto_path
 from idem_grpc.record import OnUnclear
 from idem_grpc.reporter import Replied, Reporter
-from idem_grpc.scope import PEER, SHARED, CallInfo, metadata
+from idem_grpc.scope import PEER, SHARED, CallInfo, Scope, metadata
 from idem_grpc.server.statuses import status_of
 from idem_grpc.server.sync import ServerInterceptor
 from idem_grpc.sources import Outgoing
 from idem_grpc.stores import open_store
 from idem_grpc.stores.protocol import Store, StoreError, StoreUnavailable
-from idem_grpc.swap import Held, Swapped
+from idem_grpc.swap import Held, Swap, Swapped
 from idem_grpc.tokens.issuing import Operation
 from idem_grpc.tokens.keys import TokenKeys
 from idem_grpc.tokens.service import TokenServicer, add_token_service
@@ -28,6 +29,8 @@ __all__ = [
     "SHARED",
     "Budget",
     "CallInfo",
+    "Code",
+    "Duration",
     "Execution",
     "Held",
     "KeyRule",
@@ -42,10 +45,13 @@ __all__ = [
     "Replied",
     "Reporter",
     "Retry",
+    "Scope",
     "ServerInterceptor",
+    "StatusCode",
     "Store",
     "StoreError",
     "StoreUnavailable",
+    "Swap",
     "Swapped",
     "TokenKeys",
     "TokenServicer",

@@ -1,5 +1,6 @@
 """What a handler can learn and say about its own run: ``current()``."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -73,8 +74,7 @@ class Lease:
         self._is_taken = True
 
 
-@dataclass(slots=True)
-class Execution:
+class Execution(ABC):
     """One run of a keyed handler. Get it with ``current()``.
 
     key: the idempotency key as the caller sent it.
@@ -82,9 +82,44 @@ class Execution:
     scope: whose key it is, as the interceptor's ``scope`` gave it.
     attempt: 1 for the first run under this key, more after a run that left nothing.
         It fences off late writers; it does not make an effect happen exactly once.
-
-    ``identity``, ``lease``, ``ending`` and ``calls`` are the interceptors' side of it.
     """
+
+    __slots__ = ()
+    key: str
+    operation: str
+    scope: str
+    attempt: int
+
+    @property
+    @abstractmethod
+    def lease_lost(self) -> bool:
+        """Whether another process may be running this call by now.
+
+        True once the lease could not be renewed in time, or ``max_run`` is over. A
+        handler that finds it true should stop before its next effect.
+        """
+
+    @abstractmethod
+    def keep(self) -> None:
+        """Keep the answer of this run for every duplicate, whatever its status code."""
+
+    @abstractmethod
+    def release(self) -> None:
+        """Say that this run had no effect: its answer is not kept, and a retry runs again."""
+
+    @abstractmethod
+    def derive(self, name: str) -> str:
+        """A UUID that is the same in every attempt at this request, and differs by ``name``.
+
+        Give it to a payment provider or a queue as *its* idempotency key. It is made
+        of the record's name, the request and ``name``, so callers never share one. A request
+        stream is not known while the call runs: its ids are those of the key alone.
+        """
+
+
+@dataclass(slots=True)
+class KeyedExecution(Execution):
+    """The same with the interceptors' side of it: ``identity``, ``lease``, ``ending`` and ``calls``."""
 
     key: str
     operation: str
@@ -97,33 +132,20 @@ class Execution:
 
     @property
     def lease_lost(self) -> bool:
-        """Whether another process may be running this call by now.
-
-        True once the lease could not be renewed in time, or ``max_run`` is over. A
-        handler that finds it true should stop before its next effect.
-        """
         return self.lease.is_lost
 
     def keep(self) -> None:
-        """Keep the answer of this run for every duplicate, whatever its status code."""
         self.ending = Ending.DECIDED
 
     def release(self) -> None:
-        """Say that this run had no effect: its answer is not kept, and a retry runs again."""
         self.ending = Ending.NOT_NOW
 
     def derive(self, name: str) -> str:
-        """A UUID that is the same in every attempt at this request, and differs by ``name``.
-
-        Give it to a payment provider or a queue as *its* idempotency key. It is made
-        of the record's name, the request and ``name``, so callers never share one. A request
-        stream is not known while the call runs: its ids are those of the key alone.
-        """
         bits = digest("derive", self.identity, name.encode(), size=16)
         return as_uuid(int.from_bytes(bits, "big"), version=8)
 
 
-_current: ContextVar[Execution | None] = ContextVar("idem_grpc_execution", default=None)
+_current: ContextVar[KeyedExecution | None] = ContextVar("idem_grpc_execution", default=None)
 
 
 def current() -> Execution | None:
@@ -131,8 +153,12 @@ def current() -> Execution | None:
     return _current.get()
 
 
+current_run = _current.get
+"""The same, for interceptors."""
+
+
 @contextmanager
-def running(execution: Execution) -> Iterator[None]:
+def running(execution: KeyedExecution) -> Iterator[None]:
     """Make ``execution`` the current one of this context."""
     token = _current.set(execution)
     try:

@@ -18,6 +18,7 @@ from idem_grpc.sources import FromRequest, Outgoing
 
 __all__ = [
     "METADATA_KEY",
+    "FromRequest",
     "Outgoing",
     "from_request",
     "is_valid",

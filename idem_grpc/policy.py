@@ -54,7 +54,7 @@ class OnCancel(Enum):
 
 
 class StatusCode(Protocol):
-    """A grpc.StatusCode; the core does not import grpc."""
+    """A member of ``grpc.StatusCode`` or of ``idem_grpc.Code``."""
 
     @property
     def name(self) -> str: ...

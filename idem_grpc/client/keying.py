@@ -16,7 +16,7 @@ from google.protobuf.descriptor import MethodDescriptor
 
 from idem_grpc.contract import declared_key_rule, key_fields
 from idem_grpc.digest import as_uuid, digest
-from idem_grpc.execution import Execution, current
+from idem_grpc.execution import KeyedExecution, current_run
 from idem_grpc.keys import current_step, take_pending, unique
 from idem_grpc.keytext import METADATA_KEY, is_valid
 from idem_grpc.methods import (
@@ -99,12 +99,12 @@ class Keying:
         if (given := take_pending()) is not None:
             return Chosen(given, is_safe=True)
         source = self._source(outgoing.method, descriptor)
-        if isinstance(source, SingleUse) and current() is not None:
+        if isinstance(source, SingleUse) and current_run() is not None:
             raise RuntimeError(
                 f"{outgoing.method} takes a token, and a keyed handler that is run again would take"
                 " another: have the handler's caller send the token, and pass it on with keys.using(…)"
             )
-        execution = current() if self._derive else None
+        execution = current_run() if self._derive else None
         if execution is not None and not isinstance(source, FromRequest):
             return _derived(execution, outgoing.method)
         key = None if source is None else source(outgoing)
@@ -176,7 +176,7 @@ def checked(key: Any) -> str | None:
     return key
 
 
-def _derived(execution: Execution, method: str) -> Chosen:
+def _derived(execution: KeyedExecution, method: str) -> Chosen:
     """A key that is the same whenever this handler, run again, makes this call.
 
     It is made of the record's name, so that tenants and methods never meet, of the

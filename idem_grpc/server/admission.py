@@ -11,7 +11,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 
 from idem_grpc import keys
 from idem_grpc.digest import store_key, token_key
-from idem_grpc.execution import Execution, Lease, identity_of
+from idem_grpc.execution import KeyedExecution, Lease, identity_of
 from idem_grpc.fingerprint import Fingerprint, fingerprint
 from idem_grpc.messages import message_of
 from idem_grpc.methods import Methods, request_type
@@ -118,12 +118,12 @@ class Admitted:
     scope: str
     request: Any
 
-    def execution(self, record: Record, claimed: float) -> Execution:
+    def execution(self, record: Record, claimed: float) -> KeyedExecution:
         """What ``current()`` is while the handler runs under ``record``.
 
         ``claimed`` is the monotonic time at which the claim was sent.
         """
-        return Execution(
+        return KeyedExecution(
             key=self.key,
             operation=self.call.rules.operation,
             scope=self.scope,

@@ -10,7 +10,7 @@ from time import monotonic
 import grpc
 from google.protobuf.descriptor import ServiceDescriptor
 
-from idem_grpc.execution import Execution, running
+from idem_grpc.execution import KeyedExecution, running
 from idem_grpc.outcome import Metadata
 from idem_grpc.policy import Policy, Rules
 from idem_grpc.problem import Problem, Reason
@@ -84,7 +84,9 @@ class Protection:
         return sent
 
     @contextmanager
-    def keeping(self, execute: Execute, execution: Execution, rules: Rules, caller: Caller) -> Iterator[None]:
+    def keeping(
+        self, execute: Execute, execution: KeyedExecution, rules: Rules, caller: Caller
+    ) -> Iterator[None]:
         """Renew the lease of a run, and make it the current one, until the block ends."""
         told = False
 

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import grpc
 
 from idem_grpc.endings import Ending, ending_of
-from idem_grpc.execution import Execution
+from idem_grpc.execution import KeyedExecution
 from idem_grpc.outcome import Code, Metadata, Outcome
 from idem_grpc.policy import OnCancel, Rules
 from idem_grpc.server.admission import NOT_PARSED, Caller
@@ -38,7 +38,7 @@ class Recording:
     def __init__(
         self,
         caller: Caller,
-        execution: Execution,
+        execution: KeyedExecution,
         rules: Rules,
         handler: Handler,
         *,

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
-from idem_grpc.outcome import Code, Metadata
+from idem_grpc.outcome import Code
 from idem_grpc.problem import DOMAIN, STATUS_DETAILS, Problem, Reason
 
 _MOST_FAULTS = 8
@@ -38,7 +38,7 @@ class UpdateRefused(Exception):
         return self.status.message
 
     @property
-    def trailing_metadata(self) -> Metadata:
+    def trailing_metadata(self) -> tuple[tuple[str, str | bytes], ...]:
         """The status in the form in which every gRPC client looks for it."""
         return ((STATUS_DETAILS, self.status.SerializeToString()),)
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from idem_grpc.digest import Digest, as_uuid, digest, store_key, token_key
-from idem_grpc.execution import Execution, identity_of
+from idem_grpc.execution import KeyedExecution, identity_of
 from idem_grpc.fingerprint import Fingerprint
 from idem_grpc.record import Record, State
 
@@ -71,9 +71,9 @@ def test_uuids(bits, version):
     assert made.int & untouched == bits & untouched
 
 
-def execution(attempt: int, key: bytes = b"name", raw: bytes = b"raw") -> Execution:
+def execution(attempt: int, key: bytes = b"name", raw: bytes = b"raw") -> KeyedExecution:
     record = Record(state=State.RUNNING, attempt=attempt, fingerprint=Fingerprint(raw))
-    return Execution("key", "/a.B/C", "scope", attempt, identity_of(key, record))
+    return KeyedExecution("key", "/a.B/C", "scope", attempt, identity_of(key, record))
 
 
 def test_a_derived_id_is_the_same_in_every_attempt_and_for_no_other_request():
