@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from idem_grpc.stores.checking import check_swaps, check_swaps_async
 from idem_grpc.stores.protocol import (
     AsyncStore,
     OpeningProcess,
@@ -67,7 +68,7 @@ class MemoryStore(Store):
             return Swapped(held.ttl_left)
 
     def check(self) -> None:
-        self._opener.require()
+        check_swaps(self)
 
     def close(self) -> None:
         self._opener.closed = True
@@ -119,8 +120,7 @@ class AsyncMemoryStore(AsyncStore):
         return self.blocking.swap(key, expected, new, ttl, max_left)
 
     async def check(self) -> None:
-        self._loop.require()
-        self.blocking.check()
+        await check_swaps_async(self)
 
     async def aclose(self) -> None:
         self.blocking.close()

@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 from idem_grpc.stores.boot_clock import Clock, host_clock
+from idem_grpc.stores.checking import check_swaps, check_swaps_async
 from idem_grpc.stores.protocol import (
     AsyncStore,
     OpeningProcess,
@@ -116,11 +117,7 @@ class SqliteStore(Store):
             yield from ((key[len(self._prefix) :], held) for key, held in page if held.value is not None)
 
     def check(self) -> None:
-        self._opener.require()
-        with self._lock, errors_of(self.path):
-            connection = self._open()
-            connection.execute("BEGIN IMMEDIATE")
-            connection.execute("ROLLBACK")
+        check_swaps(self)
 
     def close(self) -> None:
         self._opener.closed = True
@@ -213,9 +210,7 @@ class AsyncSqliteStore(AsyncStore):
         )
 
     async def check(self) -> None:
-        self._opener.require()
-        self._loop.require()
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._store.check)
+        await check_swaps_async(self)
 
     async def aclose(self) -> None:
         self._opener.closed = True

@@ -1,11 +1,18 @@
 -- The rule of may_swap in idem_grpc/swap.py, on the server that holds the key, so that nobody comes
 -- between the look and the write. KEYS: the key. ARGV: expected, new, ttl and max_left in milliseconds;
 -- '' stands for nothing, as no value is empty. Returns {left}, or {left, held} when nothing was changed;
--- left is PTTL's: -2 when absent, -1 when the key never expires.
-local held, left = redis.call('GET', KEYS[1]) or '', redis.call('PTTL', KEYS[1])
+-- left is PTTL's: -2 when absent, -1 when the key never expires. What is there already is not written
+-- again, only its life is set: a server out of memory refuses SET, and leases must be renewed all the same.
+-- Errors are returned rather than raised, because Redis 6 hides the code of those that are raised.
+local held = redis.pcall('GET', KEYS[1]) or ''
+if type(held) == 'table' then return held end
+local left = redis.call('PTTL', KEYS[1])
 local expected, new, ttl, max_left = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local unrenewed = not max_left or (left ~= -1 and left <= max_left)
 if held ~= new and not (held == expected and unrenewed) then return {left, held} end
-if new ~= '' then redis.call('SET', KEYS[1], new, 'PX', ttl)
-elseif held ~= '' then redis.call('DEL', KEYS[1]) end
+local done
+if held == new then done = new ~= '' and redis.pcall('PEXPIRE', KEYS[1], ttl)
+elseif new ~= '' then done = redis.pcall('SET', KEYS[1], new, 'PX', ttl)
+else done = redis.pcall('DEL', KEYS[1]) end
+if type(done) == 'table' and done.err then return done end
 return {left}

@@ -1,0 +1,77 @@
+"""Redis servers that are set up in some way, and what is no Redis server."""
+
+import re
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from tests.support.redis_server import RedisServer
+from tests.support.wait import until
+
+SLOTS = 16384
+_COMMAND = re.compile(rb"\*\d+\r\n\$\d+\r\n(\w+)\r\n")
+_OF_A_CLUSTER = ("--cluster-enabled", "yes", "--cluster-require-full-coverage", "no")
+
+
+@contextmanager
+def running(*options: str, password: str | None = None) -> Iterator[RedisServer]:
+    """A server with these options."""
+    server = RedisServer(*options, password=password)
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def at(server: RedisServer, credentials: str = "", path: str = "") -> str:
+    """A server's URL with user and password, as in ``"user:password@"``, and the rest."""
+    return server.url.replace("://", f"://{credentials}") + path
+
+
+@contextmanager
+def cluster(*shares: range) -> Iterator[list[RedisServer]]:
+    """The nodes of a cluster, each with its share of the slots."""
+    nodes: list[RedisServer] = []
+    try:
+        for share in shares:
+            nodes.append(RedisServer(*_OF_A_CLUSTER))
+            with nodes[-1].client() as client:
+                client.execute_command("CLUSTER", "ADDSLOTSRANGE", share[0], share[-1])
+                client.execute_command("CLUSTER", "MEET", "127.0.0.1", nodes[0].port)
+        until(lambda: all(_is_complete(node, len(shares)) for node in nodes))
+        yield nodes
+    finally:
+        for node in nodes:
+            node.stop()
+
+
+def _is_complete(node: RedisServer, size: int) -> bool:
+    with node.client() as client:
+        told = client.execute_command("CLUSTER INFO")
+    known = told["cluster_state"], told["cluster_slots_ok"], told["cluster_size"]
+    return known == ("ok", str(SLOTS), str(size))
+
+
+@contextmanager
+def scripted(reply: bytes) -> Iterator[str]:
+    """The URL of what gives one reply to whatever it is asked, once a client has introduced itself."""
+
+    def serve(connection: socket.socket) -> None:
+        with connection, suppress(OSError):
+            while data := connection.recv(65536):
+                for command in _COMMAND.findall(data):
+                    connection.sendall(b"+OK\r\n" if command == b"CLIENT" else reply)
+
+    def accept() -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                threading.Thread(target=serve, args=(connection,), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=accept, daemon=True)
+        thread.start()
+        yield f"redis://127.0.0.1:{listener.getsockname()[1]}"
+        listener.shutdown(socket.SHUT_RDWR)
+    thread.join()
