@@ -15,6 +15,7 @@ at the top of conftest.py; nothing here needs pytest otherwise.
 import asyncio
 import threading
 from collections.abc import Coroutine, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from idem_grpc.stores.contract import TTL, StoreChecks, look, raises
@@ -52,7 +53,7 @@ class AsyncStoreContract(StoreChecks):
 
     def test_blocking_is_the_same_data(self) -> None:
         with _OnALoop(self.make_store()) as store:
-            blocking = store.inner.blocking
+            blocking = store.run(_blocking_of(store.inner))
             store.swap(b"key", None, b"one", TTL)
             assert isinstance(blocking.swap(b"key", b"one", b"two", TTL), Swapped)
             assert look(store, b"key").value == b"two"
@@ -81,12 +82,18 @@ class AsyncStoreContract(StoreChecks):
                 assert look(store, b"%d" % steps).value in (None, b"cancelled %d" % steps)
                 assert look(store, b"other %d" % steps).value == b"whole %d" % steps
 
-    def test_a_second_event_loop_is_refused(self) -> None:
+    def test_a_second_event_loop_has_the_same_data_or_is_refused(self) -> None:
         with _OnALoop(self.make_store()) as store:
             store.swap(b"key", None, b"one", TTL)
-            with asyncio.Runner() as second:
-                raises(StoreError, lambda: second.run(store.inner.swap(b"key", None, b"two", TTL)))
+            with asyncio.Runner() as second, suppress(StoreError):
+                held = second.run(store.inner.swap(b"key", None, b"two", TTL))
+                assert isinstance(held, Held)
+                assert held.value == b"one"
             assert look(store, b"key").value == b"one"
+
+
+async def _blocking_of(store: AsyncStore) -> Store:
+    return store.blocking
 
 
 class _OnALoop(Store):

@@ -20,7 +20,6 @@ from idem_grpc import SHARED, OnUnclear, Policy, Reason, ServerInterceptor
 from idem_grpc.endings import Ending, ending_of
 from idem_grpc.outcome import Code, Outcome
 from idem_grpc.policy import BUILT_IN
-from idem_grpc.stores.memory import MemoryStore
 from tests.support.wait import until
 
 ROOT = Path(__file__).parent.parent
@@ -59,7 +58,7 @@ class Reader:
     """One who pastes the python blocks one after the other into one session."""
 
     def __init__(self) -> None:
-        self.names = {"MyStore": MemoryStore, "provider": SimpleNamespace(is_closed=lambda: True)}
+        self.names = {"provider": SimpleNamespace(is_closed=lambda: True)}
         self._left = blocks("python")
 
     def __getattr__(self, name):
@@ -95,8 +94,11 @@ def test_python_blocks(reader):
         cleanup.callback(reader.patient.close)
         reader.paste("class Refunds(")
         keeps_and_releases(reader, cleanup)
+        reader.paste("class MyStore(")
+        reader.paste("class MyAsyncStore(")
         reader.paste("class TestMyStore(")
         run_the_tests_of(reader.TestMyStore)
+        run_the_tests_of(reader.TestMyAsyncStore)
         reader.paste("idempotency.drain(")
         assert reader.left == 0
         reader.paste("class Metrics(")

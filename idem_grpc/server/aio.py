@@ -18,7 +18,7 @@ from idem_grpc.server.base import Protection
 from idem_grpc.server.passed_on import TOKEN_SERVICE, with_details
 from idem_grpc.server.replies import Answer
 from idem_grpc.server.settings import check_watch
-from idem_grpc.stores.protocol import AsyncStore
+from idem_grpc.stores.protocol import AsyncStore, OnLoop
 
 
 class ServerInterceptor(grpc.aio.ServerInterceptor):
@@ -44,6 +44,7 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
             raise TypeError(f"store={store!r}: give a store of idem_grpc.aio.open_store")
         check_watch(max_waiters, reporter)
         self.store = store
+        self._on_loop = store.blocking if isinstance(store.blocking, OnLoop) else None
         self._tasks: set[asyncio.Task[Answer]] = set()
         self.protection = Protection(
             store.blocking,
@@ -80,6 +81,8 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
         if planned is None:
             return handler
         plan, metadata = planned
+        if self._on_loop is not None:
+            self._on_loop.use_running_loop()
 
         def arrived(request: Any, context: Any) -> AioCall:
             raw = None if handler.request_streaming else request

@@ -4,12 +4,17 @@ import asyncio
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
+from concurrent.futures import CancelledError, wait
+from contextlib import suppress
+from functools import cached_property
 from types import TracebackType
-from typing import Self
+from typing import Any, Self, TypeVar
 
 from idem_grpc.swap import Held, Swap, Swapped
 
+T = TypeVar("T")
+_LOOK_EVERY = 1.0  # seconds between looks at whether an event loop still runs
 MAX_TTL = 100 * 365 * 86_400.0  # seconds; far below what any store's clock overflows at
 
 
@@ -33,11 +38,11 @@ class StoreUnavailable(StoreError):
 class Store(ABC):
     """A key-value store with compare-and-swap, for threads.
 
-    ``namespace`` keeps apart the keys of services that share a server. An
-    implementation may be called by many threads at once.
+    ``namespace`` keeps apart the keys of services that share a server; a store that has
+    none of its own leaves it at "idem". An implementation may be called by many threads at once.
     """
 
-    namespace: str
+    namespace: str = "idem"
 
     @abstractmethod
     def swap(
@@ -88,15 +93,23 @@ class Store(ABC):
 
 
 class AsyncStore(ABC):
-    """The same for asyncio. ``blocking`` is the same data over a connection of its own.
+    """The same for asyncio.
 
-    Leases are renewed through ``blocking`` from a thread, so that a handler that
-    blocks the event loop does not lose its lease. ``aclose`` closes it too. The
-    event loop that uses a store first is the only one that may; others get StoreError.
+    A store whose connections belong to the event loop that used it first raises StoreError
+    in any other.
     """
 
-    namespace: str
-    blocking: Store
+    namespace: str = "idem"
+
+    @cached_property
+    def blocking(self) -> Store:
+        """The same data for threads: leases are renewed through it.
+
+        By default it has this store do the work, on the event loop of the server. A handler that
+        blocks the loop can then lose its lease, so a store that can have a connection of its own
+        for threads sets this to one; ``aclose`` closes it too.
+        """
+        return OnLoop(self)
 
     @abstractmethod
     async def swap(
@@ -128,6 +141,59 @@ class AsyncStore(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.aclose()
+
+
+class OnLoop(Store):
+    """An AsyncStore for threads: its work is done on the event loop that uses it."""
+
+    def __init__(self, store: AsyncStore) -> None:
+        self.namespace = store.namespace
+        self._store = store
+        self._loop: asyncio.AbstractEventLoop | None = None
+        with suppress(RuntimeError):
+            self.use_running_loop()
+
+    def use_running_loop(self) -> None:
+        """Have the work done on the running event loop from now on. Raises RuntimeError if none runs."""
+        self._loop = asyncio.get_running_loop()
+
+    def swap(
+        self,
+        key: bytes,
+        expected: bytes | None,
+        new: bytes | None,
+        ttl: float,
+        max_left: float | None = None,
+    ) -> Swapped | Held:
+        return self._run(self._store.swap(key, expected, new, ttl, max_left))
+
+    def swap_many(self, swaps: Sequence[Swap]) -> list[Swapped | Held]:
+        return self._run(self._store.swap_many(swaps))
+
+    def check(self) -> None:
+        self._run(self._store.check())
+
+    def close(self) -> None:
+        """Nothing: the store is closed by ``aclose``."""
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Have it done on the loop. Raises StoreUnavailable if that does not run, or stops meanwhile."""
+        loop = self._loop
+        if loop is None or not loop.is_running():
+            work.close()
+            raise StoreUnavailable("the event loop of this store does not run")
+        with suppress(RuntimeError):  # which no running loop raises
+            if asyncio.get_running_loop() is loop:
+                work.close()
+                raise StoreError("blocking is for threads, and would wait for itself on the event loop")
+        future = asyncio.run_coroutine_threadsafe(work, loop)
+        while not wait([future], _LOOK_EVERY).done:
+            if not loop.is_running():
+                future.cancel()
+        try:
+            return future.result()
+        except CancelledError:
+            raise StoreUnavailable("the event loop of this store has stopped") from None
 
 
 class OpeningProcess:

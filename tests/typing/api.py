@@ -3,7 +3,7 @@
 A line that must be an error says which one; mypy complains if it is none.
 """
 
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any, Never, assert_type
@@ -20,6 +20,8 @@ from idem_grpc import (
     PEER,
     SHARED,
     CallInfo,
+    Code,
+    Duration,
     Execution,
     Held,
     KeyRule,
@@ -32,10 +34,13 @@ from idem_grpc import (
     Reason,
     Replied,
     Reporter,
+    Scope,
     ServerInterceptor,
+    StatusCode,
     Store,
     StoreError,
     StoreUnavailable,
+    Swap,
     Swapped,
     current,
     keys,
@@ -276,6 +281,42 @@ def swapped(mine: Store) -> float:
     if isinstance(found, idem_grpc.aio.Held):
         assert_type(found.value, bytes | None)
     return found.ttl_left
+
+
+class MyStore(Store):
+    def swap(
+        self, key: bytes, expected: bytes | None, new: bytes | None, ttl: float, max_left: float | None = None
+    ) -> Swapped | Held:
+        return Swapped(0.0) if new is None else Held(None, ttl)
+
+    def swap_many(self, swaps: Sequence[Swap]) -> list[Swapped | Held]:
+        return super().swap_many([swap for swap in swaps if swap.ttl > 0])
+
+    def check(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class MyAsyncStore(idem_grpc.aio.Store):
+    def __init__(self, blocking: Store) -> None:
+        self.blocking = blocking
+
+    async def swap(
+        self, key: bytes, expected: bytes | None, new: bytes | None, ttl: float, max_left: float | None = None
+    ) -> Swapped | Held:
+        return self.blocking.swap(key, expected, new, ttl, max_left)
+
+    async def check(self) -> None: ...
+
+    async def aclose(self) -> None: ...
+
+
+assert_type(MyStore().namespace, str)
+assert_type(MyAsyncStore(MyStore()).blocking, Store)
+by_tenant: Scope = tenant
+minute: Duration = timedelta(minutes=1)
+refused: StatusCode = Code.ABORTED
+Policy(replay_errors=[Code.ABORTED, refused], retention=minute)
 
 
 async def swapped_on_aio(mine: idem_grpc.aio.Store) -> None:
