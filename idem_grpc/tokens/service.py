@@ -61,6 +61,7 @@ class _Tokens:
                 raise TypeError(f"operations[{name!r}] is {operation!r}: give an Operation, by its name")
             if not name:
                 raise ValueError("operations: a name is empty: give one, such as 'payments.charge'")
+        admission.check_operations(operations)
         self._admission = admission
         self._operations = dict(operations)
         self._names = {Binding.of(name, "").operation: name for name in operations}
