@@ -10,8 +10,8 @@ from tests.core.walk import Faults, Scenario, Walk
 
 RERUN, FAIL = OnUnclear.RERUN, OnUnclear.FAIL
 TOGETHER, APART = (0, 0), (0, 1)
-ONE_OF_EACH = Faults(lost=1, lapses=1, crashes=1, failures=1, cancels=1)
-THRICE = Faults(lost=2, lapses=2, crashes=1, failures=2, cancels=1, all=3)
+ONE_OF_EACH = Faults(lost=1, resent=1, lapses=1, crashes=1, failures=1, cancels=1)
+THRICE = Faults(lost=2, resent=1, lapses=2, crashes=1, failures=2, cancels=1, all=3)
 TWICE = THRICE._replace(all=2)
 WIPED = Faults(lapses=2, crashes=1, failures=1, wipes=1)
 CLEAR = (Ending.UNCLEAR, Ending.NOT_NOW, Ending.MENDABLE)
