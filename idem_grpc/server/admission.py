@@ -121,7 +121,7 @@ class Admitted:
     def execution(self, record: Record, claimed: float) -> KeyedExecution:
         """What ``current()`` is while the handler runs under ``record``.
 
-        ``claimed`` is the monotonic time at which the claim was sent.
+        ``claimed`` is the time at which the claim was sent, on the clock ``elapsed``.
         """
         return KeyedExecution(
             key=self.key,

@@ -2,13 +2,13 @@
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import inf
 from time import monotonic
 
 from idem_grpc.elapsed import elapsed
 from idem_grpc.steps import Outage
-from idem_grpc.stores.protocol import Store, StoreError, StoreUnavailable
+from idem_grpc.stores.protocol import AsyncStore, Store, StoreError, StoreUnavailable
 from idem_grpc.swap import Held, Swap, Swapped
 
 logger = logging.getLogger("idem_grpc")
@@ -16,8 +16,8 @@ logger = logging.getLogger("idem_grpc")
 SLOW = 0.1
 """A swap that fails after more seconds than this has kept its caller waiting: others need not wait too."""
 
-LONGEST_REST = 1.0
-"""The most seconds between two probes of a store that keeps its callers waiting."""
+LONGEST_PROBE = 10.0
+"""Seconds after which a probe that reports nothing no longer keeps others from looking."""
 
 SETTLING = 0.5
 """The part of a lease for which nobody is taken for dead after an outage. Owners renew as soon as they
@@ -37,7 +37,6 @@ class Availability:
         self._lock = threading.Lock()
         self._is_away = False
         self._is_open = False
-        self._is_probing = False
         self._probe_from = 0.0
         self._away_since = 0.0
         self._back_since = -inf
@@ -50,9 +49,9 @@ class Availability:
             return True
         with self._lock:
             now = monotonic()
-            if self._is_probing or now < self._probe_from:
+            if now < self._probe_from:
                 return False
-            self._is_probing = True
+            self._probe_from = now + LONGEST_PROBE
             return True
 
     def answered(self) -> None:
@@ -60,14 +59,16 @@ class Availability:
         if not self._is_away:
             return
         with self._lock:
-            if not self._is_away:
-                return
-            self._is_away = self._is_open = self._is_probing = False
+            was_away = self._is_away
+            self._is_away = self._is_open = False
             self._back_since = elapsed()
             seconds, failures = self._back_since - self._away_since, self._failures
-        logger.warning("the idempotency store answers again, after %.1f s and %d failures", seconds, failures)
-        for resume in self.on_return:
-            resume()
+        if was_away:  # and no other thread was first
+            logger.warning(
+                "the idempotency store answers again, after %.1f s and %d failures", seconds, failures
+            )
+            for resume in self.on_return:
+                resume()
 
     def failed(self, error: BaseException, seconds: float = 0.0) -> Outage:
         """A swap raised after ``seconds``. Returns what a flow makes of that."""
@@ -77,31 +78,22 @@ class Availability:
                 logger.error(
                     "the idempotency store cannot be used (%d times by now)", self._mistakes, exc_info=error
                 )
-            with self._lock:  # that was an answer, though a useless one
-                self._is_open = self._is_probing = False
+            self._is_open = False  # that was an answer, though a useless one
             return Outage(misused=True)
         if not isinstance(error, StoreError):
             logger.error("the idempotency store raised what no store should", exc_info=error)
         silent = not (isinstance(error, StoreUnavailable) and error.answered)
         with self._lock:
-            now = monotonic()
             if not self._is_away:
                 self._is_away, self._away_since, self._failures = True, elapsed(), 0
             self._failures += 1
             failures = self._failures
-            self._is_probing = False
             if silent and seconds > SLOW:
                 self._is_open = True
-                self._probe_from = now + min(seconds, LONGEST_REST)
+            self._probe_from = 0.0
         if _is_worth_a_line(failures):
             logger.warning("the idempotency store did not answer (%d times by now): %s", failures, error)
         return Outage()
-
-    def left(self) -> None:
-        """A swap ended without telling anything of the store: its caller was cancelled, say."""
-        if self._is_probing:
-            with self._lock:
-                self._is_probing = False
 
     def hold(self, lease: float) -> float:
         """Seconds for which no run with a lease of ``lease`` seconds may be taken for dead.
@@ -121,9 +113,44 @@ class Availability:
             seen = store.swap(swap.key, swap.expected, swap.new, swap.ttl, swap.max_left)
         except Exception as error:
             return self.failed(error, monotonic() - began)
-        except BaseException:
-            self.left()
-            raise
+        self.answered()
+        return seen
+
+    async def attempt_async(self, store: AsyncStore, swap: Swap) -> Swapped | Held | Outage:
+        """The same for asyncio. Raises what its caller's task is cancelled by."""
+        if not self.admits():
+            return Outage(sent=False)
+        began = monotonic()
+        try:
+            seen = await store.swap(swap.key, swap.expected, swap.new, swap.ttl, swap.max_left)
+        except Exception as error:
+            return self.failed(error, monotonic() - began)
+        self.answered()
+        return seen
+
+    def attempt_many(self, store: Store, swaps: Sequence[Swap]) -> Sequence[Swapped | Held] | Outage:
+        """Send swaps in one batch, likewise."""
+        if not self.admits():
+            return Outage(sent=False)
+        began = monotonic()
+        try:
+            seen = store.swap_many(swaps)
+        except Exception as error:
+            return self.failed(error, monotonic() - began)
+        self.answered()
+        return seen
+
+    async def attempt_many_async(
+        self, store: AsyncStore, swaps: Sequence[Swap]
+    ) -> Sequence[Swapped | Held] | Outage:
+        """The same for asyncio."""
+        if not self.admits():
+            return Outage(sent=False)
+        began = monotonic()
+        try:
+            seen = await store.swap_many(swaps)
+        except Exception as error:
+            return self.failed(error, monotonic() - began)
         self.answered()
         return seen
 

@@ -55,6 +55,15 @@ class Promise:
         self.is_protected = is_protected
         self.size = 0
 
+    def start(self) -> None:
+        """Called right before the handler. Raises NotStarted if the lease has run out, or nearly so."""
+        if self.is_protected and not self.lease.may_start:
+            raise NotStarted
+
+
+class NotStarted(Exception):
+    """The handler must not start: another process may be running the call by now, or soon."""
+
 
 class Keeper:
     """Keeps promises to the store, for as long as the process lives."""
@@ -156,6 +165,7 @@ class _Job(ABC):
     def run(self, seen: Seen | None) -> float | None:
         """Do it, with the store's answer. Returns after how many seconds it is due again, if it is."""
 
+    @abstractmethod
     def stalled(self) -> None:
         """The store is away, and nothing was asked."""
 
@@ -378,6 +388,9 @@ class _Limit(_Job):
     def run(self, seen: object) -> None:
         if not self.is_over:
             self._stop()
+
+    def stalled(self) -> None:
+        raise AssertionError("it asks the store for nothing")
 
 
 class _Tail(_Job):

@@ -56,7 +56,9 @@ class Laws:
             assert self._processes[owner] in at.dead, f"RUNNING of {owner}, which lives, is left behind"
         if record.state is State.UNKNOWN:
             owner = next(n for n, node in enumerate(at.nodes) if node.call.owner == record.owner)
-            assert owner in at.started or self._processes[owner] in at.dead, f"UNKNOWN of {owner}, which never ran"
+            assert owner in at.started or self._processes[owner] in at.dead, (
+                f"UNKNOWN of {owner}, which never ran"
+            )
         if not at.dead and not at.wiped and any(is_decided(node) for node in at.nodes):
             assert record.state is State.DONE, "an outcome was decided, and is not kept"
 

@@ -364,7 +364,6 @@ class TestARunWhoseLeaseHasRunOut:
         flow = Driven(call).then(held(RUNNING, DEAD), Waited(more=False))
         assert flow.step == Reply(Problem(Reason.IN_PROGRESS), b"other")
 
-
     def test_is_left_alone_until_owners_had_time_to_renew_after_an_outage(self, call):
         flow = Driven(call).then(held(RUNNING, DEAD), Waited(hold=10.0))
         assert isinstance(flow.step, Wait)

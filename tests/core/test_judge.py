@@ -67,7 +67,9 @@ def claimed(finding: Finding, max_left: float | None = None) -> Verdict:
 
 def given_up(record: Record = RUNNING) -> Verdict:
     unknown = replace(record, state=State.UNKNOWN).to_bytes()
-    return GiveUp(Swap(b"key", record.to_bytes(), unknown, 30 * 24 * 3600.0, DEAD), TakeOver(record.owner, record.lease))
+    return GiveUp(
+        Swap(b"key", record.to_bytes(), unknown, 30 * 24 * 3600.0, DEAD), TakeOver(record.owner, record.lease)
+    )
 
 
 def mine(record: Record) -> Record:

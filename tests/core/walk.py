@@ -41,6 +41,7 @@ class Faults(NamedTuple):
 
     lost: int = 0
     resent: int = 0
+    late: int = 0
     lapses: int = 0
     crashes: int = 0
     failures: int = 0
@@ -89,9 +90,8 @@ class At(NamedTuple):
     """One state of the whole: flows, store, swaps in flight, faults left, and what happened before.
 
     ``lapsed`` has the calls whose lease ran out at some time, ``dead`` the processes that crashed,
-    ``started`` the calls whose handler has begun. ``aged`` has those that sent a swap more than a
-    lease ago and have done nothing since. ``settling``: the store was away, all processes know
-    it, and none takes a run over before the living have renewed.
+    ``started`` the calls whose handler has begun. ``settling``: the store was away, all processes
+    know it, and none takes a run over before the living have renewed.
     """
 
     nodes: tuple[Node, ...]
@@ -102,7 +102,6 @@ class At(NamedTuple):
     lapsed: frozenset[int] = frozenset()
     wiped: bool = False
     started: frozenset[int] = frozenset()
-    aged: frozenset[int] = frozenset()
     settling: bool = False
 
 
@@ -183,7 +182,12 @@ class Walk:
                 if not (node.paused and node.last_seen == at.store):
                     reply, store = swapped(swap, at.store)
                     text = f"{number} {told(swap)}: {told(reply)}"
-                    yield Move(text, self._sent(at, number, reply, store=store), number)
+                    after = self._sent(at, number, reply, store=store)
+                    yield Move(text, after, number)
+                    faults = at.faults.without("late")
+                    if faults is not None and number in after.started - at.started:
+                        late = self._later(after._replace(faults=faults, started=at.started))
+                        yield Move(f"{text}, and is late", late, number)
                 if (faults := at.faults.without("resent")) is not None and store_changes(swap, at.store):
                     _, store = swapped(swap, at.store)
                     after = at._replace(faults=faults, store=store)
@@ -219,10 +223,10 @@ class Walk:
             case Execute():
                 if number in at.started:
                     yield from self._endings(at, number, node)
-                elif number in at.aged and node.step.acknowledged:
-                    yield Move(f"{number} is too late to start", self._sent(at, number, TooLate()))
+                elif not node.step.acknowledged:  # it has no lease to start under
+                    yield Move(f"{number} starts late", at._replace(started=at.started | {number}))
                 else:
-                    yield Move(f"{number} starts", at._replace(started=at.started | {number}))
+                    yield Move(f"{number} is too late to start", self._sent(at, number, TooLate()))
         yield from self._renewal(at, number, node)
 
     def _living_with(self, at: At, number: int, owner: bytes) -> list[Node]:
@@ -271,7 +275,7 @@ class Walk:
             if faults is not None:
                 yield Move("the store is away", self._away(at._replace(faults=faults)))
         if at.settling and not self._must_renew(at):
-            yield Move("owners had time to renew", at._replace(settling=False))
+            yield Move("owners had time to renew", self._settled(at))
         if (faults := at.faults.without("crashes")) is not None:
             for process in {*self.scenario.processes} - at.dead:
                 yield Move(f"process {process} dies", at._replace(faults=faults, dead=at.dead | {process}))
@@ -282,8 +286,10 @@ class Walk:
     def _sent(self, at: At, number: int, event: Event, *, store: Held | None = None) -> At:
         nodes = list(at.nodes)
         nodes[number] = nodes[number].then(event)
-        aged = at.aged - {number} if isinstance(nodes[number].step, Swap) else at.aged
-        return at._replace(nodes=tuple(nodes), store=at.store if store is None else store, aged=aged)
+        started = at.started
+        if isinstance(nodes[number].step, Execute):
+            started |= {number}
+        return at._replace(nodes=tuple(nodes), store=at.store if store is None else store, started=started)
 
     def _later(self, at: At) -> At:
         left = at.store.ttl_left - LEASE
@@ -297,10 +303,17 @@ class Walk:
         """Nobody reaches the store for longer than a lease, and all see that."""
         return self._aged(at._replace(settling=True), at.store.ttl_left - LEASE)
 
+    def _settled(self, at: At) -> At:
+        """Whoever has not renewed by now is taken for dead."""
+        record = read(at.store.value)
+        lapsed = at.lapsed
+        if record.state is State.RUNNING and at.store.ttl_left <= record.ttl - record.lease:
+            lapsed |= {n for n, call in enumerate(self.calls) if call.owner == record.owner}
+        return at._replace(settling=False, lapsed=lapsed)
+
     def _aged(self, at: At, left: float) -> At:
         store = replace(at.store, ttl_left=left) if left > 0 else Held(None, 0.0)
-        waiting = {n for n, node in enumerate(at.nodes) if isinstance(node.step, (Swap, Execute))}
-        return at._replace(store=store, aged=at.aged | (waiting - at.started))
+        return at._replace(store=store)
 
     def _must_renew(self, at: At) -> bool:
         """Whether the run on record lives, and its lease has run out."""
