@@ -10,8 +10,8 @@ What holds, whatever happens:
 - After Execute a flow never claims again.
 - No outcome is replied before its DONE is acknowledged.
 - Only the death of a process leaves RUNNING behind: after its Reply a flow goes on
-  until the store knows, with no steps but Swap and Pause. What a store refuses as a mistake
-  is tried MOST_MISTAKES times, so that nothing repeats without end.
+  until the store knows, with no steps but Swap and Pause. It is over, too, when it is told
+  that the store is misused: its driver decides how often a mistake is worth another try.
 """
 
 import math
@@ -47,7 +47,6 @@ FIRST_POLL = 0.05
 LONGEST_POLL = 1.0
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 5.0
-MOST_MISTAKES = 10
 SHORTEST_TTL = 0.001
 
 
@@ -242,7 +241,6 @@ def _keep(call: Call, claimed: _Claimed, ended: Ended) -> Steps:
     keep = Swap(call.key, claimed.swap.new, done.to_bytes(), call.rules.retention)
     mine = Reply(ended.outcome, call.owner, requests=shown)
     replied = False
-    mistakes = 0
     pauses = _growing(FIRST_PAUSE, 2, LONGEST_PAUSE)
     while True:
         seen = yield keep
@@ -251,8 +249,7 @@ def _keep(call: Call, claimed: _Claimed, ended: Ended) -> Steps:
                 reply, is_over = mine, True
             case Outage():
                 pending = Reply(Problem(Reason.OUTCOME_PENDING), call.owner)
-                mistakes += seen.misused
-                reply, is_over = pending if claimed.acknowledged else mine, mistakes == MOST_MISTAKES
+                reply, is_over = pending if claimed.acknowledged else mine, seen.misused
             case Held():
                 match judge_late(call, seen):
                     case Overwrite(expected, max_left):
@@ -309,13 +306,10 @@ def _left_by(call: Call, claimed: _Claimed, ending: Ending) -> tuple[Record, flo
 
 
 def _insist(swap: Swap) -> Generator[Step, Event, Swapped | Held | Outage]:
-    """Send a swap until the store answers, or has refused it as a mistake too often."""
-    mistakes = 0
+    """Send a swap until the store answers, or never will."""
     for pause in _growing(FIRST_PAUSE, 2, LONGEST_PAUSE):
         seen = yield swap
-        assert isinstance(seen, (Swapped, Held, Outage))
-        mistakes += isinstance(seen, Outage) and seen.misused
-        if not isinstance(seen, Outage) or mistakes == MOST_MISTAKES:
+        if isinstance(seen, (Swapped, Held)) or (isinstance(seen, Outage) and seen.misused):
             return seen
         yield Pause(pause)
     raise AssertionError("pauses never end")

@@ -19,7 +19,7 @@ from idem_grpc.server.admission import Admitted, Caller, Refused
 from idem_grpc.server.aio_handler import serve
 from idem_grpc.server.aio_pipe import Pipe
 from idem_grpc.server.arities import Handler, behavior_of, is_async, serialized
-from idem_grpc.server.base import Protection, look_at, unless_claimable
+from idem_grpc.server.base import Protection, look_at, once_claimed, unless_claimable
 from idem_grpc.server.keeper import NotStarted, Promise
 from idem_grpc.server.recording import AsyncRecordingContext, CallerGone, Recording, RecordingContext
 from idem_grpc.server.replies import Answer, Part, opening
@@ -203,7 +203,9 @@ class AioCall:
     async def _swap(self, swap: Swap) -> Swapped | Held | Outage:
         availability = self._protection.availability
         try:
-            if self._promise is None and self._protection.keeper.is_full:
+            if self._promise is not None:
+                return once_claimed(await availability.attempt_async(self._store, swap))
+            if self._protection.keeper.is_full:
                 return unless_claimable(swap, await availability.attempt_async(self._store, look_at(swap)))
             return await availability.attempt_async(self._store, swap)
         except asyncio.CancelledError:

@@ -152,6 +152,11 @@ def unless_claimable(swap: Swap, seen: Swapped | Held | Outage) -> Swapped | Hel
     return Outage(sent=False) if isinstance(seen, Held) and seen.value == swap.expected else seen
 
 
+def once_claimed(seen: Swapped | Held | Outage) -> Swapped | Held | Outage:
+    """What a run makes of an answer: a store that took its claim may well take its end, a little later."""
+    return Outage() if isinstance(seen, Outage) and seen.misused else seen
+
+
 class Patience:
     """How long one call may wait for the run of another, and in which place."""
 

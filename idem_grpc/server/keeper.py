@@ -33,6 +33,9 @@ PROBES_PER_RENEWAL = 4
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 5.0
 BATCH = 256  # of renewals, in one round trip
+MOST_MISTAKES = 10
+"""How often the store may refuse a swap as a mistake before a flow gives up: half a minute, in all."""
+
 MAX_GIVE_BACKS = 10_000
 MAX_OUTCOMES = 1000
 MAX_OUTCOME_BYTES = 64 * 1024 * 1024
@@ -399,11 +402,17 @@ class _Tail(_Job):
         self._step = step
         self._then = then
         self._ends = ends
+        self._mistakes = 0
 
     def swap(self) -> Swap | None:
         return self._step if isinstance(self._step, Swap) else None
 
     def run(self, seen: Seen | None) -> float | None:
+        if isinstance(seen, Outage):  # a mistake, such as a password that is being changed
+            self._mistakes += 1
+            if self._mistakes < MOST_MISTAKES:
+                return min(FIRST_PAUSE * 2**self._mistakes, LONGEST_PAUSE)
+            logger.error("an idempotency record is given up: the store refused it %d times", MOST_MISTAKES)
         try:
             self._step = self._steps.send(seen)
         except StopIteration:

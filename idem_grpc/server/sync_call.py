@@ -19,7 +19,7 @@ from idem_grpc.outcome import Metadata
 from idem_grpc.policy import Rules
 from idem_grpc.server.admission import Admitted, Caller, Refused
 from idem_grpc.server.arities import Handler, behavior_of, closed_after, serialized
-from idem_grpc.server.base import Protection, look_at, unless_claimable
+from idem_grpc.server.base import Protection, look_at, once_claimed, unless_claimable
 from idem_grpc.server.keeper import NotStarted, Promise
 from idem_grpc.server.outlet import Outlet
 from idem_grpc.server.recording import CallerGone, RecordingContext
@@ -201,7 +201,9 @@ class SyncCall:
 
     def _swap(self, swap: Swap) -> Swapped | Held | Outage:
         availability = self._protection.availability
-        if self._promise is None and self._protection.keeper.is_full:
+        if self._promise is not None:
+            return once_claimed(availability.attempt(self._store, swap))
+        if self._protection.keeper.is_full:
             return unless_claimable(swap, availability.attempt(self._store, look_at(swap)))
         return availability.attempt(self._store, swap)
 

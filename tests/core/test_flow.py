@@ -7,7 +7,7 @@ import pytest
 
 from idem_grpc.endings import Ending
 from idem_grpc.fingerprint import Fingerprint
-from idem_grpc.flow import LONGEST_PAUSE, MOST_MISTAKES, flow
+from idem_grpc.flow import LONGEST_PAUSE, flow
 from idem_grpc.outcome import Code, Outcome
 from idem_grpc.policy import OnOutage
 from idem_grpc.problem import Problem, Reason
@@ -258,20 +258,6 @@ class TestOnlyTheDeathOfAProcessLeavesRunningBehind:
         flow = Driven().then(Outage(sent=False))
         assert flow.step == Reply(Problem(Reason.STORE_UNAVAILABLE))
         assert flow.then(None).step is None
-
-    def test_what_a_store_refuses_as_a_mistake_is_not_tried_without_end(self):
-        flow, tries = self.refused(), 0
-        while flow.step is not None:
-            flow.then(Outage(misused=True) if isinstance(flow.step, Swap) else None)
-            tries += isinstance(flow.step, Pause)
-        assert tries == MOST_MISTAKES - 1
-
-    def test_an_outcome_that_a_store_refuses_as_a_mistake_is_tried_a_few_times_more(self):
-        flow, tries = running().then(DECIDED), 0
-        while flow.step is not None:
-            tries += isinstance(flow.step, Swap)
-            flow.then(Outage(misused=True) if isinstance(flow.step, Swap) else None)
-        assert tries == MOST_MISTAKES
 
     def test_a_store_that_is_set_up_wrongly_is_not_asked_again(self):
         flow = Driven().then(Outage(misused=True))
