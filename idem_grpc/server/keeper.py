@@ -411,7 +411,7 @@ class _Tail(_Job):
         if isinstance(seen, Outage):  # a mistake, such as a password that is being changed
             self._mistakes += 1
             if self._mistakes < MOST_MISTAKES:
-                return min(FIRST_PAUSE * 2**self._mistakes, LONGEST_PAUSE)
+                return min(FIRST_PAUSE * (1 << self._mistakes), LONGEST_PAUSE)
             logger.error("an idempotency record is given up: the store refused it %d times", MOST_MISTAKES)
         try:
             self._step = self._steps.send(seen)

@@ -137,8 +137,7 @@ def test_a_store_that_does_not_answer_is_asked_for_one_lease_at_a_time(store, be
     *others, _ = begin(*keys(10), b"faulty")
     store.gate.set()
     until(lambda: len(store.batches) > 5)
-    assert len(store.batches[1]) >= 11
-    assert all(len(batch) == 1 for batch in store.batches[2:6])
+    assert all(len(batch) == 1 for batch in store.batches)
     assert all(run.lease.is_lost for run in others)
 
 
