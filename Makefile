@@ -53,6 +53,10 @@ JOBS ?= 4
 test: setup ## Run the tests, JOBS at a time
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
 
+.PHONY: test-eager
+test-eager: setup ## Run the asyncio tests with tasks that start at once, as those of asyncio.eager_task_factory do
+	EAGER_TASKS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile -k "aio or async" $(ARGS)
+
 # The oldest of what pyproject.toml allows.
 OLDEST := grpcio==1.73.1 grpcio-health-checking==1.73.1 grpcio-reflection==1.73.1 grpcio-testing==1.73.1 \
 	grpcio-tools==1.73.1 protobuf==6.31.1 redis[hiredis]==6.0.0

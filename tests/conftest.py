@@ -9,8 +9,11 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 pytest.register_assert_rewrite("idem_grpc.stores.contract", "idem_grpc.testing", "tests.support")
 
-from tests.support import wheel as wheels  # noqa: E402 -- after what it is to be rewritten by
+from tests.support import eager  # noqa: E402 -- after what it is to be rewritten by
+from tests.support import wheel as wheels  # noqa: E402 -- after that, likewise
 from tests.support.redis_server import RedisServer  # noqa: E402 -- after that, likewise
+
+eager.obey_environment()
 
 
 @pytest.fixture(scope="session")

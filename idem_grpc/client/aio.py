@@ -77,32 +77,35 @@ class _Channel:
         began = monotonic()
         method = details.method if isinstance(details.method, str) else details.method.decode()
         chosen = self._channel.choose(method, None if takes_stream else request, details.metadata)
+        end = once(chosen.end)
         try:
             metadata = with_key(details.metadata, await _key(chosen, details.timeout))
+            if takes_stream:
+                # Under eager tasks, grpc's call that runs this is still being constructed, and what a caller
+                # writes to it can only be read afterwards.
+                await asyncio.sleep(0)
             timeout = None
             if details.timeout is not None:
                 timeout = max(details.timeout - (monotonic() - began), 0.0)
             # Without an iterator, an interceptor further out writes to grpc's own call: it is not kept.
             if not self._channel.will_retry(chosen) or request is None:
                 call = await continuation(sending(details, metadata, timeout), request)
-                return self._attend_to(call, chosen)
+                return self._attend_to(call, end)
             trial = self._channel.trial(chosen, timeout)
             if takes_stream:
                 assert self._channel.retry is not None
                 request = Requests(request, self._channel.retry.max_request_bytes)
-            course = Course(
-                trial, continuation, details, metadata, request, gives_stream, timeout, chosen.end
-            )
+            course = Course(trial, continuation, details, metadata, request, gives_stream, timeout, end)
         except BaseException:
-            chosen.end()
+            end()
             raise
         return kind(course)
 
-    def _attend_to(self, call: Any, chosen: Chosen) -> Any:
+    def _attend_to(self, call: Any, end: Callable[[], None]) -> Any:
         """A call that is never sent again is grpc's own: do what is to be done when it is over."""
 
         def over(call: Any) -> None:
-            chosen.end()
+            end()
             if (code := at_once(call.code())) is not None:
                 self._channel.ended(code, at_once(call.trailing_metadata()))
 

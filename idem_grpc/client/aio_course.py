@@ -16,6 +16,7 @@ import grpc
 from idem_grpc.client.aio_requests import Pulse, Requests
 from idem_grpc.client.aio_status import Status
 from idem_grpc.client.common import ANOTHER_RUN, NO_RUN, TOO_LARGE, Handed, Pairs, Trial, snapshot
+from idem_grpc.client.keying import end_left, leave
 
 Continuation = Callable[[Any, Any], Awaitable[Any]]
 
@@ -25,7 +26,7 @@ _running: set[asyncio.Task[Any]] = set()  # the event loop itself holds its task
 
 
 class Course:
-    """One logical call. ``end`` is called once, when it is over.
+    """One logical call. ``end`` is called when it is over; only its first call may have an effect.
 
     ``details`` is what grpc gave, ``metadata`` what is sent, with the key; ``request`` is
     one message or a Requests. ``streams`` tells that the responses are a stream.
@@ -78,7 +79,8 @@ class Course:
             return False
         # The caller may make the next call at once, and it is not concurrent with this one. Not from
         # here, since grpc cancels calls as garbage is collected, where no lock may be taken.
-        self.loop.call_soon(self._ended)
+        leave(self._end)
+        self.loop.call_soon(end_left)
         return True
 
     def _is_here(self) -> bool:
@@ -152,19 +154,21 @@ class Course:
         if not task.cancelled():
             task.exception()  # by this it is no "exception was never retrieved": not all calls are awaited
         self.is_over = True
-        self._ended()
+        end_left()
         if self.requests is not None:
             self.requests.close()
         self._changed.beat()
         self._ready.set()
         self.on_over()
 
-    def _ended(self) -> None:
-        self._end()
-        self._end = lambda: None
-
     async def _run(self) -> Any:
         """Make the attempts. Returns the response, if it is one."""
+        try:
+            return await self._insist()
+        finally:
+            leave(self._end)  # who awaits the task now may make the next call before ``_over``
+
+    async def _insist(self) -> Any:
         while True:
             try:
                 response = await self._send(self._trial.attempt())

@@ -41,6 +41,7 @@ class Requests:
     def __init__(self, source: Any, limit: int) -> None:
         self._source = source
         self._sent = Sent(limit)
+        self._asked = Pulse()
         self._changed = Pulse()
         self._wanted = 0
         self._reading: asyncio.Task[None] | None = None
@@ -72,12 +73,13 @@ class Requests:
             if self.is_ended:
                 raise StopAsyncIteration
             self._wanted = position + 1
+            seen = self._changed.count  # before the task is created, since an eager one reads at once
             if self._reading is None:
                 # One task for all of it: the caller's generator may hold what belongs to a task or
                 # a context, such as asyncio.timeout.
                 self._reading = asyncio.create_task(self._read())
-            self._changed.beat()
-            await self._changed.after(self._changed.count)
+            self._asked.beat()
+            await self._changed.after(seen)
         raise AttemptOver
 
     async def _read(self) -> None:
@@ -102,7 +104,7 @@ class Requests:
         self._sent.add(request)
         self._changed.beat()
         while self._wanted <= self._sent.count:
-            await self._changed.after(self._changed.count)
+            await self._asked.after(self._asked.count)
 
     def changed(self) -> None:
         self._changed.beat()
@@ -125,6 +127,8 @@ class Replay:
         return self
 
     async def __anext__(self) -> Any:
+        if not self._position:
+            await asyncio.sleep(0)  # under eager tasks, grpc asks while its call is still being constructed
         request = await self._requests.at(self._position, self)
         self._position += 1
         return request

@@ -15,10 +15,12 @@ from idem_grpc.problem import Problem, Reason, status_outcome
 from idem_grpc.record import Binding, State
 from idem_grpc.server.admission import Admission, Caller, Refused
 from idem_grpc.server.aio import ServerInterceptor as AsyncServerInterceptor
+from idem_grpc.server.keeper import failed
 from idem_grpc.server.passed_on import metadata_here
 from idem_grpc.server.replies import Answer, answer
 from idem_grpc.server.sync import ServerInterceptor
-from idem_grpc.steps import Outage, Reply
+from idem_grpc.steps import Reply
+from idem_grpc.stores.protocol import StoreError
 from idem_grpc.swap import Swap
 from idem_grpc.tokens.issuing import (
     LONGEST,
@@ -59,7 +61,6 @@ class _Tokens:
                 raise TypeError(f"operations[{name!r}] is {operation!r}: give an Operation, by its name")
             if not name:
                 raise ValueError("operations: a name is empty: give one, such as 'payments.charge'")
-        admission.check_operations(operations)
         self._admission = admission
         self._operations = dict(operations)
         self._names = {Binding.of(name, "").operation: name for name in operations}
@@ -108,7 +109,6 @@ class TokenServicer(token_pb2_grpc.TokenServiceServicer):
                 f"{interceptor!r} is no idem_grpc.ServerInterceptor: for grpc.aio, use what idem_grpc.aio has"
             )
         self._store = interceptor.store
-        self._availability = interceptor.protection.availability
         self._tokens = _Tokens(interceptor.protection.admission, operations)
 
     def IssueTokens(
@@ -128,17 +128,13 @@ class TokenServicer(token_pb2_grpc.TokenServiceServicer):
             caller = replace(caller, metadata=metadata_here(context))
             steps = work(self._tokens.subject(caller), request)
             batch = next(steps)
-            seen = self._availability.attempt_many(self._store, batch)
-            while not isinstance(seen, Outage):
-                seen = self._availability.attempt_many(self._store, steps.send(seen))
+            while True:
+                batch = steps.send(self._store.swap_many(batch))
         except StopIteration as end:
             result: T = end.value
             return result
-        except (Refused, Declined) as error:
-            refusal = _refusal(error, caller)
-        else:
-            refusal = _refusal(seen, caller)
-        context.abort_with_status(refusal)
+        except (Refused, Declined, StoreError) as error:
+            context.abort_with_status(_refusal(error, caller))
         raise AssertionError("abort raises")
 
 
@@ -151,7 +147,6 @@ class AsyncTokenServicer(token_pb2_grpc.TokenServiceServicer):
                 f"{interceptor!r} is no idem_grpc.aio.ServerInterceptor: for grpc, use what idem_grpc has"
             )
         self._store = interceptor.store
-        self._availability = interceptor.protection.availability
         self._tokens = _Tokens(interceptor.protection.admission, operations)
 
     async def IssueTokens(
@@ -171,17 +166,13 @@ class AsyncTokenServicer(token_pb2_grpc.TokenServiceServicer):
             caller = replace(caller, metadata=metadata_here(context))
             steps = work(self._tokens.subject(caller), request)
             batch = next(steps)
-            seen = await self._availability.attempt_many_async(self._store, batch)
-            while not isinstance(seen, Outage):
-                seen = await self._availability.attempt_many_async(self._store, steps.send(seen))
+            while True:
+                batch = steps.send(await self._store.swap_many(batch))
         except StopIteration as end:
             result: T = end.value
             return result
-        except (Refused, Declined) as error:
-            refusal = _refusal(error, caller)
-        else:
-            refusal = _refusal(seen, caller)
-        await context.abort_with_status(refusal)
+        except (Refused, Declined, StoreError) as error:
+            await context.abort_with_status(_refusal(error, caller))
         raise AssertionError("abort raises")
 
 
@@ -219,14 +210,14 @@ def _declined(code: Code, message: str) -> Declined:
     return Declined(status_outcome(code, message))
 
 
-def _refusal(cause: Declined | Refused | Outage, caller: Caller) -> Answer:
+def _refusal(error: Exception, caller: Caller) -> Answer:
     given: Outcome | Problem
-    if isinstance(cause, Declined):
-        given = cause.outcome
-    elif isinstance(cause, Refused):
-        given = cause.answer
+    if isinstance(error, Declined):
+        given = error.outcome
+    elif isinstance(error, Refused):
+        given = error.answer
     else:
-        given = Problem(Reason.MISCONFIGURED if cause.misused else Reason.STORE_UNAVAILABLE)
+        given = Problem(Reason.MISCONFIGURED if failed(error).misused else Reason.STORE_UNAVAILABLE)
     return answer(Reply(given), caller)[0]
 
 

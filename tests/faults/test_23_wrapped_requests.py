@@ -20,12 +20,12 @@ KEY = "idempotency-key"
 __protobuf__ = proto.module(package="tests.wrapped")
 
 
-class Item(proto.Message):  # type: ignore[misc]  # it has no stubs
+class Item(proto.Message):  # type: ignore[misc]  # untyped
     sku = proto.Field(proto.STRING, number=1)
     trace = proto.Field(proto.STRING, number=2)
 
 
-class Order(proto.Message):  # type: ignore[misc]  # it has no stubs
+class Order(proto.Message):  # type: ignore[misc]  # untyped
     order_id = proto.Field(proto.STRING, number=1)
     trace = proto.Field(proto.STRING, number=2)
     item = proto.Field(Item, number=3)

@@ -12,6 +12,7 @@ from typing import Any
 from idem_grpc import OnUnclear, Policy
 from tests.server.harness import FACES, open_store
 from tests.server.ledger import Ledger
+from tests.support import eager
 
 
 def say(line: str) -> None:
@@ -28,6 +29,7 @@ def settings(given: str) -> dict[str, Any]:
 
 
 def main(face: str, url: str, namespace: str, given: str) -> None:
+    eager.obey_environment()
     ledger = Ledger(tell=say)
     server = FACES[face](open_store(face, url, namespace), ledger=ledger, **settings(given))
     say(f"port {server.address.rpartition(':')[2]}")
