@@ -5,7 +5,6 @@ With EAGER_TASKS in the environment, every event loop of the tests has such task
 
 import asyncio
 import os
-import sys
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -29,7 +28,7 @@ def _started_at_once(loop: Any, coroutine: Any, **settings: Any) -> "asyncio.Tas
     return task
 
 
-eager_task_factory: Any = asyncio.eager_task_factory if sys.version_info >= (3, 12) else _started_at_once
+eager_task_factory: Any = getattr(asyncio, "eager_task_factory", _started_at_once)
 
 
 class _EagerLoops(asyncio.DefaultEventLoopPolicy):
