@@ -11,6 +11,12 @@ BIN := $(VENV)/bin
 # raises the bounds of grpcio and protobuf in pyproject.toml. (Python 3.11 to 3.13 have it built.)
 PROTO_TOOLS := grpcio-tools==1.73.1 mypy-protobuf==3.7.0 protobuf==6.33.6 setuptools==80.9.0
 
+# The number of our extensions of protobuf's options. `make proto` writes it into options.proto, and no
+# other file has it. It is of the range for use within one organisation: before the first release,
+# register one (see docs/options.md of protobuf), and replace it here.
+EXTENSION_NUMBER := 57231
+OPTIONS_PROTO := protos/idem_grpc_pb/v1/options.proto
+
 # Where protos lie and where their stubs go, as protos:stubs.
 PROTO_ROOTS := protos:generated examples/protos:examples/generated tests/protos:tests/generated
 
@@ -96,8 +102,15 @@ for-each-root = set -e; for root in $(PROTO_ROOTS); do \
 
 # Stubs are written aside first: a proto with a mistake in it costs no stubs, and one that was
 # deleted leaves none behind.
+.PHONY: extension-number
+extension-number: ## Write EXTENSION_NUMBER into options.proto, as `make proto` does
+	@new=$(OPTIONS_PROTO).new; \
+		sed -E 's/^(  [A-Za-z]+ (policy|default_policy|role) = )[0-9]{3,};/\1$(EXTENSION_NUMBER);/' \
+			$(OPTIONS_PROTO) > $$new; \
+		if cmp -s $$new $(OPTIONS_PROTO); then rm $$new; else mv $$new $(OPTIONS_PROTO); fi
+
 .PHONY: proto
-proto: $(PROTO_STAMP) ## Write the stubs anew from the protos
+proto: extension-number $(PROTO_STAMP) ## Write the stubs anew from the protos
 	@$(for-each-root) \
 		new=$(PROTO_VENV)/new; rm -rf $$new; mkdir -p $$new $$stubs; \
 		protoc="$(PROTO_VENV)/bin/python -m grpc_tools.protoc -I $$protos -I protos \

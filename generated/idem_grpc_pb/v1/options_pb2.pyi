@@ -3,9 +3,12 @@
 isort:skip_file
 How a contract says which methods need an idempotency key, and what it means.
 
-The extension numbers lie in the range that protobuf leaves to in-house use
-(50000 to 99999), and not among its first, which others are the likeliest to
-have taken. They are part of the contract and never change.
+The extensions share one number, which is not registered yet. It lies in the
+range that protobuf leaves to use within one organisation (50000 to 99999), so
+options of another organisation may have the same number, and one contract
+cannot use both. Before the first release, it is replaced by a number from
+protobuf's global extension registry, which then never changes; contracts are
+compiled anew. EXTENSION_NUMBER in the Makefile is its only source.
 """
 
 import builtins
