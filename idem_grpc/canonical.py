@@ -61,7 +61,7 @@ class _Unpacking:
 
     def _settle_any(self, message: Message, level: int) -> None:
         name: str = message.type_url.rpartition("/")[2]  # type: ignore[attr-defined]  # an Any of any pool
-        value: bytes = message.value  # type: ignore[attr-defined]  # likewise
+        value: bytes = message.value  # type: ignore[attr-defined]  # an Any of any pool
         try:
             kind = message.DESCRIPTOR.file.pool.FindMessageTypeByName(name)
         except KeyError:
@@ -75,7 +75,7 @@ class _Unpacking:
             return
         if _may_hold_any(kind):
             self.settle(content, level + 1)
-        message.value = content.SerializePartialToString(deterministic=True)  # type: ignore[attr-defined]  # likewise
+        message.value = content.SerializePartialToString(deterministic=True)  # type: ignore[attr-defined]  # an Any of any pool
 
 
 def _children(message: Message) -> Iterator[Message]:

@@ -7,9 +7,9 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from math import inf
 from threading import Lock
-from time import monotonic
 
 from idem_grpc.digest import as_uuid, digest
+from idem_grpc.elapsed import elapsed
 from idem_grpc.endings import Ending
 from idem_grpc.record import Record
 
@@ -46,11 +46,11 @@ class Lease:
     """For how long a run may take itself for the only one, on the clock of its own process.
 
     It ends ``seconds`` after the last renewal that was acknowledged was sent, and
-    ``max_run`` after the claim: nobody has to come and tell.
+    ``max_run`` after the claim was sent, which was at ``claimed`` on the clock ``elapsed``.
     """
 
     def __init__(self, seconds: float = inf, max_run: float = inf, claimed: float = 0.0) -> None:
-        self._seconds = seconds
+        self.seconds = seconds
         self._ends = claimed + seconds
         self._run_ends = claimed + max_run
         self._is_taken = False
@@ -58,16 +58,26 @@ class Lease:
     @property
     def run_left(self) -> float:
         """Seconds for which it may still be renewed."""
-        return self._run_ends - monotonic()
+        return self._run_ends - elapsed()
+
+    @property
+    def left(self) -> float:
+        """Seconds until it runs out unless it is renewed."""
+        return self._ends - elapsed()
 
     @property
     def is_lost(self) -> bool:
         """Whether another process may be running the call by now."""
-        return self._is_taken or monotonic() >= min(self._ends, self._run_ends)
+        return self._is_taken or elapsed() >= min(self._ends, self._run_ends)
+
+    @property
+    def may_start(self) -> bool:
+        """Whether a handler may start under it: half of it is left, so that it can still be renewed."""
+        return not self.is_lost and self.left >= self.seconds / 2
 
     def renewed(self, sent: float) -> None:
         """A renewal that was sent at ``sent`` was acknowledged."""
-        self._ends = sent + self._seconds
+        self._ends = sent + self.seconds
 
     def taken(self) -> None:
         """The record is another's."""

@@ -10,7 +10,8 @@ What holds, whatever happens:
 - After Execute a flow never claims again.
 - No outcome is replied before its DONE is acknowledged.
 - Only the death of a process leaves RUNNING behind: after its Reply a flow goes on
-  until the store knows, with no steps but Swap and Pause.
+  until the store knows, with no steps but Swap and Pause. It is over, too, when it is told
+  that the store is misused: its driver decides how often a mistake is worth another try.
 """
 
 import math
@@ -34,6 +35,8 @@ from idem_grpc.steps import (
     Reply,
     Step,
     Steps,
+    TakeOver,
+    TooLate,
     Wait,
     Waited,
 )
@@ -43,7 +46,7 @@ from idem_grpc.verdicts import UNKNOWN_TTL, Call, Claim, GiveUp, Overwrite, Reje
 FIRST_POLL = 0.05
 LONGEST_POLL = 1.0
 FIRST_PAUSE = 0.1
-LONGEST_PAUSE = 1.0
+LONGEST_PAUSE = 5.0
 SHORTEST_TTL = 0.001
 
 
@@ -60,13 +63,20 @@ class _Claimed:
     unused_ttl: float
     acknowledged: bool = True
 
+    def execute(self) -> Execute:
+        return Execute(self.record, self.swap, self.acknowledged)
+
 
 def flow(call: Call) -> Steps:
     """All that is done for one keyed call."""
-    claimed = yield from _arrive(call)
+    claim = call.first_claim()
+    claimed = yield from _arrive(call, claim, claim)
     if claimed is None:
         return
-    ended = yield Execute(claimed.record, claimed.swap)
+    while isinstance(ended := (yield claimed.execute()), TooLate):
+        claimed = yield from _renew(call, claimed)
+        if claimed is None:
+            return
     assert isinstance(ended, Ended)
     if ended.ending is Ending.DECIDED:
         yield from _keep(call, claimed, ended)
@@ -74,20 +84,38 @@ def flow(call: Call) -> Steps:
         yield from _release(call, claimed, ended)
 
 
-def _arrive(call: Call) -> Generator[Step, Event, _Claimed | None]:
-    """Claim the key, or reply with what stands in the way."""
-    waited, asked = False, b""
+def _renew(call: Call, claimed: _Claimed) -> Generator[Step, Event, _Claimed | None]:
+    """Look again at a claim whose handler was not started in time: somebody may have taken it over."""
+    seen = yield _look(claimed.swap)
+    if isinstance(seen, Swapped):
+        return claimed
+    claim = Claim(claimed.record, claimed.swap, claimed.first_of_request)
+    if isinstance(seen, Outage):
+        return (yield from _without_store(call, claim, seen, landed=True))
+    assert isinstance(seen, Held)
+    return (yield from _arrive(call, claim, judge(call, seen, waited=True), waited=True))
+
+
+def _arrive(
+    call: Call, claim: Claim, verdict: Verdict, *, waited: bool = False
+) -> Generator[Step, Event, _Claimed | None]:
+    """Claim the key, or reply with what stands in the way.
+
+    ``claim`` is the first claim, or the last that was tried, and ``verdict`` what to do now.
+    """
+    may_take_over = False
     polls = _growing(FIRST_POLL, 1.5, LONGEST_POLL)
-    claim = call.first_claim()
-    verdict: Verdict = claim
     while True:
         match verdict:
-            case Claim(over=over) | GiveUp(over=over) if over not in (b"", asked):
-                asked = over  # its lease has run out, and yet it may live, in this very process
-                event = yield Wait(over, 0.0)
+            case Claim(over=TakeOver() as over) | GiveUp(over=over) if not may_take_over:
+                event = yield over  # its lease has run out, and yet it may live
                 assert isinstance(event, Waited)
-                if (yield from _told(call, event, over)):
+                if (yield from _told(call, event, over.owner)):
                     return None
+                if event.hold:
+                    verdict = WaitFor(over.owner, event.hold)
+                else:
+                    may_take_over = True
                 continue
             case Claim():
                 claim = verdict
@@ -111,6 +139,7 @@ def _arrive(call: Call) -> Generator[Step, Event, _Claimed | None]:
                 return None
             case _:
                 raise AssertionError(f"{verdict} is no verdict on an arrival")
+        may_take_over = False
         if isinstance(seen, Swapped):
             return _claimed(call, claim, seen)
         if isinstance(seen, Outage):
@@ -148,7 +177,7 @@ def _replay(call: Call, reply: Reply) -> Steps:
 
 def _claimed(call: Call, claim: Claim, seen: Swapped) -> _Claimed:
     """A token that is given back has the life that it had left when it was claimed."""
-    is_unused_token = call.binding is not None and claim.swap.max_left is None
+    is_unused_token = call.binding is not None and claim.was_open
     # No store takes a life of nothing or without an end, but it may well measure one.
     left = max(seen.ttl_left, SHORTEST_TTL) if math.isfinite(seen.ttl_left) else call.rules.retention
     unused_ttl = left if is_unused_token else call.rules.retention
@@ -160,8 +189,13 @@ def _look(claim: Swap) -> Swap:
     return Swap(claim.key, claim.new, claim.new, claim.ttl)
 
 
-def _without_store(call: Call, verdict: Verdict, outage: Outage) -> Generator[Step, Event, _Claimed | None]:
-    """The store went away before it was known whether the call may run."""
+def _without_store(
+    call: Call, verdict: Verdict, outage: Outage, *, landed: bool = False
+) -> Generator[Step, Event, _Claimed | None]:
+    """The store went away before it was known whether the call may run.
+
+    ``landed``: the claim is known to have taken effect.
+    """
     if isinstance(verdict, Claim) and call.rules.on_outage is OnOutage.RUN and not outage.misused:
         ttl = call.rules.retention
         return _Claimed(verdict.record, verdict.swap, verdict.first_of_request, ttl, acknowledged=False)
@@ -171,27 +205,31 @@ def _without_store(call: Call, verdict: Verdict, outage: Outage) -> Generator[St
         yield Reply(Problem(Reason.IN_PROGRESS), verdict.owner)
     else:
         yield Reply(Problem(Reason.STORE_UNAVAILABLE))
-    if isinstance(verdict, Claim) and not outage.misused:
+    if isinstance(verdict, Claim) and (landed or (outage.sent and not outage.misused)):
         opened = replace(verdict.record, state=State.OPEN)
-        yield from _give_back(verdict.swap, opened, call.rules.retention)
+        yield from _give_back(call, verdict.swap, opened, call.rules.retention)
     return None
 
 
-def _give_back(claim: Swap, left: Record, ttl: float) -> Steps:
+def _give_back(call: Call, claim: Swap, left: Record, ttl: float) -> Steps:
     """Undo a claim of which it is not known whether it took effect, nor whether it still will.
 
     Writing ``left``, rather than going back to what was there, fences off a claim that
     is still on its way to the store. Such a claim may overtake the fence, hence the loop.
     """
     undo = Swap(claim.key, claim.new, left.to_bytes(), ttl)
-    fence = replace(undo, expected=claim.expected, max_left=claim.max_left)
     while True:
         seen = yield from _insist(undo)
-        if not isinstance(seen, Held) or seen.value not in (undo.expected, fence.expected):
+        if not isinstance(seen, Held):
             return
         if seen.value == undo.expected:  # an owner who renewed: the claim can still meet its death
             yield Pause(LONGEST_PAUSE)
-        undo, fence = fence, undo
+        elif seen.value == claim.new or left_unknown_by(call, seen):  # nothing ran, whatever others say
+            undo = replace(undo, expected=seen.value, max_left=None)
+        elif seen.value == claim.expected:
+            undo = replace(undo, expected=claim.expected, max_left=claim.max_left)
+        else:
+            return
 
 
 def _keep(call: Call, claimed: _Claimed, ended: Ended) -> Steps:
@@ -242,7 +280,7 @@ def _release(call: Call, claimed: _Claimed, ended: Ended) -> Steps:
     shown = ended.requests or claimed.record.fingerprint
     yield Reply(ended.outcome, call.owner, requests=shown, is_shared=not ended.caller_left)
     if not claimed.acknowledged and not isinstance(seen, Swapped):
-        yield from _give_back(claimed.swap, left, ttl)
+        yield from _give_back(call, claimed.swap, left, ttl)
         return
     if isinstance(seen, Outage):
         yield Pause(FIRST_PAUSE)

@@ -13,6 +13,7 @@ from idem_grpc.outcome import Outcome
 from idem_grpc.policy import KeyRule
 from idem_grpc.problem import Problem, Reason
 from idem_grpc.record import OnUnclear, Record, State
+from idem_grpc.steps import TakeOver
 from idem_grpc.swap import Held, Swap
 from idem_grpc.verdicts import UNKNOWN_TTL, Call, GiveUp, Overwrite, Reject, Replay, Verdict, WaitFor
 
@@ -66,7 +67,7 @@ def judge_late(call: Call, held: Held) -> Verdict:
 
 
 def left_unknown_by(call: Call, held: Held) -> bool:
-    """Whether others took the owner of a run for dead which it, alive, can still give back."""
+    """Whether others took the call's own run for dead, which the call, alive, can still give back."""
     record = Record.from_bytes(held.value)
     return record.state is State.UNKNOWN and record.owner == call.owner
 
@@ -127,7 +128,7 @@ def _give_up(finding: Finding) -> Verdict:
     unknown = replace(finding.record, state=State.UNKNOWN)
     call, held = finding.call, finding.held
     swap = Swap(call.key, held.value, unknown.to_bytes(), UNKNOWN_TTL, finding.max_left)
-    return GiveUp(swap, finding.record.owner)
+    return GiveUp(swap, TakeOver(finding.record.owner, finding.record.lease))
 
 
 def _overwrite(finding: Finding) -> Verdict:
@@ -181,6 +182,7 @@ ARRIVAL = (
     Rule((State.RUNNING,), _always, _take_over, "its owner died: claim the next attempt"),
     Rule((State.DONE,), _dropped, _reject(Reason.RESPONSE_NOT_KEPT), "done; its answer was not kept"),
     Rule((State.DONE,), _always, _replay, "done: the same answer"),
+    Rule((State.UNKNOWN,), _mine, _claim, "my own claim, taken for dead before it ran: claim again"),
     Rule((State.UNKNOWN,), _always, _reject(Reason.OUTCOME_UNKNOWN), "refuse until somebody has looked"),
 )
 
@@ -203,5 +205,5 @@ TRANSITIONS = {
     State.OPEN: (State.RUNNING, State.OPEN, State.DONE, State.ABSENT),
     State.RUNNING: (State.DONE, State.OPEN, State.UNKNOWN, State.RUNNING, State.ABSENT),
     State.DONE: (State.ABSENT,),
-    State.UNKNOWN: (State.DONE, State.OPEN, State.ABSENT),
+    State.UNKNOWN: (State.RUNNING, State.DONE, State.OPEN, State.ABSENT),
 }

@@ -4,8 +4,9 @@ Code below this never matches names.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
+from difflib import get_close_matches
 from functools import lru_cache
 
 from google.protobuf import descriptor_pool
@@ -21,6 +22,7 @@ from idem_grpc.policy import KeyRule, Policy, Rules
 PATTERN = re.compile(r"/[\w.]+/(\w+|\*)")
 _INFRASTRUCTURE = ("/grpc.health.", "/grpc.reflection.", "/grpc.channelz.", "/idem.v1.TokenService/")
 _STRENGTH = (KeyRule.OPTIONAL, KeyRule.REQUIRED, KeyRule.TOKEN)
+_ALIKE = 0.85  # of names: one of two letters swapped or missing, and not another word
 _REMEMBERED = 4096  # generic handlers take any name, so a caller could have us remember without end
 
 
@@ -29,8 +31,9 @@ class Methods:
 
     ``policies`` maps "/pkg.Service/Method" or "/pkg.Service/*". ``services`` are names
     or descriptors of services to check whole now; with any given, a pattern that
-    matches none of their methods is an error. Raises ValueError or TypeError, saying
-    which pattern or service is at fault.
+    matches none of their methods is an error. A pattern that names no method of its
+    service is one as soon as the service's descriptor is known. Raises ValueError or
+    TypeError, saying which pattern or service is at fault.
     """
 
     def __init__(
@@ -49,7 +52,10 @@ class Methods:
         self._policies = dict(policies)
         self._default = default
         self._resolved = lru_cache(_REMEMBERED)(self._resolve)
-        self._check(services)
+        self._checked = [
+            _known_service(service) if isinstance(service, str) else service for service in services
+        ]
+        self._check()
 
     def rules(self, method: str) -> Rules | None:
         """The rules of a method; None if it passes through. Raises ValueError at a fault."""
@@ -62,33 +68,57 @@ class Methods:
             return None
         if has_no_side_effects(descriptor) and not named:
             return None
+        if descriptor is not None:
+            self._check_late(descriptor.containing_service)
         given = [self._policies.get(method), self._policies.get(service_wide)]
         in_code = [policy for policy in given if policy is not None]
         if descriptor is None:
             return Rules.of(method, [*in_code, self._default])
         return _with_contract(descriptor, in_code, self._default)
 
-    def _check(self, services: Iterable[str | ServiceDescriptor]) -> None:
-        known: set[str] = set()
-        for service in services:
-            descriptor = _known_service(service) if isinstance(service, str) else service
-            methods = {f"/{descriptor.full_name}/{method.name}" for method in descriptor.methods}
-            known |= methods | {f"/{descriptor.full_name}/*"}
-            for method in methods:
-                self.rules(method)
-        unknown = self._policies.keys() - known
+    def _check_late(self, service: ServiceDescriptor) -> None:
+        """Judge the patterns of a service whose module may have been imported since construction."""
+        for pattern in self._policies:
+            if service_of(pattern) == service.full_name:
+                check_method("policies", pattern, service)
+
+    def _check(self) -> None:
+        methods = {name_of(method) for service in self._checked for method in service.methods}
+        known = methods | {f"/{service.full_name}/*" for service in self._checked}
+        unknown = sorted(self._policies.keys() - known)
         if known and unknown:
+            meant = "".join(did_you_mean(pattern, known) for pattern in unknown)
             raise ValueError(
-                f"policies: {sorted(unknown)} match no method of services=…: mend the name,"
-                " or list the service too"
+                f"policies: {unknown} match no method of services=…: fix the name, or list the service"
+                f" too{meant}"
             )
+        for pattern in unknown:
+            if (service := find_service(service_of(pattern))) is not None:
+                check_method("policies", pattern, service)
+        for method in methods:
+            self.rules(method)
+
+    def check_operations(self, issued: Collection[str]) -> None:
+        """Raise ValueError if an operation that tokens are issued for is a misspelt one.
+
+        Methods that take its tokens can be on other servers, so it need not be known here; but
+        then it is not all but the name of one that is, and that no tokens are issued for.
+        """
+        in_code = {policy.operation for policy in (*self._policies.values(), self._default)}
+        checked = [self.rules(name_of(method)) for service in self._checked for method in service.methods]
+        known = {name for name in in_code if name} | {rules.operation for rules in checked if rules}
+        for name in set(issued) - known:
+            if (service := find_service(service_of(name))) is not None:
+                check_method("operations", name, service)
+            if meant := did_you_mean(name, known - set(issued), cutoff=_ALIKE):
+                raise ValueError(f"operations: no policy names the operation {name!r}{meant}")
 
 
 def _known_service(name: str) -> ServiceDescriptor:
     descriptor = find_service(name)
     if descriptor is None:
         raise ValueError(
-            f"services: no service {name!r} is known: mend the name (as in 'pkg.Service'),"
+            f"services: no service {name!r} is known: fix the name (as in 'pkg.Service'),"
             " or import its generated module first"
         )
     return descriptor
@@ -174,6 +204,29 @@ def is_idempotent(descriptor: MethodDescriptor | None) -> bool:
 
 def _level(descriptor: MethodDescriptor) -> int:
     return int(descriptor.GetOptions().idempotency_level)
+
+
+def service_of(pattern: str) -> str:
+    """The service that a method or a pattern belongs to: "pkg.Service"."""
+    return pattern.lstrip("/").rpartition("/")[0]
+
+
+def check_method(setting: str, pattern: str, service: ServiceDescriptor) -> None:
+    """Raise ValueError, naming ``setting``, if a pattern names a method that its service does not have."""
+    name = pattern.rpartition("/")[2]
+    if name == "*" or name in service.methods_by_name:
+        return
+    known = [method.name for method in service.methods]
+    raise ValueError(
+        f"{setting}: there is no method {pattern!r}: {service.full_name} has {', '.join(known)}"
+        f"{did_you_mean(name, known)}"
+    )
+
+
+def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
+    """The names that a misspelt one may stand for, as a part of a sentence; empty if none is close."""
+    close = get_close_matches(name, sorted(known), cutoff=cutoff)
+    return f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""
 
 
 def pattern_of_service(method: str) -> str:

@@ -53,9 +53,14 @@ class Outcome:
     messages_dropped: bool = False
     turns: tuple[Turn, ...] = ()
 
+    @property
+    def size(self) -> int:
+        """The number of bytes of its messages."""
+        return sum(map(len, self.messages))
+
     def limited_to(self, max_bytes: int) -> Self:
         """This outcome, or its tombstone if its messages are larger than ``max_bytes``."""
-        if sum(map(len, self.messages)) <= max_bytes:
+        if self.size <= max_bytes:
             return self
         return replace(self, messages=(), turns=(), messages_dropped=True)
 

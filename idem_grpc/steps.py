@@ -24,11 +24,25 @@ class Wait:
 
 
 @dataclass(frozen=True, slots=True)
+class TakeOver:
+    """Find out whether the run of ``owner``, whose lease of ``lease`` seconds has run out, may be taken
+    for dead. The event is Waited, with ``hold`` if it is too early to say."""
+
+    owner: bytes
+    lease: float
+
+
+@dataclass(frozen=True, slots=True)
 class Execute:
-    """Run the handler under ``record``, renewing it. The event is Ended."""
+    """Run the handler under ``record``, renewing it. The event is Ended, or TooLate.
+
+    ``acknowledged`` is False for a run that starts although the store did not confirm its claim:
+    it has no lease to start under.
+    """
 
     record: Record
     swap: Swap
+    acknowledged: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,25 +81,36 @@ class Pause:
     seconds: float
 
 
-Step = Swap | Wait | Execute | Compare | Reply | Pause
+Step = Swap | Wait | TakeOver | Execute | Compare | Reply | Pause
 
 
 @dataclass(frozen=True, slots=True)
 class Outage:
     """The store did not answer, and whether the swap took effect is not known.
 
-    ``misused``: it will not answer later either, since it was set up wrongly.
+    ``misused``: it will not answer later either, since it was set up wrongly. ``sent`` is False
+    if the swap never left this process, and so had no effect.
     """
 
     misused: bool = False
+    sent: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Waited:
-    """``reply`` is the run's, if it made one here. ``more``: the call may wait on."""
+    """``reply`` is the run's, if it made one here. ``more``: the call may wait on.
+
+    ``hold``: seconds for which no run may be taken for dead, because the store was away.
+    """
 
     reply: Reply | None = None
     more: bool = True
+    hold: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class TooLate:
+    """The handler was not started: the lease of its claim has run out, or nearly so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +134,6 @@ class Compared:
     same: bool
 
 
-Event = Swapped | Held | Outage | Waited | Ended | Compared | None
+Event = Swapped | Held | Outage | Waited | TooLate | Ended | Compared | None
 
 Steps = Generator[Step, Event, None]

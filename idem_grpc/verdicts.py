@@ -7,6 +7,7 @@ from idem_grpc.outcome import Outcome
 from idem_grpc.policy import Rules
 from idem_grpc.problem import Problem
 from idem_grpc.record import Binding, OnUnclear, Record, State
+from idem_grpc.steps import TakeOver
 from idem_grpc.swap import Swap
 
 UNKNOWN_TTL = 30 * 24 * 3600.0
@@ -48,22 +49,25 @@ class Call:
             binding=self.binding,
         )
         swap = Swap(self.key, expected, record.to_bytes(), record.ttl, max_left)
-        over = b"" if max_left is None else found.owner
-        return Claim(record, swap, first_of_request=found.fingerprint is None, over=over)
+        is_first = found.fingerprint is None or (found.attempt == 1 and found.owner == self.owner)
+        over = None if max_left is None else TakeOver(found.owner, found.lease)
+        return Claim(record, swap, first_of_request=is_first, was_open=found.state is State.OPEN, over=over)
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
     """Swap ``record`` in, and run the handler if that succeeds.
 
-    ``first_of_request``: no earlier attempt at this request is on record. ``over``: the run
-    whose lease has run out, if this takes over from one.
+    ``first_of_request``: no earlier attempt at this request is on record. ``was_open``: the key
+    was given back or, if it is a token, not used yet. ``over``: the run whose lease has run out,
+    if this takes over from one.
     """
 
     record: Record
     swap: Swap
     first_of_request: bool
-    over: bytes = b""
+    was_open: bool = False
+    over: TakeOver | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +75,7 @@ class GiveUp:
     """Write that the end of the run ``over``, whose lease has run out, is unclear; refuse the call."""
 
     swap: Swap
-    over: bytes
+    over: TakeOver
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 def main() -> None:
     """The entry point. Exit statuses are those of ``idem_grpc.cli.failures``."""
     if find_spec("click") is None:
-        sys.stderr.write("idem-grpc needs the extra 'cli': pip install 'idem-grpc[cli]'\n")
+        sys.stderr.write("idem-grpc needs click, as its extra 'cli' has it: pip install 'click>=8.2'\n")
         sys.exit(2)
     from idem_grpc.cli.app import app
 

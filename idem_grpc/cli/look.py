@@ -11,6 +11,7 @@ from idem_grpc.cli.failures import No, Wrong
 from idem_grpc.cli.places import Listing, key_options, look, opened, place_of, store_options
 from idem_grpc.cli.tables import span, table
 from idem_grpc.record import Record, State
+from idem_grpc.stores.protocol import Store
 from idem_grpc.swap import Held
 
 # A store holds other things too, such as how many tokens a caller had: their names are shaped otherwise.
@@ -32,18 +33,25 @@ def inspect(store_url: str, namespace: str, show_response: bool, as_json: bool, 
     place = place_of(store_url, namespace, **named)
     with opened(store_url, namespace) as store:
         held, record = look(store, place.name)
-    if record.state is State.ABSENT:
-        raise No(absent(place.name))
+        if record.state is State.ABSENT:
+            raise No(absent(store, place.name))
     told = facts(place.name, held, record, show_response=show_response)
     click.echo(json.dumps(told, indent=2) if as_json else "\n".join(as_lines(told)))
 
 
-def absent(name: bytes) -> str:
+def absent(store: Store, name: bytes) -> str:
     """What to say of a key that is not there."""
+    is_empty = isinstance(store, Listing) and next(store.scan(), None) is None
     return (
         f"there is nothing under {name.decode(errors='backslashreplace')}: the key was never seen, has"
         " expired or was forgotten; or namespace, operation or scope are not what the server uses"
+        f"{f' ({empty(store)})' if is_empty else ''}"
     )
+
+
+def empty(store: Store) -> str:
+    """What to say of a namespace without a single record."""
+    return f"the namespace {store.namespace!r} holds nothing at all"
 
 
 @click.command("list")
@@ -63,14 +71,17 @@ def list_records(
 ) -> None:
     """List what runs or hangs.
 
-    It reads the whole namespace, a page at a time, and keeps nobody waiting.
+    It reads the whole namespace, a page at a time, and keeps nobody waiting. Exit status 1 if that
+    holds nothing at all.
     """
     wanted = set(states or ("running", "unknown", "unreadable"))
     found: dict[bytes, dict[str, Any]] = {}
     with opened(store_url, namespace) as store:
         if not isinstance(store, Listing):
             raise Wrong(f"{store!r} cannot list what it holds; 'inspect' looks single keys up")
+        is_empty = True
         for name, held in store.scan():
+            is_empty = False
             record = Record.from_bytes(held.value)
             if _RECORD.fullmatch(name) and wanted & _states_of(held, record):
                 found[name] = facts(name, held, record)  # a scan may show a key twice
@@ -78,6 +89,11 @@ def list_records(
                     break
     if as_json:
         click.echo(json.dumps(list(found.values()), indent=2))
+    if is_empty:
+        raise No(
+            f"{empty(store)}: give --namespace as the servers do, or wait until they have had a keyed call"
+        )
+    if as_json:
         return
     header = ("KEY", "STATE", "ATTEMPT", "RUN", "SILENT FOR", "EXPIRES IN")
     for line in table([header, *map(_row, found.values())]) if found else ["Nothing in these states."]:

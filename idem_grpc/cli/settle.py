@@ -154,7 +154,7 @@ def _max_left(record: Record) -> float | None:
 def _found(store: Store, place: Place) -> tuple[Held, Record]:
     held, record = look(store, place.name)
     if record.state is State.ABSENT:
-        raise No(absent(place.name))
+        raise No(absent(store, place.name))
     return held, record
 
 

@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Collection, Iterable
 
-from idem_grpc.methods import find_service
+from idem_grpc.methods import check_method, find_service
 from idem_grpc.policy import Duration, StatusCode, codes_of, seconds_of, whole_number
 
 _NAME = re.compile(r"/?(?P<service>\w+(\.\w+)*)(/(?P<method>\w+|\*)?)?", re.ASCII)
@@ -35,7 +35,7 @@ def service_config(
         grpc.insecure_channel(target, options)
 
     Raises ValueError or TypeError for settings that gRPC would refuse, and ValueError for a
-    method with a request stream.
+    method with a request stream, or one that its service, if imported, does not have.
     """
     whole_number("service_config", "max_attempts", max_attempts, smallest=2)
     if max_attempts > 5:
@@ -46,6 +46,9 @@ def service_config(
         name = _name(service)
         if name in names:
             raise ValueError(f"service_config: {service!r} is named twice, which gRPC does not take")
+        known = find_service(name["service"])
+        if known is not None and "method" in name:
+            check_method("service_config", f"/{name['service']}/{name['method']}", known)
         streams = _with_request_stream(name["service"])
         if name in streams:
             raise ValueError(

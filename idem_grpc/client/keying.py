@@ -21,11 +21,13 @@ from idem_grpc.keys import current_step, take_pending, unique
 from idem_grpc.keytext import METADATA_KEY, is_valid
 from idem_grpc.methods import (
     PATTERN,
+    check_method,
     find_method,
     find_service,
     has_no_side_effects,
     is_idempotent,
     pattern_of_service,
+    service_of,
 )
 from idem_grpc.policy import KeyRule
 from idem_grpc.sources import FromRequest, Outgoing, SingleUse
@@ -75,10 +77,10 @@ class Keying:
     def __init__(self, keys: KeySource | Mapping[str, KeySource] | None, derive: bool) -> None:
         self._derive = derive
         self._sources = dict(keys) if isinstance(keys, Mapping) else {}
-        for pattern, named in self._sources.items():
+        for pattern in self._sources:
             if not PATTERN.fullmatch(pattern):
                 raise ValueError(f"keys: {pattern!r} is not '/pkg.Service/Method' or '/pkg.Service/*'")
-            _check_method(pattern, named)
+        self._unchecked = tuple(each for each in self._sources.items() if not _is_checked(*each))
         if keys is not None and not isinstance(keys, Mapping):
             self._sources[_ALL] = keys
         given: tuple[object, ...] = tuple(self._sources.values())
@@ -111,7 +113,12 @@ class Keying:
         return Chosen(key, is_safe=is_safe or key is not None)
 
     def _source(self, method: str, descriptor: MethodDescriptor | None) -> KeySource | None:
-        """The source that names the method; one for many, unless its contract makes the key of fields."""
+        """The source that names the method; one for many, unless its contract makes the key of fields.
+
+        Raises ValueError if a pattern of its service is at fault, which was not known before.
+        """
+        if self._unchecked and descriptor is not None:
+            self._check_late(service_of(method))
         if method in self._sources:
             return self._sources[method]
         declared = _contract_source(descriptor)
@@ -120,6 +127,11 @@ class Keying:
         if given is None or (isinstance(declared, FromRequest) and not isinstance(given, FromRequest)):
             return declared
         return given
+
+    def _check_late(self, service: str) -> None:
+        """Judge the patterns of a service whose module was imported after construction."""
+        late = [each for each in self._unchecked if service_of(each[0]) == service and _is_checked(*each)]
+        self._unchecked = tuple(each for each in self._unchecked if each not in late)
 
 
 def _contract_source(descriptor: MethodDescriptor | None) -> KeySource | None:
@@ -131,22 +143,23 @@ def _contract_source(descriptor: MethodDescriptor | None) -> KeySource | None:
     return unique if declared_key_rule(descriptor) in (KeyRule.OPTIONAL, KeyRule.REQUIRED) else None
 
 
-def _check_method(pattern: str, source: object) -> None:
-    """Raise ValueError if a pattern names no method of a service that is known, or its template no field."""
-    service = find_service(pattern.lstrip("/").partition("/")[0])
+def _is_checked(pattern: str, source: object) -> bool:
+    """Whether the service of a pattern is known by now.
+
+    Raises ValueError if it is, and the pattern names no method of it, or its template no field.
+    """
+    service = find_service(service_of(pattern))
     if service is None:
-        return
+        return False
     if pattern.endswith("/*"):
         faults = [_fault(source, method) for method in service.methods]
-        if all(faults):
+        if faults and all(faults):
             raise ValueError(f"keys: {pattern!r} suits no method of it: {faults[0]}")
-        return
-    descriptor = find_method(pattern)
-    if descriptor is None:
-        known = ", ".join(method.name for method in service.methods)
-        raise ValueError(f"keys: there is no method {pattern!r}: {service.full_name} has {known}")
-    if fault := _fault(source, descriptor):
+        return True
+    check_method("keys", pattern, service)
+    if fault := _fault(source, service.methods_by_name[pattern.rpartition("/")[2]]):
         raise ValueError(f"keys: {pattern!r}: {fault}")
+    return True
 
 
 def _fault(source: object, descriptor: MethodDescriptor) -> str:

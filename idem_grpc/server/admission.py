@@ -3,7 +3,7 @@
 import inspect
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,7 +121,7 @@ class Admitted:
     def execution(self, record: Record, claimed: float) -> KeyedExecution:
         """What ``current()`` is while the handler runs under ``record``.
 
-        ``claimed`` is the monotonic time at which the claim was sent.
+        ``claimed`` is the time at which the claim was sent, on the clock ``elapsed``.
         """
         return KeyedExecution(
             key=self.key,
@@ -169,6 +169,10 @@ class Admission:
         except (ValueError, TypeError):
             logger.exception("%s is refused: its idempotency policy is at fault", method)
             raise Refused(Problem(Reason.MISCONFIGURED)) from None
+
+    def check_operations(self, issued: Collection[str]) -> None:
+        """Raise ValueError if an operation that tokens are issued for is a misspelt one."""
+        self._methods.check_operations(issued)
 
     def is_keyed(self, rules: Rules, metadata: Metadata) -> bool:
         """Whether a call has a key; one without runs as if we were not there.

@@ -7,11 +7,11 @@ comes to an end that the flow knows how to go on from.
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable
-from time import monotonic
 from typing import Any
 
 import grpc
 
+from idem_grpc.elapsed import elapsed
 from idem_grpc.flow import flow
 from idem_grpc.outcome import Metadata
 from idem_grpc.policy import OnCancel, Rules
@@ -19,12 +19,26 @@ from idem_grpc.server.admission import Admitted, Caller, Refused
 from idem_grpc.server.aio_handler import serve
 from idem_grpc.server.aio_pipe import Pipe
 from idem_grpc.server.arities import Handler, behavior_of, is_async, serialized
-from idem_grpc.server.base import Protection
-from idem_grpc.server.keeper import failed
+from idem_grpc.server.base import Protection, look_at, once_claimed, unless_claimable
+from idem_grpc.server.keeper import NotStarted, Promise
 from idem_grpc.server.recording import AsyncRecordingContext, CallerGone, Recording, RecordingContext
 from idem_grpc.server.replies import Answer, Part, opening
+from idem_grpc.server.runs import Run
 from idem_grpc.server.transcript import Incoming, compare
-from idem_grpc.steps import Compare, Compared, Ended, Event, Execute, Outage, Pause, Reply, Wait, Waited
+from idem_grpc.steps import (
+    Compare,
+    Compared,
+    Ended,
+    Event,
+    Execute,
+    Outage,
+    Pause,
+    Reply,
+    TakeOver,
+    TooLate,
+    Wait,
+    Waited,
+)
 from idem_grpc.stores.protocol import AsyncStore
 from idem_grpc.swap import Held, Swap, Swapped
 
@@ -53,6 +67,7 @@ class AioCall:
         self._streamed = b""
         self._answer: Answer | None = None
         self._recorded: Recording | None = None
+        self._promise: Promise | None = None
         self._handling: asyncio.Task[Any] | None = None
         self._reading: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
@@ -168,38 +183,53 @@ class AioCall:
         while True:
             match steps.send(event):
                 case Swap() as swap:
-                    sent = monotonic()
+                    sent = elapsed()
                     event = await self._swap(swap)
                 case Wait() as wait:
                     event = await self._wait(wait)
+                case TakeOver() as takeover:
+                    event = await self._take_over(takeover)
                 case Execute() as execute:
                     event = await self._execute(execute, admitted, sent)
                 case Compare() as wanted:
                     event = await self._compare(wanted, admitted)
                 case Reply() as reply:
                     answer = self._answered(reply)
-                    self._protection.finish(steps, admitted.call.owner, reply)
+                    self._protection.finish(steps, admitted.call, self._promise)
                     return reply, answer
                 case Pause():
                     raise AssertionError("a flow pauses only after its reply")
 
     async def _swap(self, swap: Swap) -> Swapped | Held | Outage:
+        availability = self._protection.availability
         try:
-            return await self._store.swap(swap.key, swap.expected, swap.new, swap.ttl, swap.max_left)
+            if self._promise is not None:
+                return once_claimed(await availability.attempt_async(self._store, swap))
+            if self._protection.keeper.is_full:
+                return unless_claimable(swap, await availability.attempt_async(self._store, look_at(swap)))
+            return await availability.attempt_async(self._store, swap)
         except asyncio.CancelledError:
             return Outage()
-        except Exception as error:
-            return failed(error)
 
     async def _wait(self, wait: Wait) -> Waited:
         run = self._protection.runs.find(wait.owner)
-        if run is None and wait.seconds == 0:
-            return Waited()
+        if run is not None:
+            return await self._wait_here(run)
         if self._pipe.is_gone or self._patience.left() == 0:
             return Waited(more=False)
-        if run is None:
-            await self._sleep(self._patience.until_poll(wait))
-            return Waited()
+        await self._sleep(self._patience.until_poll(wait))
+        return Waited()
+
+    async def _take_over(self, takeover: TakeOver) -> Waited:
+        run = self._protection.runs.find(takeover.owner)
+        if run is not None:
+            return await self._wait_here(run)
+        return Waited(hold=self._protection.availability.hold(takeover.lease))
+
+    async def _wait_here(self, run: Run) -> Waited:
+        """Wait for the reply of a run of this process."""
+        if self._pipe.is_gone or self._patience.left() == 0:
+            return Waited(more=False)
         run.add_done_callback(lambda _: self._loop.call_soon_threadsafe(self._wake.set))
         await self._sleep(self._patience.left())
         return Waited(run.result()) if run.done() else Waited(more=False)
@@ -212,9 +242,10 @@ class AioCall:
         except asyncio.CancelledError:
             self._leave()
 
-    async def _execute(self, execute: Execute, admitted: Admitted, sent: float) -> Ended:
+    async def _execute(self, execute: Execute, admitted: Admitted, sent: float) -> Ended | TooLate:
         rules = admitted.call.rules
         execution = admitted.execution(execute.record, sent)
+        promise = Promise(execute.swap, execution.lease, is_protected=execute.acknowledged)
         kind = AsyncRecordingContext if is_async(behavior_of(self._handler)) else RecordingContext
         recording = self._recorded = kind(
             self._caller,
@@ -226,17 +257,22 @@ class AioCall:
         )
 
         try:
-            with self._protection.keeping(execute, execution, rules, self._caller):
-                ended = await self._handle(recording, admitted)
+            with self._protection.keeping(promise, execution, execute.record.owner, self._caller):
+                ended = await self._handle(recording, admitted, promise)
                 recording.run_callbacks()
+        except NotStarted:
+            self._recorded = None
+            return TooLate()
         except Exception as error:  # the handler's own are caught: its lease could not be kept
             ended = recording.raised(error)
+        self._promise = promise
+        promise.size = ended.outcome.size
         return ended
 
-    async def _handle(self, recording: Recording, admitted: Admitted) -> Ended:
+    async def _handle(self, recording: Recording, admitted: Admitted, promise: Promise) -> Ended:
         stops = admitted.call.rules.on_cancel is OnCancel.CANCEL
         try:
-            serving: Awaitable[Any] = self._serve(recording, admitted)
+            serving: Awaitable[Any] = self._serve(recording, admitted, promise)
             if stops and isinstance(recording, AsyncRecordingContext):
                 serving = self._handling = asyncio.ensure_future(serving)
                 if self._pipe.is_gone:  # since before there was a handler to cancel
@@ -244,12 +280,14 @@ class AioCall:
             response = await serving
             streams = self._handler.response_streaming
             return recording.returned(None if streams else lambda: serialized(self._handler, response))
+        except NotStarted:
+            raise
         except GeneratorExit:  # the event loop drops this coroutine, which may not go on
             raise
         except BaseException as error:
             return recording.raised(error)
 
-    async def _serve(self, recording: Recording, admitted: Admitted) -> Any:
+    async def _serve(self, recording: Recording, admitted: Admitted, promise: Promise) -> Any:
         """Call the handler. Returns its one response.
 
         Where the request stream breaks off, whoever reads is told by CallerGone; a handler whose
@@ -276,7 +314,7 @@ class AioCall:
             return end if incoming is None or raw is None else incoming.take(raw)
 
         try:
-            return await serve(self._handler, admitted.request, recording, send, receive)
+            return await serve(self._handler, admitted.request, recording, promise.start, send, receive)
         finally:
             self._handling = None
 

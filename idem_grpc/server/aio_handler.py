@@ -19,11 +19,18 @@ Receive = Callable[[object], Coroutine[Any, Any, Any]]
 _END = object()
 
 
-async def serve(handler: Handler, request: Any, recording: Recording, send: Send, receive: Receive) -> Any:
+async def serve(
+    handler: Handler,
+    request: Any,
+    recording: Recording,
+    start: Callable[[], None],
+    send: Send,
+    receive: Receive,
+) -> Any:
     """Call a handler with its one request, or with the stream that ``receive`` reads.
 
-    ``receive`` is given what to return at the end. Returns the one response; a stream of
-    them goes to ``send``.
+    ``start`` is called right before it, on its thread. ``receive`` is given what to return at
+    the end. Returns the one response; a stream of them goes to ``send``.
     """
     is_stream = recording.incoming is not None
     if not isinstance(recording, AsyncRecordingContext):
@@ -35,7 +42,7 @@ async def serve(handler: Handler, request: Any, recording: Recording, send: Send
         if is_stream:
             request = iter(lambda: wait_for(receive(_END)), _END)
         serving = partial(
-            _serve_on_thread, handler, request, recording, lambda response: wait_for(send(response))
+            _serve_on_thread, handler, request, recording, start, lambda response: wait_for(send(response))
         )
         # Not to_thread, which makes a task: the end of the event loop cancels those.
         return await _to_its_end(loop.run_in_executor(None, partial(copy_context().run, serving)))
@@ -45,6 +52,7 @@ async def serve(handler: Handler, request: Any, recording: Recording, send: Send
     if handler.response_streaming:
         recording.writer = send
     behavior = behavior_of(handler)
+    start()
     if not inspect.isasyncgenfunction(behavior):
         return await behavior(request, recording)
     async with aclosing(behavior(request, recording)) as responses:
@@ -58,8 +66,15 @@ async def _stream(receive: Receive) -> AsyncIterator[Any]:
         yield request
 
 
-def _serve_on_thread(handler: Handler, request: Any, recording: Recording, send: Callable[[Any], Any]) -> Any:
+def _serve_on_thread(
+    handler: Handler,
+    request: Any,
+    recording: Recording,
+    start: Callable[[], None],
+    send: Callable[[Any], Any],
+) -> Any:
     """Call a plain function, whose streams are plain iterators."""
+    start()
     try:
         response = behavior_of(handler)(request, recording)
     except StopIteration as error:  # as of next(requests); no future takes it, nor does a generator

@@ -17,11 +17,13 @@ from idem_grpc.problem import Problem, Reason
 from idem_grpc.reporter import Reporter
 from idem_grpc.scope import Scope
 from idem_grpc.server.admission import Admission, Caller, Refused, metadata_of
-from idem_grpc.server.keeper import Keeper
+from idem_grpc.server.availability import Availability
+from idem_grpc.server.keeper import Keeper, Promise
 from idem_grpc.server.replies import Answer, answer
 from idem_grpc.server.runs import Run, Runs
-from idem_grpc.steps import Execute, Reply, Steps, Wait
+from idem_grpc.steps import Outage, Reply, Steps, Wait
 from idem_grpc.stores.protocol import Store
+from idem_grpc.swap import Held, Swap, Swapped
 from idem_grpc.verdicts import Call
 
 logger = logging.getLogger("idem_grpc")
@@ -48,7 +50,8 @@ class Protection:
         if max_waiters < 0:
             raise ValueError(f"max_waiters={max_waiters}: give 0 or more duplicates that may wait")
         self.admission = Admission(blocking.namespace, scope, services, policies, default)
-        self.keeper = Keeper(blocking)
+        self.availability = Availability()
+        self.keeper = Keeper(blocking, self.availability)
         self.runs = Runs()
         self._reporter = reporter or Reporter()
         self._places = threading.Semaphore(max_waiters)
@@ -85,7 +88,7 @@ class Protection:
 
     @contextmanager
     def keeping(
-        self, execute: Execute, execution: KeyedExecution, rules: Rules, caller: Caller
+        self, promise: Promise, execution: KeyedExecution, owner: bytes, caller: Caller
     ) -> Iterator[None]:
         """Renew the lease of a run, and make it the current one, until the block ends."""
         told = False
@@ -94,11 +97,11 @@ class Protection:
             nonlocal told
             if not told:
                 told = True
-                self._lost(caller, execute.record.owner)
+                self._lost(caller, owner)
             if execution.lease.run_left <= 0:
-                self.runs.disown(execute.record.owner)
+                self.runs.disown(owner)
 
-        with self.keeper.renewing(execute.swap, execution.lease, rules.lease, lose), running(execution):
+        with self.keeper.renewing(promise, lose), running(execution):
             yield
 
     def _lost(self, caller: Caller, owner: bytes) -> None:
@@ -108,15 +111,18 @@ class Protection:
         except Exception:
             logger.exception("the reporter raised")
 
-    def finish(self, steps: Steps, owner: bytes, reply: Reply) -> None:
-        """Bring a flow that has replied to its end, here if nothing is left of it to do."""
+    def finish(self, steps: Steps, call: Call, promise: Promise | None) -> None:
+        """Bring a flow that has replied to its end, here if nothing is left of it to do.
+
+        ``promise`` is that of its run, None if nothing was run.
+        """
+        runs, owner = self.runs, call.owner
         try:
             step = steps.send(None)
         except StopIteration:
-            self.runs.end(owner)
+            runs.end(owner)
         else:
-            refused = isinstance(reply.answer, Problem) and reply.answer.reason is Reason.STORE_UNAVAILABLE
-            self.keeper.finish(steps, step, lambda: self.runs.end(owner), has_run=not refused)
+            self.keeper.finish(steps, step, lambda: runs.end(owner), promise, call.rules.retention)
 
     @contextmanager
     def running(self, call: Call, patience: "Patience") -> Iterator[Run]:
@@ -134,6 +140,21 @@ class Protection:
     def patience(self, rules: Rules, remaining: float | None) -> "Patience":
         """How long a call with ``remaining`` seconds to its deadline may wait for another."""
         return Patience(self._places, rules.wait if remaining is None else min(rules.wait, remaining))
+
+
+def look_at(swap: Swap) -> Swap:
+    """A swap that only looks, for a call that may not claim: it renews a record that is not there."""
+    return Swap(swap.key, swap.new, swap.new, swap.ttl)
+
+
+def unless_claimable(swap: Swap, seen: Swapped | Held | Outage) -> Swapped | Held | Outage:
+    """What a call that may not claim makes of a look: where it would have claimed, nothing was sent."""
+    return Outage(sent=False) if isinstance(seen, Held) and seen.value == swap.expected else seen
+
+
+def once_claimed(seen: Swapped | Held | Outage) -> Swapped | Held | Outage:
+    """What a run makes of an answer: a store that took its claim may well take its end, a little later."""
+    return Outage() if isinstance(seen, Outage) and seen.misused else seen
 
 
 class Patience:

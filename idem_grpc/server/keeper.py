@@ -1,8 +1,11 @@
-"""The thread of an interceptor that renews the leases of running handlers.
+"""The threads of an interceptor that keep its promises to the store.
 
-It has a store connection of its own where the store has several, so neither a busy pool
-nor a blocked event loop stops it. Flows whose reply has gone out while the store was away
-are brought to their end by a second thread, since each of them may have to wait for it.
+One renews the leases of running handlers. It has a store connection of its own where the
+store has several, so neither a busy pool nor a blocked event loop stops it. The other brings
+flows to their end whose reply has gone out while the store was away.
+
+While the store is away, each thread looks for it with one swap at a time and growing pauses; as
+soon as it answers, everything that failed meanwhile is sent again.
 """
 
 import heapq
@@ -10,68 +13,82 @@ import itertools
 import logging
 import threading
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from math import inf
 from time import monotonic
 
+from idem_grpc.elapsed import elapsed
 from idem_grpc.execution import Lease
+from idem_grpc.server.availability import Availability
 from idem_grpc.steps import Outage, Pause, Step, Steps
-from idem_grpc.stores.protocol import Store, StoreError, StoreUnavailable
+from idem_grpc.stores.protocol import Store, StoreUnavailable
 from idem_grpc.swap import Held, Swap, Swapped
 
 logger = logging.getLogger("idem_grpc")
 
 RENEWALS_PER_LEASE = 3
+PROBES_PER_RENEWAL = 4
+FIRST_PAUSE = 0.1
+LONGEST_PAUSE = 5.0
 BATCH = 256  # of renewals, in one round trip
-MAX_TAILS = 1000
+MOST_MISTAKES = 10
+"""How often the store may refuse a swap as a mistake before a flow gives up: half a minute, in all."""
+
+MAX_GIVE_BACKS = 10_000
+MAX_OUTCOMES = 1000
+MAX_OUTCOME_BYTES = 64 * 1024 * 1024
+
+Seen = Swapped | Held | Outage
 
 
-def attempt(store: Store, swap: Swap) -> Swapped | Held | Outage:
-    """Send a swap to a store, and take its failure for what it may be."""
-    try:
-        return store.swap(swap.key, swap.expected, swap.new, swap.ttl, swap.max_left)
-    except Exception as error:
-        return failed(error)
+class Promise:
+    """What a run has promised: to keep its lease until the store knows its end.
+
+    ``swap`` is its claim, which the store has confirmed if the run ``is_protected``, and ``size``
+    the number of bytes of its outcome, once there is one.
+    """
+
+    __slots__ = ("is_protected", "lease", "size", "swap")
+
+    def __init__(self, swap: Swap, lease: Lease, *, is_protected: bool) -> None:
+        self.swap = swap
+        self.lease = lease
+        self.is_protected = is_protected
+        self.size = 0
+
+    def start(self) -> None:
+        """Called right before the handler. Raises NotStarted if the lease has run out, or nearly so."""
+        if self.is_protected and not self.lease.may_start:
+            raise NotStarted
 
 
-def attempt_all(store: Store, swaps: Sequence[Swap]) -> list[Swapped | Held | Outage]:
-    """Send swaps in one batch. Where one of them is at fault, they are sent again one by one."""
-    if len(swaps) > 1:
-        try:
-            return [seen for _, seen in zip(swaps, store.swap_many(swaps), strict=True)]
-        except StoreUnavailable as error:
-            return [failed(error)] * len(swaps)
-        except Exception:
-            logger.warning("a batch of swaps failed, and is sent one by one", exc_info=True)
-    return [attempt(store, swap) for swap in swaps]
-
-
-def failed(error: Exception) -> Outage:
-    """What a flow is told of a swap that raised."""
-    if isinstance(error, StoreUnavailable):
-        logger.warning("the idempotency store did not answer: %s", error)
-        return Outage()
-    logger.error("the idempotency store cannot be used", exc_info=error)
-    return Outage(misused=isinstance(error, StoreError))
+class NotStarted(Exception):
+    """The handler must not start: another process may be running the call by now, or soon."""
 
 
 class Keeper:
     """Keeps promises to the store, for as long as the process lives."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, availability: Availability | None = None) -> None:
         # Where a batch is sent one by one, all of it would wait for the last answer.
         has_batches = type(store).swap_many is not Store.swap_many
-        self._leases = _Worker("idem_grpc leases", store, BATCH if has_batches else 1)
-        self._tails = _Worker("idem_grpc tails", store, 1)  # their records can be large
+        self._availability = availability or Availability()
+        self._leases = _Worker("idem_grpc leases", store, self._availability, BATCH if has_batches else 1)
+        self._tails = _Worker("idem_grpc tails", store, self._availability, 1)  # their records can be large
+        self._availability.on_return += [self._leases.look_soon, self._tails.look_soon]
+        self._lock = threading.Lock()
+        self._give_backs = self._outcomes = self._outcome_bytes = self._dropped = 0
 
     @contextmanager
-    def renewing(self, swap: Swap, lease: Lease, seconds: float, lose: Callable[[], None]) -> Iterator[None]:
-        """Renew the record that ``swap`` wrote, three times in ``seconds``, until the block ends.
+    def renewing(self, promise: Promise, lose: Callable[[], None]) -> Iterator[None]:
+        """Renew a run's record, three times a lease from its claim on, until the block ends.
 
-        ``lose`` is called once it is known that ``lease`` is lost.
+        ``lose`` is called once it is known that the lease is lost.
         """
-        job = _Renewal(swap, lease, seconds / RENEWALS_PER_LEASE, lose)
-        with self._leases.working(job.interval, job):
+        job = _Renewal(promise, lose)
+        with self._leases.working(job.first_delay(), job):
             yield
 
     @contextmanager
@@ -80,33 +97,80 @@ class Keeper:
         with self._leases.working(seconds, _Limit(stop)):
             yield
 
-    def finish(self, steps: Steps, step: Step, then: Callable[[], None], *, has_run: bool) -> None:
-        """Bring a flow to its end that has replied and now asks for ``step``.
+    @property
+    def is_full(self) -> bool:
+        """Whether so many outcomes wait to be stored that no further run should begin."""
+        return self._outcomes >= MAX_OUTCOMES or self._outcome_bytes >= MAX_OUTCOME_BYTES
 
-        Calls that are refused while the store is away leave one each, to give back a claim
-        that may have been made: of those, one too many is left for its lease to run out.
-        Flows whose handler has run are never dropped; the server bounds them.
+    def finish(
+        self, steps: Steps, step: Step, then: Callable[[], None], promise: Promise | None, memory: float
+    ) -> None:
+        """Bring a flow to its end that has replied and now asks for ``step``; then call ``then``.
+
+        ``promise`` is that of its run, None if nothing was run: then a claim is given back. Its
+        lease is renewed until the end. ``memory``: seconds after which its end is of no use.
+
+        Of the claims to give back, those over MAX_GIVE_BACKS are left for their leases to run out. No
+        outcome of a protected run is dropped: while ``is_full``, no further run may begin.
         """
-        if has_run or len(self._tails) < MAX_TAILS:
-            self._tails.start(0, _Tail(steps, step, then))
+        if promise is None:
+            is_dropped = self._give_backs >= MAX_GIVE_BACKS
         else:
-            logger.error("the store is away, and too many claims wait to be given back: one is left")
+            is_dropped = self.is_full and not promise.is_protected
+        if is_dropped:
+            self._dropped += 1
+            if self._dropped & (self._dropped - 1) == 0:
+                logger.error(
+                    "the store is away, and too much waits for it: %d claims and unprotected outcomes are"
+                    " given up by now; claims end with their leases",
+                    self._dropped,
+                )
             steps.close()
             then()
+            return
+        is_run, size = promise is not None, 0 if promise is None else promise.size
+        self._count(is_run, 1, size)
+        renewal: _Renewal | None = None
+        if promise is not None and promise.is_protected:
+            renewal = _Renewal(promise, _nothing)
+            self._leases.start(0, renewal)
+
+        def end() -> None:
+            self._count(is_run, -1, size)
+            if renewal is not None:
+                self._leases.forget(renewal)
+            then()
+
+        pause = step.seconds if isinstance(step, Pause) else 0.0
+        self._tails.start(pause, _Tail(steps, step, end, elapsed() + memory))
+
+    def _count(self, is_run: bool, number: int, size: int) -> None:
+        with self._lock:
+            if is_run:
+                self._outcomes += number
+                self._outcome_bytes += number * size
+            else:
+                self._give_backs += number
 
 
 class _Job(ABC):
     """Something to do at its time, until it is over."""
 
     is_over = False
+    interval = inf
+    """Seconds in which it wants the store to be looked for, while that is away."""
 
     def swap(self) -> Swap | None:
         """What the store is to be asked first, if anything."""
         return None
 
     @abstractmethod
-    def run(self, seen: Swapped | Held | Outage | None) -> float | None:
+    def run(self, seen: Seen | None) -> float | None:
         """Do it, with the store's answer. Returns after how many seconds it is due again, if it is."""
+
+    @abstractmethod
+    def stalled(self) -> None:
+        """The store is away, and nothing was asked."""
 
 
 class _Worker:
@@ -115,18 +179,19 @@ class _Worker:
     Up to ``batch`` of those that are due at one time send their swaps together.
     """
 
-    def __init__(self, name: str, store: Store, batch: int) -> None:
+    def __init__(self, name: str, store: Store, availability: Availability, batch: int) -> None:
         self._name = name
         self._store = store
+        self._availability = availability
         self._batch = batch
         self._due: list[tuple[float, int, _Job]] = []
+        self._stalled: deque[_Job] = deque()  # those that wait for the store to come back
+        self._pause = FIRST_PAUSE
+        self._failed_at = self._probe_at = 0.0
         self._order = itertools.count()
         self._stale = 0
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
-
-    def __len__(self) -> int:
-        return len(self._due)
 
     @contextmanager
     def working(self, delay: float, job: _Job) -> Iterator[None]:
@@ -135,7 +200,7 @@ class _Worker:
         try:
             yield
         finally:
-            self._forget(job)
+            self.forget(job)
 
     def start(self, delay: float, job: _Job) -> None:
         """Run a job in ``delay`` seconds."""
@@ -144,11 +209,11 @@ class _Worker:
                 thread = threading.Thread(target=self._work, name=self._name, daemon=True)
                 thread.start()
                 self._thread = thread
-            heapq.heappush(self._due, (monotonic() + delay, next(self._order), job))
+            heapq.heappush(self._due, (elapsed() + delay, next(self._order), job))
             if self._due[0][2] is job:
                 self._changed.notify()
 
-    def _forget(self, job: _Job) -> None:
+    def forget(self, job: _Job) -> None:
         """Jobs that are over are dropped from the heap when they are the greater part of it."""
         with self._changed:
             job.is_over = True
@@ -158,57 +223,165 @@ class _Worker:
                 heapq.heapify(self._due)
                 self._stale = 0
 
+    def look_soon(self) -> None:
+        """Somebody else has seen that the store is back."""
+        if self._stalled:
+            with self._changed:
+                self._probe_at = min(self._probe_at, self._failed_at + FIRST_PAUSE)
+                self._changed.notify()
+
     def _work(self) -> None:
         while True:
-            jobs = [(job, job.swap()) for job in self._next() if not job.is_over]
-            answers = iter(attempt_all(self._store, [swap for _, swap in jobs if swap is not None]))
-            for job, swap in jobs:
-                seen = None if swap is None else next(answers)
-                try:
-                    delay = job.run(seen)
-                except Exception:
-                    logger.exception("%s: a job failed", self._name)
+            jobs, is_probe = self._next()
+            asking = []
+            for job in jobs:
+                if job.is_over:
                     continue
-                if delay is not None:
-                    self.start(delay, job)
+                swap = job.swap()
+                if swap is None:
+                    self._run(job, None)
+                elif self._stalled and not is_probe:
+                    self._stall(job)
+                else:
+                    asking.append((job, swap))
+            if not asking:
+                continue
+            answers = attempt_all(self._store, [swap for _, swap in asking], self._availability)
+            is_away = any(isinstance(seen, Outage) and not seen.misused for seen in answers)
+            for (job, _), seen in zip(asking, answers, strict=True):
+                if isinstance(seen, Outage) and not seen.misused:
+                    self._stall(job)
+                else:
+                    self._run(job, seen)
+            if is_away:
+                self._look_later()
+            elif self._stalled:
+                self._resume()
 
-    def _next(self) -> list[_Job]:
-        """Those that are due; waits for the first."""
+    def _run(self, job: _Job, seen: Seen | None) -> None:
+        try:
+            delay = job.run(seen)
+        except Exception:
+            logger.exception("%s: a job failed", self._name)
+            return
+        if delay is not None:
+            self.start(delay, job)
+
+    def _stall(self, job: _Job) -> None:
         with self._changed:
-            while not (due := self._pop()):
-                self._changed.wait(self._due[0][0] - monotonic() if self._due else None)
-            return due
+            self._stalled.append(job)
 
-    def _pop(self) -> list[_Job]:
-        now, due = monotonic(), list[_Job]()
+    def _look_later(self) -> None:
+        """The store is away: look for it again after a pause, and let all who wait for it know."""
+        with self._changed:
+            waiting = [job for job in self._stalled if not job.is_over]
+        for job in waiting:
+            try:
+                job.stalled()
+            except Exception:
+                logger.exception("%s: a job failed", self._name)
+        with self._changed:
+            self._stalled = deque(job for job in self._stalled if not job.is_over)
+            shortest = min((job.interval for job in self._stalled), default=inf)
+            self._failed_at = elapsed()
+            self._probe_at = self._failed_at + min(self._pause, shortest)
+            self._pause = min(2 * self._pause, LONGEST_PAUSE)
+
+    def _resume(self) -> None:
+        """The store is back: all that waited for it is due."""
+        with self._changed:
+            now = elapsed()
+            for job in self._stalled:
+                heapq.heappush(self._due, (now, next(self._order), job))
+            self._stalled.clear()
+            self._pause = FIRST_PAUSE
+
+    def _next(self) -> tuple[list[_Job], bool]:
+        """Those that are due, or the one that looks whether the store is back; waits for the first."""
+        with self._changed:
+            while True:
+                now = elapsed()
+                if due := self._pop(now):
+                    return due, False
+                if self._stalled and self._probe_at <= now:
+                    return [self._stalled.popleft()], True
+                times = [self._due[0][0]] if self._due else []
+                if self._stalled:
+                    times.append(self._probe_at)
+                self._changed.wait(min(times) - now if times else None)
+
+    def _pop(self, now: float) -> list[_Job]:
+        due = list[_Job]()
         while self._due and self._due[0][0] <= now and len(due) < self._batch:
             due.append(heapq.heappop(self._due)[2])
         return due
 
 
+def attempt_all(store: Store, swaps: Sequence[Swap], availability: Availability) -> list[Seen]:
+    """Send swaps in one batch. Where one of them is at fault, they are sent again one by one."""
+    began = monotonic()
+    if len(swaps) > 1:
+        try:
+            answers: list[Seen] = [seen for _, seen in zip(swaps, store.swap_many(swaps), strict=True)]
+        except StoreUnavailable as error:
+            return [availability.failed(error, monotonic() - began)] * len(swaps)
+        except Exception:
+            logger.warning("a batch of swaps failed, and is sent one by one", exc_info=True)
+        else:
+            availability.answered()
+            return answers
+    return [_attempt(store, swap, availability) for swap in swaps]
+
+
+def _attempt(store: Store, swap: Swap, availability: Availability) -> Seen:
+    """Send a swap past the breaker: the keeper's threads look for the store one at a time anyway."""
+    began = monotonic()
+    try:
+        seen = store.swap(swap.key, swap.expected, swap.new, swap.ttl, swap.max_left)
+    except Exception as error:
+        return availability.failed(error, monotonic() - began)
+    availability.answered()
+    return seen
+
+
+def _nothing() -> None:
+    pass
+
+
 class _Renewal(_Job):
-    def __init__(self, swap: Swap, lease: Lease, interval: float, lose: Callable[[], None]) -> None:
+    def __init__(self, promise: Promise, lose: Callable[[], None]) -> None:
+        swap = promise.swap
         self._renewal = Swap(swap.key, swap.new, swap.new, swap.ttl)
-        self._lease = lease
+        self._lease = promise.lease
         self._lose = lose
         self._sent = 0.0
-        self.interval = interval
+        self._interval = promise.lease.seconds / RENEWALS_PER_LEASE
+        self.interval = self._interval / PROBES_PER_RENEWAL
+
+    def first_delay(self) -> float:
+        """Seconds until the first renewal is due, which counts from the claim."""
+        return max(0.0, self._lease.left - self._interval * (RENEWALS_PER_LEASE - 1))
 
     def swap(self) -> Swap | None:
-        self._sent = monotonic()
+        self._sent = elapsed()
         return self._renewal if self._lease.run_left > 0 else None
 
-    def run(self, seen: Swapped | Held | Outage | None) -> float | None:
+    def run(self, seen: Seen | None) -> float | None:
         if self.is_over:  # and what the run wrote at its end has overtaken this renewal
             return None
         if isinstance(seen, Swapped):
             self._lease.renewed(self._sent)
         elif isinstance(seen, Held):
             self._lease.taken()
+        self.stalled()
+        is_done = seen is None or isinstance(seen, Held)
+        return None if is_done else max(0.0, min(self._interval, self._lease.run_left))
+
+    def stalled(self) -> None:
         if self._lease.is_lost:
             self._lose()
-        is_done = seen is None or isinstance(seen, Held)
-        return None if is_done else max(0.0, min(self.interval, self._lease.run_left))
+        if self._lease.run_left <= 0:
+            self.is_over = True
 
 
 class _Limit(_Job):
@@ -219,18 +392,27 @@ class _Limit(_Job):
         if not self.is_over:
             self._stop()
 
+    def stalled(self) -> None:
+        raise AssertionError("it asks the store for nothing")
+
 
 class _Tail(_Job):
-    def __init__(self, steps: Steps, step: Step, then: Callable[[], None]) -> None:
+    def __init__(self, steps: Steps, step: Step, then: Callable[[], None], ends: float) -> None:
         self._steps = steps
         self._step = step
         self._then = then
+        self._ends = ends
+        self._mistakes = 0
 
     def swap(self) -> Swap | None:
         return self._step if isinstance(self._step, Swap) else None
 
-    def run(self, seen: Swapped | Held | Outage | None) -> float | None:
-        pause = self._step.seconds if isinstance(self._step, Pause) else 0.0
+    def run(self, seen: Seen | None) -> float | None:
+        if isinstance(seen, Outage):  # a mistake, such as a password that is being changed
+            self._mistakes += 1
+            if self._mistakes < MOST_MISTAKES:
+                return min(FIRST_PAUSE * (1 << self._mistakes), LONGEST_PAUSE)
+            logger.error("an idempotency record is given up: the store refused it %d times", MOST_MISTAKES)
         try:
             self._step = self._steps.send(seen)
         except StopIteration:
@@ -238,6 +420,13 @@ class _Tail(_Job):
         except Exception:
             logger.exception("an idempotency record could not be brought up to date")
         else:
-            return pause
+            return self._step.seconds if isinstance(self._step, Pause) else 0.0
         self._then()
         return None
+
+    def stalled(self) -> None:
+        if elapsed() >= self._ends:
+            logger.error("the store was away for longer than an outcome is kept: one is given up")
+            self.is_over = True
+            self._steps.close()
+            self._then()

@@ -9,25 +9,39 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextvars import copy_context
-from time import monotonic
 from typing import Any
 
 import grpc
 
+from idem_grpc.elapsed import elapsed
 from idem_grpc.flow import flow
 from idem_grpc.outcome import Metadata
 from idem_grpc.policy import Rules
 from idem_grpc.server.admission import Admitted, Caller, Refused
 from idem_grpc.server.arities import Handler, behavior_of, closed_after, serialized
-from idem_grpc.server.base import Protection
-from idem_grpc.server.keeper import attempt
+from idem_grpc.server.base import Protection, look_at, once_claimed, unless_claimable
+from idem_grpc.server.keeper import NotStarted, Promise
 from idem_grpc.server.outlet import Outlet
 from idem_grpc.server.recording import CallerGone, RecordingContext
 from idem_grpc.server.replies import Answer, Part, opening
+from idem_grpc.server.runs import Run
 from idem_grpc.server.transcript import EOF_HOLD, Incoming, compare
-from idem_grpc.steps import Compare, Compared, Ended, Event, Execute, Pause, Reply, Wait, Waited
+from idem_grpc.steps import (
+    Compare,
+    Compared,
+    Ended,
+    Event,
+    Execute,
+    Outage,
+    Pause,
+    Reply,
+    TakeOver,
+    TooLate,
+    Wait,
+    Waited,
+)
 from idem_grpc.stores.protocol import Store
-from idem_grpc.swap import Swap
+from idem_grpc.swap import Held, Swap, Swapped
 
 logger = logging.getLogger("idem_grpc")
 
@@ -54,6 +68,7 @@ class SyncCall:
         self._is_opened = False
         self._streamed = b""
         self._recorded: RecordingContext | None = None
+        self._promise: Promise | None = None
         self._wake = threading.Event()
         self._gone = threading.Event()
 
@@ -167,36 +182,57 @@ class SyncCall:
         while True:
             match steps.send(event):
                 case Swap() as swap:
-                    sent = monotonic()
-                    event = attempt(self._store, swap)
+                    sent = elapsed()
+                    event = self._swap(swap)
                 case Wait() as wait:
                     event = self._wait(wait)
+                case TakeOver() as takeover:
+                    event = self._take_over(takeover)
                 case Execute() as execute:
                     event = self._execute(execute, admitted, sent)
                 case Compare() as wanted:
                     event = self._compare(wanted, admitted)
                 case Reply() as reply:
                     answer = self._answered(reply)
-                    self._protection.finish(steps, admitted.call.owner, reply)
+                    self._protection.finish(steps, admitted.call, self._promise)
                     return reply, answer
                 case Pause():
                     raise AssertionError("a flow pauses only after its reply")
 
+    def _swap(self, swap: Swap) -> Swapped | Held | Outage:
+        availability = self._protection.availability
+        if self._promise is not None:
+            return once_claimed(availability.attempt(self._store, swap))
+        if self._protection.keeper.is_full:
+            return unless_claimable(swap, availability.attempt(self._store, look_at(swap)))
+        return availability.attempt(self._store, swap)
+
     def _wait(self, wait: Wait) -> Waited:
         run = self._protection.runs.find(wait.owner)
-        if run is None and wait.seconds == 0:
-            return Waited()
+        if run is not None:
+            return self._wait_here(run)
         if self._patience.left() == 0:
             return Waited(more=False)
-        if run is None:
-            self._wake.wait(self._patience.until_poll(wait))
-            return Waited()
+        self._wake.wait(self._patience.until_poll(wait))
+        return Waited()
+
+    def _take_over(self, takeover: TakeOver) -> Waited:
+        run = self._protection.runs.find(takeover.owner)
+        if run is not None:
+            return self._wait_here(run)
+        return Waited(hold=self._protection.availability.hold(takeover.lease))
+
+    def _wait_here(self, run: Run) -> Waited:
+        """Wait for the reply of a run of this process."""
+        if self._patience.left() == 0:
+            return Waited(more=False)
         run.add_done_callback(lambda _: self._wake.set())
         self._wake.wait(self._patience.left())
         return Waited(run.result()) if run.done() else Waited(more=False)
 
-    def _execute(self, execute: Execute, admitted: Admitted, sent: float) -> Ended:
+    def _execute(self, execute: Execute, admitted: Admitted, sent: float) -> Ended | TooLate:
         execution = admitted.execution(execute.record, sent)
+        promise = Promise(execute.swap, execution.lease, is_protected=execute.acknowledged)
         recording = self._recorded = RecordingContext(
             self._caller,
             execution,
@@ -207,11 +243,17 @@ class SyncCall:
         )
 
         try:
-            with self._protection.keeping(execute, execution, admitted.call.rules, self._caller):
+            with self._protection.keeping(promise, execution, execute.record.owner, self._caller):
+                promise.start()
                 ended = self._handle(recording, admitted)
                 recording.run_callbacks()
+        except NotStarted:
+            self._recorded = None
+            return TooLate()
         except Exception as error:  # the handler's own are caught: its lease could not be kept
             ended = recording.raised(error)
+        self._promise = promise
+        promise.size = ended.outcome.size
         return ended
 
     def _handle(self, recording: RecordingContext, admitted: Admitted) -> Ended:

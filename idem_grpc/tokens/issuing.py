@@ -6,7 +6,7 @@ uses it knows what to expect, and costs no more than one with a key of the clien
 """
 
 import secrets
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -33,7 +33,7 @@ _UNREADABLE = (
     " it stays as it is until somebody has looked"
 )
 
-Answers = list[Swapped | Held]
+Answers = Sequence[Swapped | Held]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,12 +15,10 @@ from idem_grpc.problem import Problem, Reason, status_outcome
 from idem_grpc.record import Binding, State
 from idem_grpc.server.admission import Admission, Caller, Refused
 from idem_grpc.server.aio import ServerInterceptor as AsyncServerInterceptor
-from idem_grpc.server.keeper import failed
 from idem_grpc.server.passed_on import metadata_here
 from idem_grpc.server.replies import Answer, answer
 from idem_grpc.server.sync import ServerInterceptor
-from idem_grpc.steps import Reply
-from idem_grpc.stores.protocol import StoreError
+from idem_grpc.steps import Outage, Reply
 from idem_grpc.swap import Swap
 from idem_grpc.tokens.issuing import (
     LONGEST,
@@ -61,6 +59,7 @@ class _Tokens:
                 raise TypeError(f"operations[{name!r}] is {operation!r}: give an Operation, by its name")
             if not name:
                 raise ValueError("operations: a name is empty: give one, such as 'payments.charge'")
+        admission.check_operations(operations)
         self._admission = admission
         self._operations = dict(operations)
         self._names = {Binding.of(name, "").operation: name for name in operations}
@@ -109,6 +108,7 @@ class TokenServicer(token_pb2_grpc.TokenServiceServicer):
                 f"{interceptor!r} is no idem_grpc.ServerInterceptor: for grpc.aio, use what idem_grpc.aio has"
             )
         self._store = interceptor.store
+        self._availability = interceptor.protection.availability
         self._tokens = _Tokens(interceptor.protection.admission, operations)
 
     def IssueTokens(
@@ -128,13 +128,17 @@ class TokenServicer(token_pb2_grpc.TokenServiceServicer):
             caller = replace(caller, metadata=metadata_here(context))
             steps = work(self._tokens.subject(caller), request)
             batch = next(steps)
-            while True:
-                batch = steps.send(self._store.swap_many(batch))
+            seen = self._availability.attempt_many(self._store, batch)
+            while not isinstance(seen, Outage):
+                seen = self._availability.attempt_many(self._store, steps.send(seen))
         except StopIteration as end:
             result: T = end.value
             return result
-        except (Refused, Declined, StoreError) as error:
-            context.abort_with_status(_refusal(error, caller))
+        except (Refused, Declined) as error:
+            refusal = _refusal(error, caller)
+        else:
+            refusal = _refusal(seen, caller)
+        context.abort_with_status(refusal)
         raise AssertionError("abort raises")
 
 
@@ -147,6 +151,7 @@ class AsyncTokenServicer(token_pb2_grpc.TokenServiceServicer):
                 f"{interceptor!r} is no idem_grpc.aio.ServerInterceptor: for grpc, use what idem_grpc has"
             )
         self._store = interceptor.store
+        self._availability = interceptor.protection.availability
         self._tokens = _Tokens(interceptor.protection.admission, operations)
 
     async def IssueTokens(
@@ -166,13 +171,17 @@ class AsyncTokenServicer(token_pb2_grpc.TokenServiceServicer):
             caller = replace(caller, metadata=metadata_here(context))
             steps = work(self._tokens.subject(caller), request)
             batch = next(steps)
-            while True:
-                batch = steps.send(await self._store.swap_many(batch))
+            seen = await self._availability.attempt_many_async(self._store, batch)
+            while not isinstance(seen, Outage):
+                seen = await self._availability.attempt_many_async(self._store, steps.send(seen))
         except StopIteration as end:
             result: T = end.value
             return result
-        except (Refused, Declined, StoreError) as error:
-            await context.abort_with_status(_refusal(error, caller))
+        except (Refused, Declined) as error:
+            refusal = _refusal(error, caller)
+        else:
+            refusal = _refusal(seen, caller)
+        await context.abort_with_status(refusal)
         raise AssertionError("abort raises")
 
 
@@ -210,14 +219,14 @@ def _declined(code: Code, message: str) -> Declined:
     return Declined(status_outcome(code, message))
 
 
-def _refusal(error: Exception, caller: Caller) -> Answer:
+def _refusal(cause: Declined | Refused | Outage, caller: Caller) -> Answer:
     given: Outcome | Problem
-    if isinstance(error, Declined):
-        given = error.outcome
-    elif isinstance(error, Refused):
-        given = error.answer
+    if isinstance(cause, Declined):
+        given = cause.outcome
+    elif isinstance(cause, Refused):
+        given = cause.answer
     else:
-        given = Problem(Reason.MISCONFIGURED if failed(error).misused else Reason.STORE_UNAVAILABLE)
+        given = Problem(Reason.MISCONFIGURED if cause.misused else Reason.STORE_UNAVAILABLE)
     return answer(Reply(given), caller)[0]
 
 

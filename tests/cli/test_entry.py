@@ -51,6 +51,7 @@ def test_completion_knows_commands_and_choices(run):
 
 
 def test_a_store_can_be_named_by_the_environment(run, place, store):
+    store.swap(b"key", None, b"value", 60)
     result = run("list", "--namespace", place[3], env={"IDEM_GRPC_STORE": place[1]})
     assert (result.exit_code, result.stdout) == (0, "Nothing in these states.\n")
 
@@ -88,7 +89,8 @@ def test_a_wrong_password_is_not_shown():
         assert "refuses the user name or the password" in ended.stderr
         assert "hunter2" not in ended.stderr + ended.stdout
         ended = start("list", "--store", f"redis://:right@127.0.0.1:{server.port}/0")
-        assert ended.stdout == "Nothing in these states.\n"
+        assert (ended.returncode, ended.stdout) == (1, "")
+        assert "holds nothing at all" in ended.stderr
     finally:
         server.stop()
 

@@ -158,5 +158,6 @@ def test_list_is_a_table(run, place, store):
 
 
 def test_an_empty_list_says_so(run, place, store):
+    write(store, "done", DONE)
     assert run("list", *place).stdout == "Nothing in these states.\n"
     assert run("list", *place, "--json").stdout == "[]\n"

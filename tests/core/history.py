@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from idem_grpc.steps import Ended, Event, Execute, Outage, Pause, Reply, Step, Steps, Wait, Waited
+from idem_grpc.steps import Ended, Event, Execute, Outage, Pause, Reply, Step, Steps, TooLate, Wait, Waited
 from idem_grpc.swap import Swap
 from idem_grpc.verdicts import Call
 
@@ -49,6 +49,7 @@ class Node:
                 else:
                     if isinstance(step, Execute):
                         self.claim = step
+                        self.swaps_since_execute.clear()
                     elif self.claim is not None and isinstance(step, Swap):
                         self.swaps_since_execute.append(step)
                     event = next(pending, None)
@@ -56,8 +57,10 @@ class Node:
                         self.step = step
                         return
                     self.paused = False
-                    if isinstance(step, Wait) and step.seconds:  # without, it only asked who lives here
+                    if isinstance(step, Wait):
                         self.waited = True
+                    if isinstance(event, TooLate):
+                        self.claim = None
                     if isinstance(event, Ended):
                         self.ended = event
         except StopIteration:

@@ -35,17 +35,18 @@ class Laws:
         after = move.after
         if move.writer is not None and before.store.value != after.store.value:
             self._store(before, after, before.nodes[move.writer].call.owner)
+        for number in after.started - before.started:
+            self._starts(after, number, after.nodes[number])
         for number, (old, new) in enumerate(zip(before.nodes, after.nodes, strict=True)):
             if new is old:
                 continue
-            if new.claim is not None and old.claim is None:
-                self._starts(after, number, new)
             if len(new.replies) > len(old.replies):
                 self._replies(after, number, new)
             assert len(new.replies) == 1 or new.step is not None, f"{number} ends without an answer"
-            for swap in new.swaps_since_execute:
-                claims = read(swap.new).state is State.RUNNING
-                assert not claims, f"{number} claims after Execute"
+            if number in after.started:
+                for swap in new.swaps_since_execute:
+                    claims = read(swap.new).state is State.RUNNING
+                    assert not claims, f"{number} claims after Execute"
 
     def quiet(self, at: "At") -> None:
         """Check what is left when all flows are over. Swaps in flight may still land."""
@@ -53,6 +54,11 @@ class Laws:
         if record.state is State.RUNNING:
             owner = next(n for n, node in enumerate(at.nodes) if node.call.owner == record.owner)
             assert self._processes[owner] in at.dead, f"RUNNING of {owner}, which lives, is left behind"
+        if record.state is State.UNKNOWN:
+            owner = next(n for n, node in enumerate(at.nodes) if node.call.owner == record.owner)
+            assert owner in at.started or self._processes[owner] in at.dead, (
+                f"UNKNOWN of {owner}, which never ran"
+            )
         if not at.dead and not at.wiped and any(is_decided(node) for node in at.nodes):
             assert record.state is State.DONE, "an outcome was decided, and is not kept"
 
@@ -78,10 +84,10 @@ class Laws:
         record = read(at.store.value)
         if at.store.value != claim.swap.new:
             assert at.wiped, f"{number} runs, and the store holds {record}"
-        if node.waited:
+        if node.waited and read(claim.swap.expected).state is not State.UNKNOWN:
             assert claim.swap.max_left is not None, f"{number} waited for a run, and repeats it"
         for other, run in enumerate(at.nodes):
-            if other == number or run.claim is None or run.unacknowledged or at.wiped:
+            if other == number or other not in at.started or run.unacknowledged or at.wiped:
                 continue
             fails = OnUnclear.FAIL in (run.call.rules.on_unclear, node.call.rules.on_unclear)
             ending = run.ended.ending if run.ended is not None else None
@@ -108,10 +114,11 @@ class Laws:
     def _refuses(self, at: "At", number: int, node: "Node", reason: Reason) -> None:
         assert reason not in NEVER_HERE or at.wiped, f"{number} is refused for {reason}"
         if reason is Reason.STORE_UNAVAILABLE:
-            assert node.claim is None, f"{number} ran, and says that nothing was run"
+            assert number not in at.started, f"{number} ran, and says that nothing was run"
         if reason is Reason.OUTCOME_PENDING:
             assert any(is_decided(run) for run in at.nodes), f"{number} says that it ran, and nobody did"
         if reason is Reason.OUTCOME_UNKNOWN:
+            assert node.replies[0].owner != node.call.owner, f"{number} is refused for its own claim"
             rules = [call.call.rules.on_unclear for call in at.nodes]
             assert OnUnclear.FAIL in rules, f"{number} is told OUTCOME_UNKNOWN where runs are repeated"
 

@@ -12,7 +12,7 @@ from idem_grpc.outcome import Code, Outcome
 from idem_grpc.policy import OnOutage
 from idem_grpc.problem import Problem, Reason
 from idem_grpc.record import OnUnclear, Record, State
-from idem_grpc.steps import Ended, Event, Execute, Outage, Pause, Reply, Step, Wait, Waited
+from idem_grpc.steps import Ended, Event, Execute, Outage, Pause, Reply, Step, TakeOver, TooLate, Wait, Waited
 from idem_grpc.swap import Held, Swap, Swapped
 from idem_grpc.verdicts import UNKNOWN_TTL
 from tests.core.test_judge import (
@@ -246,6 +246,19 @@ class TestOnlyTheDeathOfAProcessLeavesRunningBehind:
         assert flow.then(None, None, Outage(), None).step == release
         assert flow.then(NOTHING).step is None
 
+    @pytest.mark.parametrize("call", [ME, STRICT])
+    def test_a_claim_that_others_took_for_dead_is_taken_back(self, call):
+        taken = held(mine(UNKNOWN))
+        flow = self.refused(call).then(taken)
+        assert (flow.swap().expected, flow.record().state) == (taken.value, State.OPEN)
+        assert flow.then(Swapped(ALIVE)).step is None
+
+    @pytest.mark.parametrize("there", [NOTHING, held(RUNNING)])
+    def test_a_claim_that_never_left_the_process_is_not_given_back(self, there):
+        flow = Driven().then(Outage(sent=False))
+        assert flow.step == Reply(Problem(Reason.STORE_UNAVAILABLE))
+        assert flow.then(None).step is None
+
     def test_a_store_that_is_set_up_wrongly_is_not_asked_again(self):
         flow = Driven().then(Outage(misused=True))
         assert flow.step == Reply(Problem(Reason.MISCONFIGURED))
@@ -299,6 +312,11 @@ class TestRunningWhileTheStoreIsAway:
         assert flow.then(NOTHING).swap().expected is None
         assert flow.then(Swapped(0.0)).step is None
 
+    def test_it_starts_although_no_lease_protects_it(self):
+        flow = Driven(TRUSTING).then(Outage())
+        assert isinstance(flow.step, Execute)
+        assert not flow.step.acknowledged
+
     def test_one_who_saw_a_run_is_told_so_and_runs_nothing(self):
         flow = Driven(TRUSTING).then(held(RUNNING), Waited(), Outage())
         assert flow.step == Reply(Problem(Reason.IN_PROGRESS), b"other")
@@ -322,7 +340,7 @@ class TestARunWhoseLeaseHasRunOut:
     """It may live all the same, in this process: then only the store was away."""
 
     def test_is_asked_after_before_it_is_taken_for_dead(self, call):
-        assert Driven(call).then(held(RUNNING, DEAD)).step == Wait(b"other", 0.0)
+        assert Driven(call).then(held(RUNNING, DEAD)).step == TakeOver(b"other", RUNNING.lease)
 
     def test_answers_for_itself_if_it_lives_here(self, call):
         pending = Reply(Problem(Reason.OUTCOME_PENDING), b"other")
@@ -331,6 +349,63 @@ class TestARunWhoseLeaseHasRunOut:
     def test_is_not_taken_over_by_one_who_cannot_wait_for_it(self, call):
         flow = Driven(call).then(held(RUNNING, DEAD), Waited(more=False))
         assert flow.step == Reply(Problem(Reason.IN_PROGRESS), b"other")
+
+    def test_is_left_alone_until_owners_had_time_to_renew_after_an_outage(self, call):
+        flow = Driven(call).then(held(RUNNING, DEAD), Waited(hold=10.0))
+        assert isinstance(flow.step, Wait)
+        assert flow.step.owner == b"other"
+        assert isinstance(flow.then(Waited(), held(RUNNING, DEAD)).step, TakeOver), "it asks each time"
+        assert flow.then(Waited()).swap().max_left == DEAD
+
+    def test_is_not_taken_over_if_it_renews_meanwhile(self, call):
+        flow = Driven(call).then(held(RUNNING, DEAD), Waited(hold=10.0), Waited(), held(RUNNING))
+        assert isinstance(flow.step, Wait)
+
+
+class TestAHandlerThatCouldNotStartInTime:
+    """Its lease has run out, or nearly so, before it began."""
+
+    def late(self, call=ME, left=0.0) -> Driven:
+        flow = Driven(call).then(Swapped(left), TooLate())
+        assert flow.swap().expected == flow.swap().new == call.first_claim().swap.new
+        return flow
+
+    def test_starts_if_its_claim_still_holds(self):
+        claim = ME.first_claim()
+        assert self.late().then(Swapped(DEAD)).step == Execute(claim.record, claim.swap)
+
+    @pytest.mark.parametrize("call", [ME, STRICT])
+    def test_claims_again_what_others_took_for_dead(self, call):
+        flow = self.late(call).then(held(mine(UNKNOWN)))
+        assert (flow.swap().expected, flow.record().attempt) == (mine(UNKNOWN).to_bytes(), 2)
+        assert isinstance(flow.then(Swapped(1.0)).step, Execute)
+
+    def test_waits_for_who_took_it_over(self):
+        flow = self.late().then(held(replace(RUNNING, attempt=2)))
+        assert isinstance(flow.step, Wait)
+
+    def test_gives_the_answer_of_who_took_it_over(self):
+        assert self.late().then(held(DONE)).step == Reply(ANSWER, b"other", replayed=True)
+
+    def test_does_not_repeat_a_run_that_took_it_over_and_failed(self):
+        assert self.late().then(held(OPEN)).step == Reply(Problem(Reason.IN_PROGRESS), b"other")
+
+    def test_gives_its_claim_back_if_the_store_is_away(self):
+        flow = self.late().then(Outage(sent=False))
+        assert flow.step == Reply(Problem(Reason.STORE_UNAVAILABLE))
+        assert (flow.then(None).record().state, flow.swap().expected) == (
+            State.OPEN,
+            ME.first_claim().swap.new,
+        )
+
+    def test_a_wrong_request_may_be_corrected_under_a_claim_that_was_made_twice(self):
+        flow = self.late(STRICT).then(held(mine(UNKNOWN)), Swapped(1.0), Ended(FAILURE, Ending.MENDABLE))
+        assert flow.record().fingerprint is None
+
+    def test_a_token_claimed_twice_is_given_back_for_the_retention(self):
+        taken = held(mine(replace(UNKNOWN, binding=TOKEN.binding)))
+        flow = self.late(TOKEN, left=900.0).then(taken, Swapped(1e6), Ended(FAILURE, Ending.NOT_NOW))
+        assert flow.swap().ttl == RETENTION
 
 
 def test_the_answer_of_a_run_here_is_not_given_to_another_request():

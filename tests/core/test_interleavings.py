@@ -13,6 +13,8 @@ TOGETHER, APART = (0, 0), (0, 1)
 ONE_OF_EACH = Faults(lost=1, lapses=1, crashes=1, failures=1, cancels=1)
 THRICE = Faults(lost=2, lapses=2, crashes=1, failures=2, cancels=1, all=3)
 TWICE = THRICE._replace(all=2)
+SLOW = Faults(lost=1, resent=1, late=1, lapses=2, crashes=1, failures=1, all=3)
+AWAY = Faults(outages=1, lost=1, crashes=1, failures=1)
 WIPED = Faults(lapses=2, crashes=1, failures=1, wipes=1)
 CLEAR = (Ending.UNCLEAR, Ending.NOT_NOW, Ending.MENDABLE)
 BUSINESS_ERRORS = (Code.FAILED_PRECONDITION, Code.FAILED_PRECONDITION)
@@ -69,6 +71,30 @@ def test_servers_that_differ_in_on_unclear():
 def test_running_while_the_store_is_away(processes):
     faults = THRICE._replace(failures=1)
     states(Scenario(processes, (RERUN,) * 2, faults, on_outage=OnOutage.RUN))
+
+
+@both_topologies
+@both_modes
+@pytest.mark.parametrize("token", [False, True], ids=["own-key", "token"])
+def test_swaps_that_are_sent_again_and_handlers_that_start_late(processes, on_unclear, token):
+    assert states(Scenario(processes, (on_unclear,) * 2, SLOW, token=token)) > 3000
+
+
+def test_swaps_that_are_sent_again_by_servers_that_differ_in_on_unclear():
+    states(Scenario(APART, (RERUN, FAIL), SLOW))
+
+
+@pytest.mark.parametrize("processes", [(0, 1, 2), (0, 0, 1)], ids=topology)
+@both_modes
+def test_three_callers_of_which_one_may_be_late(processes, on_unclear):
+    faults = SLOW._replace(all=2)
+    assert states(Scenario(processes, (on_unclear,) * 3, faults)) > 20_000
+
+
+@both_topologies
+@both_modes
+def test_an_outage_that_all_see_costs_no_second_run(processes, on_unclear):
+    assert states(Scenario(processes, (on_unclear,) * 2, AWAY)) > 500
 
 
 @both_topologies

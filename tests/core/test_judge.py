@@ -16,6 +16,7 @@ from idem_grpc.outcome import Code, Outcome
 from idem_grpc.policy import KeyRule, Policy, Rules
 from idem_grpc.problem import Problem, Reason
 from idem_grpc.record import Binding, OnUnclear, Record, State
+from idem_grpc.steps import TakeOver
 from idem_grpc.swap import Held, Swap
 from idem_grpc.verdicts import Call, Claim, GiveUp, Overwrite, Reject, Replay, Verdict, WaitFor
 
@@ -66,7 +67,9 @@ def claimed(finding: Finding, max_left: float | None = None) -> Verdict:
 
 def given_up(record: Record = RUNNING) -> Verdict:
     unknown = replace(record, state=State.UNKNOWN).to_bytes()
-    return GiveUp(Swap(b"key", record.to_bytes(), unknown, 30 * 24 * 3600.0, DEAD), record.owner)
+    return GiveUp(
+        Swap(b"key", record.to_bytes(), unknown, 30 * 24 * 3600.0, DEAD), TakeOver(record.owner, record.lease)
+    )
 
 
 def mine(record: Record) -> Record:
@@ -92,6 +95,7 @@ ON_ARRIVAL: dict[str, tuple[Finding, Verdict]] = {
     "its owner died: claim": (found(RUNNING, DEAD), claimed(found(RUNNING, DEAD), DEAD)),
     "done; its answer": (found(DROPPED), rejected(Reason.RESPONSE_NOT_KEPT)),
     "done: the same": (found(DONE), Replay(ANSWER, b"other", REQUEST)),
+    "my own claim, taken for dead": (found(mine(UNKNOWN)), claimed(found(mine(UNKNOWN)))),
     "refuse until somebody": (found(UNKNOWN), rejected(Reason.OUTCOME_UNKNOWN)),
 }
 

@@ -13,7 +13,7 @@ from idem_grpc.outcome import Outcome
 from idem_grpc.policy import OnOutage
 from idem_grpc.problem import Problem, Reason
 from idem_grpc.record import OnUnclear, Record, State
-from idem_grpc.steps import Ended, Event, Execute, Outage, Reply, Step, Steps
+from idem_grpc.steps import Ended, Event, Execute, Outage, Reply, Step, Steps, TakeOver, Waited
 from idem_grpc.swap import Held, Swap, Swapped
 from idem_grpc.verdicts import Call, Overwrite, Verdict
 from tests.core.history import Flow
@@ -29,6 +29,9 @@ def two_calls(on_unclear: OnUnclear = OnUnclear.RERUN, on_outage: OnOutage = OnO
 
 RERUN, FAIL = two_calls(), two_calls(OnUnclear.FAIL)
 RUN = two_calls(on_outage=OnOutage.RUN)
+RESENT = Scenario((0, 1), (OnUnclear.FAIL,) * 2, Faults(lost=1, resent=1, lapses=1))
+LATE_START = Scenario((0, 1), (OnUnclear.RERUN,) * 2, Faults(late=1))
+AWAY = Scenario((0, 1), (OnUnclear.RERUN,) * 2, Faults(outages=1, lost=1))
 
 
 def without(table: tuple[Rule, ...], text: str) -> tuple[Rule, ...]:
@@ -66,7 +69,13 @@ TABLES = [
         "an unclear end is claimed like a clear one",
         FAIL,
         {"ARRIVAL": first(State.UNKNOWN, claim_anyway, ARRIVAL)},
-        "UNKNOWN -> RUNNING is not in TRANSITIONS",
+        "UNKNOWN -> RUNNING by another than its owner",
+    ),
+    (
+        "its own claim is refused as another's unclear end",
+        RESENT,
+        {"ARRIVAL": without(ARRIVAL, "my own claim, taken for dead")},
+        "is refused for its own claim",
     ),
     (
         "a living run is claimed",
@@ -191,6 +200,14 @@ def takes_no_for_yes(_: Call, step: Step, event: Event) -> Event:
     return Swapped(0.0) if is_claim and isinstance(event, Held) else event
 
 
+def takes_over_at_once(_: Call, step: Step, event: Event) -> Event:
+    return Waited() if isinstance(step, TakeOver) else event
+
+
+def starts_without_a_lease(_: Call, step: Step) -> Step:
+    return replace(step, acknowledged=False) if isinstance(step, Execute) else step
+
+
 def definite_after(asked: list[Step], heard: list[Event], reason: Reason) -> int:
     """How many swaps the store has answered since a refusal for ``reason``."""
     return sum(isinstance(event, (Swapped, Held)) for event in heard[reply_at(asked, reason) + 1 :])
@@ -291,6 +308,24 @@ FLOWS = [
         RERUN,
         altered(deletes_instead_of_opening),
         "which lives, is left behind",
+    ),
+    (
+        "a claim that others took for dead is not taken back",
+        RESENT,
+        cut_short(lambda asked, heard: definite_after(asked, heard, unavailable) == 1),
+        "UNKNOWN of ., which never ran",
+    ),
+    (
+        "a run is taken over as soon as the store is back",
+        AWAY,
+        altered(hear=takes_over_at_once),
+        "ran before with its lease alive",
+    ),
+    (
+        "a handler is started although its lease has run out",
+        LATE_START,
+        altered(starts_without_a_lease),
+        "runs, and the store holds",
     ),
     (
         "a lost claim is not given back",

@@ -5,6 +5,8 @@ life, and the rule of ``may_swap``. Orders of steps that lead to the same histor
 and faults left are one state, and are gone through once.
 
 A lost reply leaves its swap in flight: it may land at once, at any later moment, or never.
+A client library may also send a swap again by itself when its reply was lost: then the swap took
+effect at one moment, and its answer is that of a later one.
 A process that dies takes its flows with it. To ask the store again is a step only if its
 answer can be another one, so that waiting is not a path without an end.
 """
@@ -20,7 +22,7 @@ from idem_grpc.flow import flow
 from idem_grpc.outcome import Code, Outcome
 from idem_grpc.policy import KeyRule, OnOutage, Policy, Rules
 from idem_grpc.record import Binding, OnUnclear, State
-from idem_grpc.steps import Compare, Compared, Ended, Event, Execute, Outage, Wait, Waited
+from idem_grpc.steps import Compare, Compared, Ended, Event, Execute, Outage, TakeOver, TooLate, Wait, Waited
 from idem_grpc.swap import Held, Swap, Swapped, may_swap
 from idem_grpc.verdicts import Call
 from tests.core.history import Flow, Node
@@ -38,11 +40,14 @@ class Faults(NamedTuple):
     """How many times each thing may still go wrong on a path, and how many things in all."""
 
     lost: int = 0
+    resent: int = 0
+    late: int = 0
     lapses: int = 0
     crashes: int = 0
     failures: int = 0
     cancels: int = 0
     wipes: int = 0
+    outages: int = 0
     all: int = 9
 
     def without(self, kind: str) -> "Faults | None":
@@ -84,7 +89,9 @@ class Scenario:
 class At(NamedTuple):
     """One state of the whole: flows, store, swaps in flight, faults left, and what happened before.
 
-    ``lapsed`` has the calls whose lease ran out at some time, ``dead`` the processes that crashed.
+    ``lapsed`` has the calls whose lease ran out at some time, ``dead`` the processes that crashed,
+    ``started`` the calls whose handler has begun. ``settling``: the store was away, all processes
+    know it, and none takes a run over before the living have renewed.
     """
 
     nodes: tuple[Node, ...]
@@ -94,6 +101,8 @@ class At(NamedTuple):
     dead: frozenset[int] = frozenset()
     lapsed: frozenset[int] = frozenset()
     wiped: bool = False
+    started: frozenset[int] = frozenset()
+    settling: bool = False
 
 
 class Move(NamedTuple):
@@ -173,21 +182,37 @@ class Walk:
                 if not (node.paused and node.last_seen == at.store):
                     reply, store = swapped(swap, at.store)
                     text = f"{number} {told(swap)}: {told(reply)}"
-                    yield Move(text, self._sent(at, number, reply, store=store), number)
+                    after = self._sent(at, number, reply, store=store)
+                    yield Move(text, after, number)
+                    faults = at.faults.without("late")
+                    if faults is not None and number in after.started - at.started:
+                        late = self._later(after._replace(faults=faults, started=at.started))
+                        yield Move(f"{text}, and is late", late, number)
+                if (faults := at.faults.without("resent")) is not None and store_changes(swap, at.store):
+                    _, store = swapped(swap, at.store)
+                    after = at._replace(faults=faults, store=store)
+                    yield Move(f"{number} {told(swap)}: done, and will be sent again", after, number)
                 if (faults := at.faults.without("lost")) is not None:
                     flying = at.in_flight if swap.expected == swap.new else (*at.in_flight, (number, swap))
                     after = at._replace(faults=faults, in_flight=flying)
                     yield Move(f"{number} {told(swap)}: lost", self._sent(after, number, Outage()))
-            case Wait(owner, seconds):
-                here = self.scenario.processes[number]
-                local = [
-                    other
-                    for other, process in zip(at.nodes, self.scenario.processes, strict=True)
-                    if process == here and other.call.owner == owner and other.step is not None
-                ]
-                if local or seconds:
+            case TakeOver(owner):
+                local = self._living_with(at, number, owner)
+                if at.settling:
+                    held = Waited(hold=LEASE / 2)
+                    yield Move(f"{number} may not take over yet", self._sent(at, number, held))
+                elif local:
                     yield Move(f"{number} waits: time is up", self._sent(at, number, Waited(more=False)))
-                if node.last_seen != at.store if seconds else not local:
+                else:
+                    yield Move(f"{number} may take over", self._sent(at, number, Waited()))
+                for other in local:
+                    if other.replies:
+                        heard = Waited(other.replies[0])
+                        yield Move(f"{number} waits: is told", self._sent(at, number, heard))
+            case Wait(owner):
+                local = self._living_with(at, number, owner)
+                yield Move(f"{number} waits: time is up", self._sent(at, number, Waited(more=False)))
+                if node.last_seen != at.store:
                     yield Move(f"{number} waits: poll is due", self._sent(at, number, Waited()))
                 for other in local:
                     if other.replies:
@@ -196,8 +221,22 @@ class Walk:
             case Compare():
                 yield Move(f"{number} compares", self._sent(at, number, Compared(same=True)))
             case Execute():
-                yield from self._endings(at, number, node)
+                if number in at.started:
+                    yield from self._endings(at, number, node)
+                elif not node.step.acknowledged:  # it has no lease to start under
+                    yield Move(f"{number} starts late", at._replace(started=at.started | {number}))
+                else:
+                    yield Move(f"{number} is too late to start", self._sent(at, number, TooLate()))
         yield from self._renewal(at, number, node)
+
+    def _living_with(self, at: At, number: int, owner: bytes) -> list[Node]:
+        """The flow of ``owner``, if it is in the process of ``number`` and not over."""
+        here = self.scenario.processes[number]
+        return [
+            other
+            for other, process in zip(at.nodes, self.scenario.processes, strict=True)
+            if process == here and other.call.owner == owner and other.step is not None
+        ]
 
     def _endings(self, at: At, number: int, node: Node) -> Iterator[Move]:
         owner = node.call.owner
@@ -232,6 +271,11 @@ class Walk:
             faults = at.faults.without("lapses")
             if faults is not None:
                 yield Move("a lease runs out", self._later(at._replace(faults=faults)))
+            faults = at.faults.without("outages")
+            if faults is not None:
+                yield Move("the store is away", self._away(at._replace(faults=faults)))
+        if at.settling and not self._must_renew(at):
+            yield Move("owners had time to renew", self._settled(at))
         if (faults := at.faults.without("crashes")) is not None:
             for process in {*self.scenario.processes} - at.dead:
                 yield Move(f"process {process} dies", at._replace(faults=faults, dead=at.dead | {process}))
@@ -242,7 +286,10 @@ class Walk:
     def _sent(self, at: At, number: int, event: Event, *, store: Held | None = None) -> At:
         nodes = list(at.nodes)
         nodes[number] = nodes[number].then(event)
-        return at._replace(nodes=tuple(nodes), store=at.store if store is None else store)
+        started = at.started
+        if isinstance(nodes[number].step, Execute):
+            started |= {number}
+        return at._replace(nodes=tuple(nodes), store=at.store if store is None else store, started=started)
 
     def _later(self, at: At) -> At:
         left = at.store.ttl_left - LEASE
@@ -250,8 +297,33 @@ class Walk:
         lapsed = at.lapsed
         if record.state is State.RUNNING:
             lapsed |= {n for n, call in enumerate(self.calls) if call.owner == record.owner}
+        return self._aged(at._replace(lapsed=lapsed), left)
+
+    def _away(self, at: At) -> At:
+        """Nobody reaches the store for longer than a lease, and all see that."""
+        return self._aged(at._replace(settling=True), at.store.ttl_left - LEASE)
+
+    def _settled(self, at: At) -> At:
+        """Whoever has not renewed by now is taken for dead."""
+        record = read(at.store.value)
+        lapsed = at.lapsed
+        if record.state is State.RUNNING and at.store.ttl_left <= record.ttl - record.lease:
+            lapsed |= {n for n, call in enumerate(self.calls) if call.owner == record.owner}
+        return at._replace(settling=False, lapsed=lapsed)
+
+    def _aged(self, at: At, left: float) -> At:
         store = replace(at.store, ttl_left=left) if left > 0 else Held(None, 0.0)
-        return at._replace(store=store, lapsed=lapsed)
+        return at._replace(store=store)
+
+    def _must_renew(self, at: At) -> bool:
+        """Whether the run on record lives, and its lease has run out."""
+        record = read(at.store.value)
+        if record.state is not State.RUNNING or at.store.ttl_left > record.ttl - record.lease:
+            return False
+        owner = next(n for n, call in enumerate(self.calls) if call.owner == record.owner)
+        node = at.nodes[owner]
+        lives = self.scenario.processes[owner] not in at.dead and node.step is not None
+        return lives and node.claim is not None and at.store.value == node.claim.swap.new
 
 
 def swapped(swap: Swap, held: Held) -> tuple[Swapped | Held, Held]:
@@ -260,6 +332,11 @@ def swapped(swap: Swap, held: Held) -> tuple[Swapped | Held, Held]:
         return held, held
     after = Held(None, 0.0) if swap.new is None else Held(swap.new, swap.ttl)
     return Swapped(held.ttl_left), after
+
+
+def store_changes(swap: Swap, held: Held) -> bool:
+    """Whether ``swap`` would write something else than the store holds."""
+    return swapped(swap, held)[1] != held
 
 
 def told(what: Swap | Swapped | Held) -> str:

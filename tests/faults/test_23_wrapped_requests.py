@@ -20,12 +20,12 @@ KEY = "idempotency-key"
 __protobuf__ = proto.module(package="tests.wrapped")
 
 
-class Item(proto.Message):  # type: ignore[misc]  # untyped
+class Item(proto.Message):  # type: ignore[misc]  # it has no stubs
     sku = proto.Field(proto.STRING, number=1)
     trace = proto.Field(proto.STRING, number=2)
 
 
-class Order(proto.Message):  # type: ignore[misc]  # untyped
+class Order(proto.Message):  # type: ignore[misc]  # it has no stubs
     order_id = proto.Field(proto.STRING, number=1)
     trace = proto.Field(proto.STRING, number=2)
     item = proto.Field(Item, number=3)

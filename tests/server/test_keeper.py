@@ -2,19 +2,17 @@
 
 import threading
 from collections import defaultdict
-from time import monotonic
 
 import pytest
 
+from idem_grpc.elapsed import elapsed
 from idem_grpc.execution import Lease
-from idem_grpc.server.keeper import BATCH, Keeper
+from idem_grpc.server.keeper import BATCH, Keeper, Promise
 from idem_grpc.stores.memory import MemoryStore
 from idem_grpc.stores.protocol import StoreError, StoreUnavailable
 from idem_grpc.swap import Swap
 from tests.server.ledger import DEADLINE
 from tests.support.wait import until
-
-AT_ONCE = 1e-6
 
 
 class SlowStore(MemoryStore):
@@ -33,7 +31,8 @@ class SlowStore(MemoryStore):
     def swap_many(self, swaps):
         self.batches.append([swap.key for swap in swaps])
         assert self.gate.wait(DEADLINE)
-        if self.fault is not None and any(swap.key == b"faulty" for swap in swaps):
+        is_meant = any(swap.key == b"faulty" for swap in swaps) or isinstance(self.fault, StoreUnavailable)
+        if self.fault is not None and is_meant:
             raise self.fault
         seen = [MemoryStore.swap(self, *(swap.key, swap.expected, swap.new, swap.ttl)) for swap in swaps]
         return seen if len(seen) == 1 else seen[self.lost :]
@@ -54,13 +53,14 @@ class OneByOne(MemoryStore):
 
 
 class Running:
-    """A run whose lease is due all the time, and lost but for that."""
+    """A run whose lease has to be renewed at once, and is lost until then."""
 
     def __init__(self, keeper, store, key):
         claim = Swap(key, None, b"mine", 60.0)
         MemoryStore.swap(store, key, None, b"mine", 60.0)
-        self.lease = Lease(60.0, claimed=monotonic() - 61.0)  # lost, but for a renewal
-        self._renewing = keeper.renewing(claim, self.lease, AT_ONCE, lambda: None)
+        self.lease = Lease(60.0, claimed=elapsed() - 61.0)  # lost, but for a renewal
+        promise = Promise(claim, self.lease, is_protected=True)
+        self._renewing = keeper.renewing(promise, lambda: None)
         self._renewing.__enter__()
 
     def end(self):
@@ -130,17 +130,27 @@ def test_a_store_that_answers_too_few_of_a_batch_is_asked_one_by_one(store, begi
     assert set(store.batches[1]) >= set(keys(10))
 
 
-def test_a_store_that_does_not_answer_is_not_asked_for_each_lease(store, begin):
+def test_a_store_that_does_not_answer_is_asked_for_one_lease_at_a_time(store, begin):
     store.fault = StoreUnavailable("away")
     begin(b"first")
     until(lambda: store.batches)
     *others, _ = begin(*keys(10), b"faulty")
     store.gate.set()
-    until(lambda: len(store.batches) > 3)
-    assert all(len(batch) >= 11 for batch in store.batches[1:])
+    until(lambda: len(store.batches) > 5)
+    assert all(len(batch) == 1 for batch in store.batches)
     assert all(run.lease.is_lost for run in others)
+
+
+def test_what_failed_is_sent_again_together_as_soon_as_the_store_is_back(store, begin):
+    store.fault = StoreUnavailable("away")
+    begin(b"first")
+    until(lambda: store.batches)
+    *others, _ = begin(*keys(10), b"faulty")
+    store.gate.set()
+    until(lambda: len(store.batches) > 2)
     store.fault = None
     until(lambda: not any(run.lease.is_lost for run in others))
+    assert any(len(batch) >= 10 for batch in store.batches[2:])
 
 
 def test_without_batches_each_lease_is_renewed_as_its_answer_comes():

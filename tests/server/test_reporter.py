@@ -71,7 +71,7 @@ def test_it_is_told_of_every_keyed_call(start, notes, kind, key):
 
 
 def test_it_is_told_once_of_a_lease_that_was_lost(start, notes, kind, key):
-    server = start(reporter=notes, default=Policy(lease=0.1, max_run=0.2, retention=600))
+    server = start(reporter=notes, default=Policy(lease=0.1, max_run=1, retention=600))
     call = server.client.begin(kind, order(run(gate="slow")), key)
     until(lambda: notes.lost)
     (slow,) = server.ledger.all_runs
@@ -110,7 +110,7 @@ def test_a_renewal_that_the_end_of_its_run_overtakes_is_no_lease_lost(face, star
 @pytest.mark.parametrize("kind", list(Kind)[:4], indirect=True, ids=lambda kind: kind.value)
 def test_one_that_raises_changes_no_answer(start, kind, key):
     broken = Broken()
-    server = start(reporter=broken, default=Policy(lease=0.1, max_run=0.2, retention=600))
+    server = start(reporter=broken, default=Policy(lease=0.1, max_run=1, retention=600))
     request = order(run(gate="slow"))
     call = server.client.begin(kind, request, key)
     until(lambda: broken.told)

@@ -1,0 +1,160 @@
+"""What a process has seen of its store: whether it answers, and since when it does again."""
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from math import inf
+from time import monotonic
+
+from idem_grpc.elapsed import elapsed
+from idem_grpc.steps import Outage
+from idem_grpc.stores.protocol import AsyncStore, Store, StoreError, StoreUnavailable
+from idem_grpc.swap import Held, Swap, Swapped
+
+logger = logging.getLogger("idem_grpc")
+
+SLOW = 0.1
+"""A swap that fails after more seconds than this has kept its caller waiting: others need not wait too."""
+
+LONGEST_PROBE = 10.0
+"""Seconds after which a probe that reports nothing no longer keeps others from looking."""
+
+SETTLING = 0.5
+"""The part of a lease for which nobody is taken for dead after an outage. Owners renew as soon as they
+reach the store again, and look for it more often than that."""
+
+
+class Availability:
+    """Shared by the calls of one interceptor and the threads of its keeper.
+
+    A circuit breaker: while the store keeps callers waiting in vain, one call at a time finds out
+    whether it answers again, and the others are refused at once. It stays closed for a store that
+    fails quickly, or that answers with an error.
+    """
+
+    def __init__(self) -> None:
+        self.on_return: list[Callable[[], None]] = []
+        self._lock = threading.Lock()
+        self._is_away = False
+        self._is_open = False
+        self._probe_from = 0.0
+        self._away_since = 0.0
+        self._back_since = -inf
+        self._failures = 0
+        self._mistakes = 0
+
+    def admits(self) -> bool:
+        """Whether a swap may be sent now. A caller that is admitted reports what came of it."""
+        if not self._is_open:
+            return True
+        with self._lock:
+            now = monotonic()
+            if now < self._probe_from:
+                return False
+            self._probe_from = now + LONGEST_PROBE
+            return True
+
+    def answered(self) -> None:
+        """The store did what it was asked."""
+        if not self._is_away:
+            return
+        with self._lock:
+            was_away = self._is_away
+            self._is_away = self._is_open = False
+            self._back_since = elapsed()
+            seconds, failures = self._back_since - self._away_since, self._failures
+        if was_away:  # and no other thread was first
+            logger.warning(
+                "the idempotency store answers again, after %.1f s and %d failures", seconds, failures
+            )
+            for resume in self.on_return:
+                resume()
+
+    def failed(self, error: BaseException, seconds: float = 0.0) -> Outage:
+        """A swap raised after ``seconds``. Returns what a flow makes of that."""
+        if isinstance(error, StoreError) and not isinstance(error, StoreUnavailable):
+            self._mistakes += 1
+            if _is_worth_a_line(self._mistakes):
+                logger.error(
+                    "the idempotency store cannot be used (%d times by now)", self._mistakes, exc_info=error
+                )
+            self._is_open = False  # that was an answer, though a useless one
+            return Outage(misused=True)
+        if not isinstance(error, StoreError):
+            logger.error("the idempotency store raised what no store should", exc_info=error)
+        silent = not (isinstance(error, StoreUnavailable) and error.answered)
+        with self._lock:
+            if not self._is_away:
+                self._is_away, self._away_since, self._failures = True, elapsed(), 0
+            self._failures += 1
+            failures = self._failures
+            if silent and seconds > SLOW:
+                self._is_open = True
+            self._probe_from = 0.0
+        if _is_worth_a_line(failures):
+            logger.warning("the idempotency store did not answer (%d times by now): %s", failures, error)
+        return Outage()
+
+    def hold(self, lease: float) -> float:
+        """Seconds for which no run with a lease of ``lease`` seconds may be taken for dead.
+
+        After an outage that this process saw, owners first get the time to renew.
+        """
+        if self._is_away:
+            return lease * SETTLING
+        return max(0.0, self._back_since + lease * SETTLING - elapsed())
+
+    def attempt(self, store: Store, swap: Swap) -> Swapped | Held | Outage:
+        """Send a swap, unless the store is known to keep its callers waiting."""
+        if not self.admits():
+            return Outage(sent=False)
+        began = monotonic()
+        try:
+            seen = store.swap(swap.key, swap.expected, swap.new, swap.ttl, swap.max_left)
+        except Exception as error:
+            return self.failed(error, monotonic() - began)
+        self.answered()
+        return seen
+
+    async def attempt_async(self, store: AsyncStore, swap: Swap) -> Swapped | Held | Outage:
+        """The same for asyncio. Raises what its caller's task is cancelled by."""
+        if not self.admits():
+            return Outage(sent=False)
+        began = monotonic()
+        try:
+            seen = await store.swap(swap.key, swap.expected, swap.new, swap.ttl, swap.max_left)
+        except Exception as error:
+            return self.failed(error, monotonic() - began)
+        self.answered()
+        return seen
+
+    def attempt_many(self, store: Store, swaps: Sequence[Swap]) -> Sequence[Swapped | Held] | Outage:
+        """Send swaps in one batch, likewise."""
+        if not self.admits():
+            return Outage(sent=False)
+        began = monotonic()
+        try:
+            seen = store.swap_many(swaps)
+        except Exception as error:
+            return self.failed(error, monotonic() - began)
+        self.answered()
+        return seen
+
+    async def attempt_many_async(
+        self, store: AsyncStore, swaps: Sequence[Swap]
+    ) -> Sequence[Swapped | Held] | Outage:
+        """The same for asyncio."""
+        if not self.admits():
+            return Outage(sent=False)
+        began = monotonic()
+        try:
+            seen = await store.swap_many(swaps)
+        except Exception as error:
+            return self.failed(error, monotonic() - began)
+        self.answered()
+        return seen
+
+
+def _is_worth_a_line(count: int) -> bool:
+    """Whether the ``count``-th failure is logged: the first, and then ever fewer."""
+    return count & (count - 1) == 0

@@ -1,0 +1,100 @@
+"""What the command says of a wrong namespace and how it is installed, and which grpcio is taken."""
+
+import json
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from idem_grpc.stores import open_store
+from tests.cli.conftest import place, run, store
+from tests.cli.records import DONE, KEY, UNKNOWN, write
+
+__all__ = ["place", "run", "store"]  # fixtures are found by name
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+NOTHING = "the namespace 'wrong' holds nothing at all"
+
+
+@pytest.fixture
+def elsewhere(place, store):
+    """The options of a store with records, of which none is in the namespace that is asked for."""
+    write(store, "k", UNKNOWN)
+    return (*place[:2], "--namespace", "wrong")
+
+
+def test_a_list_of_a_namespace_that_holds_nothing_says_so(run, elsewhere):
+    for options in ((), ("--state", "done"), ("--limit", "1")):
+        result = run("list", *elsewhere, *options)
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert f"{NOTHING}: give --namespace as the servers do" in result.stderr
+    result = run("list", *elsewhere, "--json")
+    assert (result.exit_code, json.loads(result.stdout)) == (1, [])
+    assert NOTHING in result.stderr
+
+
+def test_a_list_of_a_namespace_with_records_of_other_states_is_done(run, place, store):
+    write(store, "k", DONE)
+    result = run("list", *place)
+    assert (result.exit_code, result.stdout) == (0, "Nothing in these states.\n")
+    result = run("list", *place, "--json")
+    assert (result.exit_code, json.loads(result.stdout)) == (0, [])
+
+
+COMMANDS = {
+    "inspect": ("inspect",),
+    "inspect --json": ("inspect", "--json"),
+    "resolve": ("resolve", "--rerun", "--yes"),
+    "revoke": ("revoke", "--yes"),
+    "forget": ("forget", "--yes"),
+}
+NAMED = {"key": ("k", *KEY), "token": ("--token", "idt_x"), "raw": ("--raw", "x" * 32)}
+
+
+@pytest.mark.parametrize("named", NAMED.values(), ids=NAMED)
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+def test_a_key_is_looked_for_in_a_namespace_that_holds_nothing(run, elsewhere, command, named):
+    result = run(*command, *elsewhere, *named)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert NOTHING in result.stderr
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+def test_a_key_that_is_not_there_is_another_matter(run, place, store, command):
+    write(store, "another", UNKNOWN)
+    result = run(*command, *place, "k", *KEY)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "there is nothing under" in result.stderr
+    assert "nothing at all" not in result.stderr
+
+
+def test_a_store_that_is_empty_altogether(run, tmp_path):
+    url = f"sqlite:///{tmp_path}/store.db"
+    with open_store(url) as store:
+        store.check()
+    result = run("list", "--store", url)
+    assert result.exit_code == 1
+    assert "the namespace 'idem' holds nothing at all" in result.stderr
+
+
+def requirement(name: str) -> Requirement:
+    (found,) = (Requirement(each) for each in PROJECT["dependencies"] if re.match(rf"{name}\b", each))
+    return found
+
+
+def test_yanked_releases_of_grpcio_are_not_taken():
+    specifier = requirement("grpcio").specifier
+    assert not any(specifier.contains(version) for version in ("1.78.1", "1.82.0", "1.73.0"))
+    assert all(specifier.contains(version) for version in ("1.73.1", "1.78.0", "1.78.2", "1.82.1", "1.85.3"))
+
+
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/**/*.md")]
+SOURCES = [*(ROOT / "idem_grpc").rglob("*.py"), *(ROOT / "protos").rglob("*.proto"), *PAGES]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_nobody_is_sent_to_an_index_for_a_package_that_is_not_released(path):
+    assert not re.search(r"pip install[^\n`]*(?<![\w./])idem[-_]grpc(?![\w-]*[-.]\d)", path.read_text())
