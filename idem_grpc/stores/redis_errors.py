@@ -56,9 +56,10 @@ def is_of_another_type(reply: object) -> bool:
 def left_out(keys: Collection[bytes]) -> str:
     """What to say of keys of another type that a scan met."""
     example = min(keys).decode(errors="backslashreplace")
+    others = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
     return (
-        f"left out {len(keys)} keys, such as {example}, as their Redis type is not a record's: something else"
-        " writes in this namespace"
+        f"left out {example}{others}: the Redis type is not a record's, so something else writes in this"
+        " namespace, and calls whose key has that name are refused"
     )
 
 

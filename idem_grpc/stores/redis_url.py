@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from redis.exceptions import ReadOnlyError
 
@@ -30,18 +30,20 @@ class RedisUrl:
     def parse(cls, url: str) -> Self:
         try:
             parts = urlsplit(url)
+            if _names_several(parts):
+                raise _SeveralHosts
             host, port = parts.hostname or "localhost", parts.port or 6379
             query = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
             if "@" in parts.query:  # then what is before it is no query, and its names are not for showing
                 raise ValueError
+        except _SeveralHosts:
+            raise ValueError("the Redis URL names several hosts: give that of one server") from None
         except ValueError:  # not chained: it quotes the part it cannot read, and that may be the password
             raise ValueError(
                 "the Redis URL cannot be read: write scheme://user:password@host:port/db?option=value,"
                 " and percent-encode '/', '#', '?', '@' and ':' in a user name or password"
             ) from None
         _check_query(query)
-        if "," in host:
-            raise ValueError("the Redis URL names several hosts: give that of one server")
         if parts.fragment:
             raise ValueError("the Redis URL holds a '#': percent-encode it as %23")
         if parts.scheme == "unix":
@@ -53,6 +55,16 @@ class RedisUrl:
                 raise ValueError("the path of a Redis URL is the number of a database, as in redis://host/0")
             shown = f"{parts.scheme}://{host}:{port}{parts.path}"
         return cls(shown, _defaults(parts.scheme))
+
+
+class _SeveralHosts(ValueError):
+    pass
+
+
+def _names_several(parts: SplitResult) -> bool:
+    """Tell whether a comma is between hosts, and not in a password that is not percent-encoded."""
+    is_cut = "@" in f"{parts.path}{parts.query}{parts.fragment}"
+    return "," in parts.netloc.rpartition("@")[2] and not is_cut
 
 
 def _check_query(query: Mapping[str, str]) -> None:
