@@ -66,7 +66,10 @@ class AsyncStoreContract(StoreChecks):
 
             async def swap_and_cancel(steps: int) -> None:
                 key = b"%d" % steps
-                task = asyncio.ensure_future(inner.swap(key, None, b"cancelled " + key, TTL))
+                swap = Swap(key, None, b"cancelled " + key, TTL)
+                is_many = steps % 2
+                swapping = inner.swap_many([swap]) if is_many else inner.swap(key, None, swap.new, TTL)
+                task = asyncio.ensure_future(swapping)
                 for _ in range(steps):
                     await asyncio.sleep(0)
                 task.cancel()

@@ -19,7 +19,7 @@ MAX_TTL = 100 * 365 * 86_400.0  # seconds; far below what any store's clock over
 
 
 class StoreError(Exception):
-    """The store was set up or used wrongly; the message says how to mend it."""
+    """The store was set up or used wrongly; the message says what to correct."""
 
 
 class StoreUnavailable(StoreError):
@@ -77,7 +77,10 @@ class Store(ABC):
 
     @abstractmethod
     def check(self) -> None:
-        """Raise StoreError unless the store can be reached and is set up safely."""
+        """Raise StoreError unless the store can be reached, is set up safely, and answers as it must.
+
+        The stores of this library send some swaps of a key of their own, which expires.
+        """
 
     @abstractmethod
     def close(self) -> None:

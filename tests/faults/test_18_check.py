@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import astuple
+from pathlib import Path
 
 import pytest
 
@@ -160,3 +161,17 @@ def test_a_server_that_always_says_the_same_is_refused(reply):
         pytest.raises(StoreError, match="contract"),
     ):
         store.check()
+
+
+def test_a_user_needs_no_more_than_the_documentation_says(own_redis_server):
+    page = (Path(__file__).parents[2] / "docs" / "operations.md").read_text("utf-8")
+    commands = [line.split("#")[0].strip() for line in page.splitlines() if "ACL SETUSER payments" in line]
+    with own_redis_server.client() as client:
+        for command in commands:
+            client.execute_command(command)
+    with RedisStore(at(own_redis_server, "payments:secret@", "/3")) as store:
+        store.check()
+        swaps = [Swap(b"one", None, b"value", TTL), Swap(b"two", None, b"value", TTL)]
+        assert store.swap_many(swaps) == [Swapped(0.0)] * 2
+        assert isinstance(store.swap(b"two", b"value", None, TTL), Swapped)
+        assert [key for key, _ in store.scan()] == [b"one"]
