@@ -21,7 +21,7 @@ from idem_grpc.server.aio_pipe import Pipe
 from idem_grpc.server.arities import Handler, behavior_of, is_async, serialized
 from idem_grpc.server.base import Protection, look_at, once_claimed, unless_claimable
 from idem_grpc.server.keeper import NotStarted, Promise
-from idem_grpc.server.recording import AsyncRecordingContext, CallerGone, Recording, RecordingContext
+from idem_grpc.server.recording import CallerGone, Recording
 from idem_grpc.server.replies import Answer, Part, opening
 from idem_grpc.server.runs import Run
 from idem_grpc.server.transcript import Incoming, compare
@@ -148,7 +148,7 @@ class AioCall:
         if not self._is_opened:
             self._is_opened = True
             if self._recorded is not None:
-                self._recorded.compress(self._context)
+                self._recorded.compress()
             await self._context.send_initial_metadata(initial_metadata)
 
     async def _end(self, answer: Answer) -> None:
@@ -156,8 +156,8 @@ class AioCall:
         if answer.initial_metadata:
             await self._open(answer.initial_metadata)
         elif self._recorded is not None and not self._is_opened:
-            self._recorded.compress(self._context)
-        if self._recorded is not None and self._recorded.next_is_plain():
+            self._recorded.compress()
+        if self._recorded is not None and self._recorded.take_plain():
             self._context.disable_next_message_compression()
         if answer.code is not grpc.StatusCode.OK:
             await self._context.abort_with_status(answer)
@@ -246,14 +246,14 @@ class AioCall:
         rules = admitted.call.rules
         execution = admitted.execution(execute.record, sent)
         promise = Promise(execute.swap, execution.lease, is_protected=execute.acknowledged)
-        kind = AsyncRecordingContext if is_async(behavior_of(self._handler)) else RecordingContext
-        recording = self._recorded = kind(
+        recording = self._recorded = Recording(
             self._caller,
             execution,
             rules,
             self._handler,
-            time_remaining=self._context.time_remaining,
+            self._context,
             is_gone=lambda: self._pipe.is_gone,
+            in_aio=True,
         )
 
         try:
@@ -273,7 +273,7 @@ class AioCall:
         stops = admitted.call.rules.on_cancel is OnCancel.CANCEL
         try:
             serving: Awaitable[Any] = self._serve(recording, admitted, promise)
-            if stops and isinstance(recording, AsyncRecordingContext):
+            if stops and is_async(behavior_of(self._handler)):
                 serving = self._handling = asyncio.ensure_future(serving)
                 if self._pipe.is_gone:  # since before there was a handler to cancel
                     self._cancel_handler()
@@ -294,7 +294,7 @@ class AioCall:
         other task that is, is cancelled, as grpc does, lest it wait for what that will not send.
         """
         incoming = recording.incoming
-        if isinstance(recording, AsyncRecordingContext):
+        if is_async(behavior_of(self._handler)):
             self._handling = asyncio.current_task()
 
         async def send(response: Any) -> None:
@@ -302,9 +302,10 @@ class AioCall:
             recording.sends(message)
             self._streamed = admitted.call.owner
             ahead = opening(recording.initial_metadata, admitted.call.owner)
-            await self._pipe.write(Part(message, ahead, recording.next_is_plain()))
+            await self._pipe.write(Part(message, ahead, recording.take_plain()))
 
         async def receive(end: object) -> Any:
+            recording.raise_if_over()
             try:
                 raw = None if incoming is None else await self._pipe.read(incoming)
             except CallerGone:

@@ -10,8 +10,9 @@ from typing import Any
 
 import grpc
 
-from idem_grpc.server.arities import Handler, behavior_of, closed_after
-from idem_grpc.server.recording import AsyncRecordingContext, Recording
+from idem_grpc.server.arities import Handler, behavior_of, closed_after, is_async
+from idem_grpc.server.contexts import AioContext, ThreadContext
+from idem_grpc.server.recording import Recording
 
 Send = Callable[[Any], Coroutine[Any, Any, None]]
 Receive = Callable[[object], Coroutine[Any, Any, Any]]
@@ -33,7 +34,8 @@ async def serve(
     the end. Returns the one response; a stream of them goes to ``send``.
     """
     is_stream = recording.incoming is not None
-    if not isinstance(recording, AsyncRecordingContext):
+    behavior = behavior_of(handler)
+    if not is_async(behavior):
         loop = asyncio.get_running_loop()
 
         def wait_for(step: Coroutine[Any, Any, Any]) -> Any:
@@ -42,20 +44,23 @@ async def serve(
         if is_stream:
             request = iter(lambda: wait_for(receive(_END)), _END)
         serving = partial(
-            _serve_on_thread, handler, request, recording, start, lambda response: wait_for(send(response))
+            _serve_on_thread,
+            handler,
+            request,
+            ThreadContext(recording),
+            start,
+            lambda response: wait_for(send(response)),
         )
         # Not to_thread, which makes a task: the end of the event loop cancels those.
         return await _to_its_end(loop.run_in_executor(None, partial(copy_context().run, serving)))
+    reader = partial(receive, grpc.aio.EOF) if is_stream else None
+    context = AioContext(recording, reader, send if handler.response_streaming else None)
     if is_stream:
         request = _stream(receive)
-        recording.reader = partial(receive, grpc.aio.EOF)
-    if handler.response_streaming:
-        recording.writer = send
-    behavior = behavior_of(handler)
     start()
     if not inspect.isasyncgenfunction(behavior):
-        return await behavior(request, recording)
-    async with aclosing(behavior(request, recording)) as responses:
+        return await behavior(request, context)
+    async with aclosing(behavior(request, context)) as responses:
         async for response in responses:
             await send(response)
     return None
@@ -69,14 +74,14 @@ async def _stream(receive: Receive) -> AsyncIterator[Any]:
 def _serve_on_thread(
     handler: Handler,
     request: Any,
-    recording: Recording,
+    context: ThreadContext,
     start: Callable[[], None],
     send: Callable[[Any], Any],
 ) -> Any:
     """Call a plain function, whose streams are plain iterators."""
     start()
     try:
-        response = behavior_of(handler)(request, recording)
+        response = behavior_of(handler)(request, context)
     except StopIteration as error:  # as of next(requests); no future takes it, nor does a generator
         raise RuntimeError("handler raised StopIteration") from error
     if not handler.response_streaming:

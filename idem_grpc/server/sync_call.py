@@ -20,9 +20,10 @@ from idem_grpc.policy import Rules
 from idem_grpc.server.admission import Admitted, Caller, Refused
 from idem_grpc.server.arities import Handler, behavior_of, closed_after, serialized
 from idem_grpc.server.base import Protection, look_at, once_claimed, unless_claimable
+from idem_grpc.server.contexts import SyncContext
 from idem_grpc.server.keeper import NotStarted, Promise
 from idem_grpc.server.outlet import Outlet
-from idem_grpc.server.recording import CallerGone, RecordingContext
+from idem_grpc.server.recording import CallerGone, Recording
 from idem_grpc.server.replies import Answer, Part, opening
 from idem_grpc.server.runs import Run
 from idem_grpc.server.transcript import EOF_HOLD, Incoming, compare
@@ -67,7 +68,7 @@ class SyncCall:
         self._outlet = Outlet()
         self._is_opened = False
         self._streamed = b""
-        self._recorded: RecordingContext | None = None
+        self._recorded: Recording | None = None
         self._promise: Promise | None = None
         self._wake = threading.Event()
         self._gone = threading.Event()
@@ -133,7 +134,7 @@ class SyncCall:
         if not self._is_opened:
             self._is_opened = True
             if self._recorded is not None:
-                self._recorded.compress(self._context)
+                self._recorded.compress()
             self._context.send_initial_metadata(initial_metadata)
 
     def _end(self, answer: Answer) -> None:
@@ -143,8 +144,8 @@ class SyncCall:
         if answer.initial_metadata:
             self._open(answer.initial_metadata)
         elif self._recorded is not None:
-            self._recorded.compress(self._context)
-        if self._recorded is not None and self._recorded.next_is_plain():
+            self._recorded.compress()
+        if self._recorded is not None and self._recorded.take_plain():
             self._context.disable_next_message_compression()
         if answer.code is not grpc.StatusCode.OK:
             self._context.abort_with_status(answer)
@@ -233,13 +234,14 @@ class SyncCall:
     def _execute(self, execute: Execute, admitted: Admitted, sent: float) -> Ended | TooLate:
         execution = admitted.execution(execute.record, sent)
         promise = Promise(execute.swap, execution.lease, is_protected=execute.acknowledged)
-        recording = self._recorded = RecordingContext(
+        recording = self._recorded = Recording(
             self._caller,
             execution,
             admitted.call.rules,
             self._handler,
-            time_remaining=self._context.time_remaining,
+            self._context,
             is_gone=lambda: self._gone.is_set() or not self._context.is_active(),
+            in_aio=False,
         )
 
         try:
@@ -256,23 +258,25 @@ class SyncCall:
         promise.size = ended.outcome.size
         return ended
 
-    def _handle(self, recording: RecordingContext, admitted: Admitted) -> Ended:
+    def _handle(self, recording: Recording, admitted: Admitted) -> Ended:
         incoming = recording.incoming
         request = admitted.request if incoming is None else iter(lambda: self._next(incoming), _END)
+        doing = "calling application"
         try:
-            response = behavior_of(self._handler)(request, recording)
+            response = behavior_of(self._handler)(request, SyncContext(recording))
             if not self._handler.response_streaming:
                 return recording.returned(lambda: serialized(self._handler, response))
+            doing = "iterating responses"
             with closed_after(response):
                 for each in response:
                     message = serialized(self._handler, each)
                     recording.sends(message)
                     self._streamed = admitted.call.owner
                     ahead = opening(recording.initial_metadata, admitted.call.owner)
-                    self._outlet.put(Part(message, ahead, recording.next_is_plain()))
+                    self._outlet.put(Part(message, ahead, recording.take_plain()))
             return recording.returned(None)
         except BaseException as error:  # the thread is the pool's: nothing may end it but the call
-            return recording.raised(error)
+            return recording.raised(error, doing)
 
     def _next(self, incoming: Incoming) -> Any:
         raw = self._read(incoming)

@@ -2,8 +2,10 @@
 
 from typing import Any
 
+import grpc
+
 from idem_grpc.keytext import NEVER_SENT, is_sendable
-from idem_grpc.outcome import Metadata
+from idem_grpc.outcome import Code, Metadata
 
 
 def shown(error: BaseException) -> str:
@@ -18,6 +20,19 @@ def text(details: str | bytes) -> str:
     """Details that can be stored and sent, whatever the handler put in."""
     whole = details if isinstance(details, str) else details.decode(errors="replace")
     return whole.encode(errors="replace").decode()
+
+
+def code_of(given: Any, in_aio: bool) -> Code:
+    """The status that a code of ``set_code`` or ``abort`` has: in grpc.aio, numbers are codes too."""
+    if not in_aio:
+        return Code.OK if given is None else _CODES.get(given, Code.UNKNOWN)
+    if isinstance(given, int):
+        return Code(given) if given in _NUMBERS else Code.UNKNOWN
+    return _CODES.get(given, Code.UNKNOWN)
+
+
+_CODES = {code: Code[code.name] for code in grpc.StatusCode}
+_NUMBERS = frozenset(Code) - {Code.UNAUTHENTICATED}  # the last one, which grpc.aio takes for none
 
 
 def pairs(given: Any) -> Metadata:

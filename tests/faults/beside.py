@@ -1,0 +1,32 @@
+"""A server without our interceptor, beside one with it: the same handlers must give the same statuses."""
+
+from typing import Any
+
+from tests.server.client import Answer, Client, Kind
+from tests.streams.servers import Conversation
+
+
+def ask(client: Client, kind: Kind, key: str | None, requests: int = 1, **options: Any) -> Answer:
+    """A call of a scripted handler, with one request or with a stream of some."""
+    call = Conversation(client, kind, key, **options)
+    if kind.has_request_stream:
+        call.send(*[b"request"] * requests)
+    return call.end().answer()
+
+
+class Beside:
+    """Two servers with the same handlers: ``ours``, and ``plain``, which has no interceptor of ours."""
+
+    def __init__(self, start: Any, **settings: Any) -> None:
+        self.ours = start(**settings)
+        self.plain = start(protected=False, **settings)
+
+    def ask(self, kind: Kind, key: str, requests: int = 1) -> tuple[Answer, Answer]:
+        """The answers of ours and of the plain one."""
+        ours, plain = (ask(server.client, kind, key, requests) for server in (self.ours, self.plain))
+        return ours, plain
+
+
+def status(answer: Answer) -> tuple[Any, ...]:
+    """What two answers have in common that mean the same, wherever they come from."""
+    return answer.code, answer.details, answer.messages, answer.trailing
