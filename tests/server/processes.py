@@ -82,6 +82,10 @@ class ServerProcess:
         self._process.stdin.write(gate + "\n")
         self._process.stdin.flush()
 
+    def signal(self, number: int) -> None:
+        """Send it a signal, such as SIGSTOP."""
+        self._process.send_signal(number)
+
     def kill(self) -> None:
         """SIGKILL, and all that it had said before is heard."""
         self._process.kill()

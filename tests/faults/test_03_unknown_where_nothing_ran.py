@@ -1,0 +1,96 @@
+"""Under OnUnclear.FAIL, a claim that was never executed is no unclear end, whatever became of it."""
+
+import grpc
+import pytest
+
+from idem_grpc import KeyRule, OnUnclear, Policy, Reason
+from idem_grpc.digest import store_key, token_key
+from idem_grpc.record import Binding, Record, State
+from idem_grpc.stores.contract import look
+from tests.faults.redis_proxy import RedisProxy
+from tests.server.client import Kind
+from tests.server.ledger import order
+from tests.support.wait import until
+
+LEASE = 0.5
+NEVER = "?socket_timeout=0.3&socket_connect_timeout=0.3"
+PATIENT = "?socket_timeout=2&socket_connect_timeout=2"
+OPERATION = "pay"
+
+
+@pytest.fixture
+def proxy(redis_server):
+    with RedisProxy(redis_server.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture(params=[Kind.UNARY, Kind.BIDI], ids=lambda kind: kind.value)
+def kind(request):
+    return request.param
+
+
+@pytest.fixture(params=[False, True], ids=["own-key", "token"])
+def policy(request):
+    return Policy(
+        on_unclear=OnUnclear.FAIL,
+        lease=LEASE,
+        wait=10,
+        retention=600,
+        key=KeyRule.TOKEN if request.param else KeyRule.REQUIRED,
+        operation=OPERATION,
+    )
+
+
+@pytest.fixture
+def known(policy, key):
+    """Issue the key if it is a token: ``known(server)``. Returns a function that reads its record."""
+
+    def known(server):
+        name = token_key(server.store.namespace, key)
+        if policy.key is KeyRule.TOKEN:
+            unused = Record(state=State.OPEN, binding=Binding.of(OPERATION, ""))
+            server.store.swap(name, None, unused.to_bytes(), 600.0)
+        else:
+            name = store_key(server.store.namespace, OPERATION, b"", key)
+        return lambda: Record.from_bytes(look(server.store, name).value)
+
+    return known
+
+
+def test_a_claim_whose_reply_was_lost_is_taken_back_after_others_took_it_for_dead(
+    proxy, redis_server, start, known, policy, kind, key
+):
+    cut_off, other = start(proxy.url + NEVER, default=policy), start(redis_server.url, default=policy)
+    record, request = known(other), order()
+    cut_off.client.call(kind, order(), "warm-up")
+    proxy.allow(0)
+    refused = cut_off.client.call(kind, request, key)
+    assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, Reason.STORE_UNAVAILABLE)
+    assert record().state is State.RUNNING, "the claim took effect"
+    assert other.client.call(kind, request, key).reason is Reason.OUTCOME_UNKNOWN
+    assert record().state is State.UNKNOWN
+    proxy.cut()
+    proxy.allow(None)
+    until(lambda: record().state is State.OPEN)
+    assert other.client.persist(kind, request, key).ok
+    assert len(other.ledger.runs(request)) == 1
+    assert not cut_off.ledger.runs(request)
+
+
+def test_a_claim_that_the_client_library_sends_again_after_its_lease_is_the_calls_own(
+    proxy, redis_server, start, known, policy, kind, key
+):
+    slow, other = start(proxy.url + PATIENT, default=policy), start(redis_server.url, default=policy)
+    record, request = known(other), order()
+    slow.client.call(kind, order(), "warm-up")
+    proxy.allow(0)
+    call = slow.client.begin(kind, request, key)
+    until(lambda: record().state is State.RUNNING)
+    assert other.client.call(kind, request, key).reason is Reason.OUTCOME_UNKNOWN
+    proxy.cut()  # so the library sends the claim again
+    proxy.allow(None)
+    answer = call.answer()
+    assert answer.ok, answer
+    assert len(slow.ledger.runs(request)) == 1
+    assert other.client.call(kind, request, key).essence == answer.essence
+    assert not other.ledger.runs(request)

@@ -1,0 +1,150 @@
+"""A handler does not start under a lease that has run out, or nearly so: its call looks again."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from idem_grpc import OnUnclear, Policy, Reason
+from idem_grpc.digest import store_key
+from idem_grpc.record import Record, State
+from idem_grpc.stores.contract import look
+from tests.cli.conftest import ENTRY
+from tests.faults.redis_proxy import RedisProxy
+from tests.server.client import Kind
+from tests.server.ledger import order, run
+from tests.server.processes import ENVIRONMENT, ServerProcess
+from tests.support.namespaces import time_shifted
+from tests.support.wait import until
+
+PATIENT = "?socket_timeout=20&socket_connect_timeout=20"
+SHORT = {"lease": 0.5, "wait": 10.0, "retention": 600.0}
+RERUN, FAIL = Policy(**SHORT), Policy(**SHORT, on_unclear=OnUnclear.FAIL)
+
+
+@pytest.fixture
+def proxy(redis_server):
+    with RedisProxy(redis_server.port) as proxy:
+        yield proxy
+
+
+def lapsed(server, kind, key):
+    """Wait until the lease of a claim has run out. Returns its record."""
+    name = store_key(server.store.namespace, kind.path, b"", key)
+
+    def found():
+        held = look(server.store, name)
+        record = Record.from_bytes(held.value)
+        return (
+            record if record.state is State.RUNNING and held.ttl_left <= record.ttl - record.lease else None
+        )
+
+    return until(found)
+
+
+@pytest.mark.parametrize("plain", [False, True], ids=["own-style", "plain-functions"])
+def test_a_claim_that_is_confirmed_after_another_ran_gets_the_answer_of_that_run(
+    proxy, redis_server, start, plain, kind, key
+):
+    slow = start(proxy.url + PATIENT, default=RERUN, plain=plain)
+    other = start(redis_server.url, default=RERUN)
+    slow.client.call(kind, order(), "warm-up")
+    request = order()
+    proxy.allow(0)
+    late = slow.client.begin(kind, request, key)
+    lapsed(other, kind, key)
+    answer = other.client.call(kind, request, key)
+    assert answer.ok
+    proxy.allow(None)
+    assert late.answer().essence == answer.essence
+    assert late.answer().replayed
+    assert not slow.ledger.runs(request)
+
+
+def test_a_claim_that_is_confirmed_while_another_runs_waits_for_it(proxy, redis_server, start, kind, key):
+    slow, other = start(proxy.url + PATIENT, default=RERUN), start(redis_server.url, default=RERUN)
+    slow.client.call(kind, order(), "warm-up")
+    request = order(run(), run(gate="at work"))
+    proxy.allow(0)
+    late = slow.client.begin(kind, request, key)
+    lapsed(other, kind, key)
+    running = other.client.begin(kind, request, key)
+    other.ledger.gate("at work").await_arrival()
+    proxy.allow(None)
+    until(lambda: slow.interceptor.protection.runs.left() and not late.done())
+    other.ledger.gate("at work").open()
+    assert running.answer().ok
+    assert late.answer().essence == running.answer().essence
+    assert not slow.ledger.runs(request)
+
+
+def test_a_claim_that_is_confirmed_late_but_is_still_its_own_runs_under_a_new_lease(
+    proxy, redis_server, start, kind, key
+):
+    slow, other = start(proxy.url + PATIENT, default=RERUN), start(redis_server.url, default=RERUN)
+    slow.client.call(kind, order(), "warm-up")
+    request = order(run(gate="at work"))
+    proxy.allow(0)
+    late = slow.client.begin(kind, request, key)
+    lapsed(other, kind, key)
+    proxy.allow(None)
+    slow.ledger.gate("at work").await_arrival()
+    (only,) = slow.ledger.runs(request)
+    assert not only.execution.lease_lost
+    assert other.client.call(kind, request, key, timeout=1.0).replayed is False
+    slow.ledger.gate("at work").open()
+    assert late.answer().ok
+    assert len(slow.ledger.runs(request)) == 1
+    assert not other.ledger.runs(request)
+
+
+def test_under_fail_what_a_person_released_meanwhile_runs_once(proxy, redis_server, start, kind, key):
+    slow, other = start(proxy.url + PATIENT, default=FAIL), start(redis_server.url, default=FAIL)
+    slow.client.call(kind, order(), "warm-up")
+    request = order()
+    proxy.allow(0)
+    late = slow.client.begin(kind, request, key)
+    lapsed(other, kind, key)
+    assert other.client.call(kind, request, key).reason is Reason.OUTCOME_UNKNOWN
+    where = ["--store", redis_server.url, "--namespace", other.store.namespace]
+    which = [key, "--operation", kind.path, "--scope", ""]
+    subprocess.run([ENTRY, "resolve", *where, *which, "--rerun", "--yes"], check=True)
+    answer = other.client.call(kind, request, key)
+    assert answer.ok
+    proxy.allow(None)
+    assert late.answer().essence == answer.essence
+    assert not slow.ledger.runs(request)
+
+
+def test_a_process_that_is_stopped_between_claim_and_handler_does_not_run_it_late(
+    face, redis_server, proxy, key
+):
+    stopped = ServerProcess(face, proxy.url + PATIENT, key, default=SHORT)
+    other = ServerProcess(face, redis_server.url, key, default=SHORT)
+    try:
+        request = order()
+        assert stopped.client.call(Kind.UNARY, order(), "warm-up").ok
+        proxy.allow(0)
+        late = stopped.client.begin(Kind.UNARY, request, key)
+        until(lambda: proxy.held)
+        stopped.signal(signal.SIGSTOP)
+        proxy.allow(None)  # the confirmation comes in time, and is read when the process goes on
+        answer = other.client.persist(Kind.UNARY, request, key)
+        assert answer.ok
+        stopped.signal(signal.SIGCONT)
+        assert late.answer().essence == answer.essence
+        assert stopped.attempts(request) == []
+    finally:
+        stopped.close()
+        other.close()
+
+
+def test_leases_count_the_time_for_which_a_host_was_suspended():
+    """CLOCK_BOOTTIME does. In a time namespace it can be told from the clock that does not."""
+    script = "import time; from idem_grpc.elapsed import elapsed; print(elapsed() - time.monotonic())"
+    command = [*time_shifted(100_000), sys.executable, "-c", script]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=ENVIRONMENT)
+    difference = time.clock_gettime(time.CLOCK_BOOTTIME) - time.monotonic()
+    assert float(done.stdout) - difference == pytest.approx(100_000, abs=60)

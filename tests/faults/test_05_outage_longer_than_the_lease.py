@@ -1,0 +1,130 @@
+"""An outage of the store that all see costs no second run, however long it lasts."""
+
+from threading import Barrier, Thread
+
+import grpc
+import pytest
+
+from idem_grpc import OnUnclear, Policy, Reason
+from idem_grpc.digest import store_key
+from idem_grpc.record import Record, State
+from idem_grpc.stores.contract import look
+from tests.server.client import Kind
+from tests.server.kinds import kinds
+from tests.server.ledger import order, run
+from tests.server.processes import ServerProcess
+from tests.support.wait import until
+
+RUNS = 12
+LEASE = 0.6
+IMPATIENT = "?socket_timeout=0.2&socket_connect_timeout=0.2"
+AT_WORK = "at work"
+
+kind = kinds(Kind.UNARY, Kind.SERVER_STREAM)
+
+
+@pytest.fixture(params=list(OnUnclear), ids=lambda mode: mode.name)
+def policy(request):
+    return Policy(lease=LEASE, wait=0, retention=600, on_unclear=request.param)
+
+
+@pytest.fixture
+def redis(own_redis_server):
+    return own_redis_server
+
+
+@pytest.fixture
+def servers(redis, start, policy):
+    """Two servers that share a store, as two processes do."""
+    return [start(redis.url + IMPATIENT, default=policy) for _ in range(2)]
+
+
+def record(server, kind, key):
+    name = store_key(server.store.namespace, kind.path, b"", key)
+    return Record.from_bytes(look(server.store, name).value)
+
+
+def lapse(redis, server, execution):
+    """Keep the store away until the lease of a run has run out, with duplicates that see it."""
+    redis.pause()
+    until(lambda: execution.lease_lost)
+    refused = server.client.call(Kind.UNARY, order(), "see-the-outage")
+    assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, Reason.STORE_UNAVAILABLE)
+
+
+def persist_all(server, kind, sent):
+    """Send all calls again, side by side, until each has its answer. Returns the answers."""
+    answers = {}
+    together = Barrier(len(sent))
+
+    def persist(key, request):
+        together.wait()
+        answers[key] = server.client.persist(kind, request, key)
+
+    threads = [Thread(target=persist, args=pair) for pair in sent.items()]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return answers
+
+
+def test_runs_of_living_owners_are_not_taken_over(redis, servers, kind, key):
+    owner, other = servers
+    sent = {f"{key}-{number}": order(run(gate=AT_WORK)) for number in range(RUNS)}
+    calls = {each: owner.client.begin(kind, request, each) for each, request in sent.items()}
+    until(lambda: len(owner.ledger.all_runs) == RUNS)
+    lapse(redis, other, owner.ledger.all_runs[0].execution)
+    redis.resume()
+    until(lambda: other.client.call(kind, order(), f"{key}-back").ok)
+    for each, request in sent.items():
+        assert other.client.call(kind, request, each).reason is Reason.IN_PROGRESS
+    until(lambda: not any(run.execution.lease_lost for run in owner.ledger.all_runs))
+    owner.ledger.gate(AT_WORK).open()
+    answers = persist_all(other, kind, sent)
+    assert all(answers[each].ok for each in sent)
+    assert {each: call.answer().essence for each, call in calls.items()} == {
+        each: answers[each].essence for each in sent
+    }
+    assert all(len(owner.ledger.runs(request)) == 1 for request in sent.values())
+    assert not [run for run in other.ledger.all_runs if run.request in sent.values()]
+
+
+def test_outcomes_that_wait_for_the_store_are_written_before_anybody_takes_over(redis, servers, kind, key):
+    owner, other = servers
+    sent = {f"{key}-{number}": order(run(gate=AT_WORK)) for number in range(RUNS)}
+    calls = {each: owner.client.begin(kind, request, each) for each, request in sent.items()}
+    until(lambda: len(owner.ledger.all_runs) == RUNS)
+    lapse(redis, other, owner.ledger.all_runs[0].execution)
+    owner.ledger.gate(AT_WORK).open()
+    assert {call.answer().reason for call in calls.values()} == {Reason.OUTCOME_PENDING}
+    redis.resume()
+    answers = persist_all(other, kind, sent)
+    assert all(answers[each].replayed for each in sent)
+    assert all(len(owner.ledger.runs(request)) == 1 for request in sent.values())
+    assert not [run for run in other.ledger.all_runs if run.request in sent.values()]
+
+
+def test_a_run_whose_owner_died_is_taken_over_once_owners_had_time_to_renew(
+    face, redis, start, policy, kind, key
+):
+    other = start(redis.url + IMPATIENT, default=policy)
+    settings = {"lease": LEASE, "retention": 600, "on_unclear": policy.on_unclear.name}
+    owner = ServerProcess(face, redis.url, other.store.namespace, default=settings)
+    try:
+        request = order(run(gate=AT_WORK), run())
+        owner.client.begin(kind, request, key)
+        owner.await_gate(AT_WORK)
+    finally:
+        owner.close()
+    redis.pause()
+    refused = other.client.call(kind, order(), "see-the-outage")
+    assert refused.reason is Reason.STORE_UNAVAILABLE
+    redis.resume()
+    answer = other.client.persist(kind, request, key)
+    if policy.on_unclear is OnUnclear.FAIL:
+        assert answer.reason is Reason.OUTCOME_UNKNOWN
+        assert record(other, kind, key).state is State.UNKNOWN
+    else:
+        assert answer.ok
+        assert len(other.ledger.runs(request)) == 1
