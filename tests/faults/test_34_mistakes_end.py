@@ -1,0 +1,67 @@
+"""What the store refuses as a mistake is refused with that reason, and nothing repeats without end."""
+
+import grpc
+import pytest
+
+from idem_grpc import Policy, Reason
+from idem_grpc.digest import store_key
+from idem_grpc.server import keeper
+from tests.server.ledger import order, run
+from tests.support.wait import until
+
+AT_WORK = "at work"
+
+
+@pytest.fixture
+def name(redis_server, kind, key):
+    """The name of a server's record of the key, as it stands in Redis."""
+
+    def name(server):
+        record = store_key(server.store.namespace, kind.path, b"", key)
+        return f"{server.store.namespace}:{record.decode()}"
+
+    return name
+
+
+def swaps(client):
+    """How many scripts the server has run so far."""
+    stats = client.info("commandstats")
+    return sum(stats.get(f"cmdstat_{name}", {}).get("calls", 0) for name in ("eval", "evalsha"))
+
+
+def test_a_key_of_another_type_is_refused_and_asked_for_no_more(own_redis_server, start, name, kind, key):
+    server, client = start(own_redis_server.url), own_redis_server.client()
+    client.lpush(name(server), "theirs")
+    for _ in range(3):
+        answer = server.client.call(kind, order(), key)
+        assert (answer.code, answer.reason) == (grpc.StatusCode.INTERNAL, Reason.MISCONFIGURED)
+    assert server.drain(0) == 0, "nothing is left to do in the background"
+    assert not server.ledger.all_runs
+    assert client.lrange(name(server), 0, -1) == [b"theirs"]
+    assert server.client.call(kind, order(), f"{key}-other").ok
+    client.close()
+
+
+def test_a_key_that_changes_its_type_during_a_run_is_given_up_after_some_tries(
+    own_redis_server, start, monkeypatch, caplog, name, kind, key
+):
+    monkeypatch.setattr(keeper, "MOST_MISTAKES", 3)
+    server, client = (
+        start(own_redis_server.url, default=Policy(lease=1, retention=600)),
+        own_redis_server.client(),
+    )
+    request = order(run(gate=AT_WORK))
+    call = server.client.begin(kind, request, key)
+    server.ledger.gate(AT_WORK).await_arrival()
+    client.delete(name(server))
+    client.lpush(name(server), "theirs")
+    before = swaps(client)
+    server.ledger.gate(AT_WORK).open()
+    assert call.answer().reason in (Reason.OUTCOME_PENDING, Reason.LEASE_LOST)
+    until(lambda: server.drain(0) == 0)
+    assert any("given up" in record.getMessage() for record in caplog.records)
+    tried = swaps(client)
+    assert tried - before <= 3 * keeper.MOST_MISTAKES
+    assert server.client.call(kind, order(), f"{key}-other").ok
+    assert swaps(client) == tried + 2, "and no more than that call's"
+    client.close()

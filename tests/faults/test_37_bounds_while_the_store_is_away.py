@@ -1,0 +1,166 @@
+"""A store that is silent holds nobody up for long, and what waits for it is bounded."""
+
+from time import monotonic
+
+import grpc
+import pytest
+
+from idem_grpc import OnOutage, Policy, Reason, StoreUnavailable
+from idem_grpc.record import Record, State
+from idem_grpc.server import keeper
+from tests.server.client import Kind
+from tests.server.harness import open_store
+from tests.server.kinds import kinds
+from tests.server.ledger import order
+from tests.support.wait import until
+
+AT_WORK = "at work"
+THREADS = 8
+IMPATIENT = "?socket_timeout=0.4&socket_connect_timeout=0.4"
+
+kind = kinds(Kind.UNARY, Kind.BIDI)
+
+
+def took(call):
+    began = monotonic()
+    answer = call()
+    return answer, monotonic() - began
+
+
+def test_calls_that_need_no_store_do_not_wait_behind_those_that_do(own_redis_server, start, kind, key):
+    """Without a breaker, all threads of the pool would wait for the store, some waves of calls in turn."""
+    server = start(own_redis_server.url + IMPATIENT, workers=THREADS)
+    assert server.client.call(kind, order(), "warm-up").ok
+    own_redis_server.pause()
+    first, patience = took(lambda: server.client.call(kind, order(), f"{key}-first"))
+    assert first.reason is Reason.STORE_UNAVAILABLE
+
+    def crowd():
+        calls = [server.client.begin(kind, order(), f"{key}-{number}") for number in range(8 * THREADS)]
+        unkeyed = server.client.call(kind, order())
+        return unkeyed, {call.answer().reason for call in calls}
+
+    (unkeyed, reasons), seconds = took(crowd)
+    assert unkeyed.ok
+    assert reasons == {Reason.STORE_UNAVAILABLE}
+    assert seconds < 4 * patience
+    own_redis_server.resume()
+    assert server.client.persist(kind, order(), key).ok
+
+
+def test_the_first_call_after_the_store_is_back_finds_out(own_redis_server, start, kind, key):
+    server, request = start(own_redis_server.url + IMPATIENT), order()
+    own_redis_server.pause()
+    for number in range(3):
+        refused = server.client.call(kind, order(), f"{key}-{number}")
+        assert refused.reason is Reason.STORE_UNAVAILABLE
+    own_redis_server.resume()
+    until(lambda: server.drain(0) == 0)
+    assert server.client.call(kind, request, key).ok
+    assert server.client.call(kind, request, key).replayed
+
+
+def test_a_policy_that_rather_runs_than_refuses_runs_at_once(own_redis_server, start, kind, key):
+    policy = Policy(on_outage=OnOutage.RUN)
+    server = start(own_redis_server.url + IMPATIENT, default=policy, workers=THREADS)
+    own_redis_server.pause()
+    first, patience = took(lambda: server.client.call(kind, order(), f"{key}-first"))
+    assert first.ok
+    calls = [server.client.begin(kind, order(), f"{key}-{number}") for number in range(8 * THREADS)]
+    answers, seconds = took(lambda: [call.answer() for call in calls])
+    assert all(answer.ok for answer in answers)
+    assert seconds < 4 * patience
+    own_redis_server.resume()
+
+
+def test_one_call_at_a_time_finds_out_whether_the_store_is_back(own_redis_server, start, kind, key):
+    server = start(own_redis_server.url + IMPATIENT)
+    own_redis_server.pause()
+    assert server.client.call(kind, order(), key).reason is Reason.STORE_UNAVAILABLE
+    assert server.interceptor.protection.availability.admits() is True, "one may find out"
+    assert server.interceptor.protection.availability.admits() is False, "and nobody else meanwhile"
+    own_redis_server.resume()
+
+
+class Forgetful:
+    """Makes a store refuse what would end a run, while claims still reach it."""
+
+    def __init__(self, store):
+        self.store = store
+        self.is_stuck = False
+        self._swap = store.swap
+        store.swap = self.swap
+
+    def refuse(self, new):
+        if self.is_stuck and Record.from_bytes(new).state in (State.DONE, State.OPEN):
+            raise StoreUnavailable("no room for answers", answered=True)
+
+    def swap(self, key, expected, new, ttl, max_left=None):
+        self.refuse(new)
+        return self._swap(key, expected, new, ttl, max_left)
+
+
+class AsyncForgetful(Forgetful):
+    def __init__(self, store):
+        super().__init__(store)
+        self._blocking_swap = store.blocking.swap
+        store.blocking.swap = self.blocking_swap
+
+    async def swap(self, key, expected, new, ttl, max_left=None):
+        self.refuse(new)
+        return await self._swap(key, expected, new, ttl, max_left)
+
+    def blocking_swap(self, key, expected, new, ttl, max_left=None):
+        self.refuse(new)
+        return self._blocking_swap(key, expected, new, ttl, max_left)
+
+
+@pytest.fixture
+def stuck(face, key):
+    """A store that can be made to take claims, and no ends of runs."""
+    return (Forgetful if face == "sync" else AsyncForgetful)(open_store(face, "memory:", key))
+
+
+@pytest.mark.parametrize("bound", ["MAX_OUTCOMES", "MAX_OUTCOME_BYTES"])
+def test_no_further_run_begins_while_too_many_outcomes_wait_to_be_stored(
+    start, monkeypatch, stuck, bound, kind, key
+):
+    most = 3
+    server = start(store=stuck.store)
+    kept = order()
+    answer = server.client.call(kind, kept, f"{key}-kept")
+    assert answer.ok
+    size = sum(map(len, answer.messages))
+    monkeypatch.setattr(keeper, bound, most if bound == "MAX_OUTCOMES" else most * size)
+    stuck.is_stuck = True
+    sent = {f"{key}-{number}": order() for number in range(most)}
+    for each, request in sent.items():
+        assert server.client.call(kind, request, each).reason is Reason.OUTCOME_PENDING
+    further = order()
+    refused = server.client.call(kind, further, key)
+    assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, Reason.STORE_UNAVAILABLE)
+    assert refused.pushback > 0
+    assert not server.ledger.runs(further)
+    assert server.client.call(kind, kept, f"{key}-kept").essence == answer.essence, "replays need no room"
+    stuck.is_stuck = False
+    for each, request in sent.items():
+        assert server.client.persist(kind, request, each).replayed
+        assert len(server.ledger.runs(request)) == 1
+    assert server.client.persist(kind, further, key).ok
+
+
+def test_claims_over_the_bound_are_left_to_their_leases_and_the_log_says_so(
+    start, monkeypatch, own_redis_server, caplog, kind, key
+):
+    monkeypatch.setattr(keeper, "MAX_GIVE_BACKS", 2)
+    server = start(own_redis_server.url + IMPATIENT, default=Policy(lease=1, wait=10, retention=600))
+    assert server.client.call(kind, order(), "warm-up").ok
+    own_redis_server.pause()
+    sent = {f"{key}-{number}": order() for number in range(THREADS)}
+    calls = [server.client.begin(kind, request, each) for each, request in sent.items()]
+    assert {call.answer().reason for call in calls} == {Reason.STORE_UNAVAILABLE}
+    assert any("are given up" in record.getMessage() for record in caplog.records)
+    own_redis_server.resume()
+    for each, request in sent.items():
+        assert server.client.persist(kind, request, each).ok
+        assert len(server.ledger.runs(request)) == 1
