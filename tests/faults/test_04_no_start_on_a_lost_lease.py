@@ -21,7 +21,8 @@ from tests.support.wait import until
 
 PATIENT = "?socket_timeout=20&socket_connect_timeout=20"
 SHORT = {"lease": 0.5, "wait": 10.0, "retention": 600.0}
-RERUN, FAIL = Policy(**SHORT), Policy(**SHORT, on_unclear=OnUnclear.FAIL)
+RERUN = Policy(lease=0.5, wait=10, retention=600)
+FAIL = Policy(lease=0.5, wait=10, retention=600, on_unclear=OnUnclear.FAIL)
 
 
 @pytest.fixture
