@@ -83,24 +83,17 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
         plan, metadata = planned
         if self._on_loop is not None:
             self._on_loop.use_running_loop()
-        rpc = asyncio.current_task()
 
         def arrived(request: Any, context: Any) -> AioCall:
             raw = None if handler.request_streaming else request
             caller = Caller.of(method, metadata, context)
-            return AioCall(self.store, self.protection, handler, caller, context, raw, rpc)
-
-        # grpc's context has the exception of an abort, and that has these frames.
+            return AioCall(self.store, self.protection, handler, caller, context, raw)
 
         async def response(request: Any, context: Any) -> bytes:
-            call = arrived(request, context)
-            del request, context
-            return await call.response(plan, self._tasks)
+            return await arrived(request, context).response(plan, self._tasks)
 
         async def responses(request: Any, context: Any) -> AsyncIterator[bytes]:
-            call = arrived(request, context)
-            del request, context
-            async with aclosing(call.responses(plan, self._tasks)) as messages:
+            async with aclosing(arrived(request, context).responses(plan, self._tasks)) as messages:
                 async for message in messages:
                     yield message
 

@@ -7,9 +7,7 @@ comes to an end that the flow knows how to go on from.
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable
-from functools import partial
 from typing import Any
-from weakref import WeakMethod
 
 import grpc
 
@@ -46,10 +44,7 @@ from idem_grpc.swap import Held, Swap, Swapped
 
 
 class AioCall:
-    """One call that arrived. ``raw`` is its request; None if that is a stream.
-
-    ``rpc`` is the task in which it was intercepted.
-    """
+    """One call that arrived. ``raw`` is its request; None if that is a stream."""
 
     def __init__(
         self,
@@ -59,7 +54,6 @@ class AioCall:
         caller: Caller,
         context: Any,
         raw: bytes | None,
-        rpc: asyncio.Task[Any] | None,
     ) -> None:
         self._store = store
         self._protection = protection
@@ -67,8 +61,6 @@ class AioCall:
         self._caller = caller
         self._context = context
         self._raw = raw
-        self._rpc = rpc
-        self._flow: asyncio.Task[Answer] | None = None
         self._loop = asyncio.get_running_loop()
         self._pipe = Pipe()
         self._is_opened = False
@@ -85,7 +77,7 @@ class AioCall:
         try:
             self._begin(plan, tasks)
             await self._pipe.take()
-            answer = self._result()
+            answer = self._answer or self._flow.result()
             await self._end(answer)
             return answer.messages[0] if answer.messages else b""
         finally:
@@ -106,7 +98,7 @@ class AioCall:
                 yield part.message
                 sent += 1
                 self._pipe.written(written)
-            answer = self._result()
+            answer = self._answer or self._flow.result()
             for message in answer.messages[sent:]:
                 await self._open(answer.opening)
                 yield message
@@ -125,28 +117,8 @@ class AioCall:
         self._flow.add_done_callback(lambda _: self._pipe.close())
         if self._handler.request_streaming:
             self._reading = asyncio.create_task(self._pipe.pump(self._context))
-        if self._handler.response_streaming:
-            self._watch()
-
-    def _watch(self) -> None:
-        """Have the end of the RPC noticed: a generator that is left while it yields may not see it."""
-        rpc, self._rpc = self._rpc, None
-        if rpc is not None and rpc is asyncio.current_task():
-            rpc.add_done_callback(lambda _: self._leave())
-            return
-        leave = WeakMethod(self._leave)  # grpc never lets go of its callbacks
-
-        def left(_: Any) -> None:
-            if (alive := leave()) is not None:
-                alive()
-
-        self._context.add_done_callback(left)
-
-    def _result(self) -> Answer:
-        if self._answer is None:
-            assert self._flow is not None
-            return self._flow.result()
-        return self._answer
+        # A generator that is left while it yields learns of that only when it is thrown away.
+        self._context.add_done_callback(lambda _: self._leave())
 
     def _answered(self, reply: Reply) -> Answer:
         """What is sent for a reply: asked once, whether or not the caller is still there."""
@@ -154,10 +126,8 @@ class AioCall:
 
     async def _stop(self) -> None:
         self._leave()
-        reading, self._reading = self._reading, None
-        self._flow = None
-        if reading is not None:
-            await asyncio.gather(reading, return_exceptions=True)
+        if self._reading is not None:
+            await asyncio.gather(self._reading, return_exceptions=True)
 
     def _leave(self) -> None:
         """The RPC is over: nothing more is waited for on its account."""
@@ -190,12 +160,7 @@ class AioCall:
         if self._recorded is not None and self._recorded.take_plain():
             self._context.disable_next_message_compression()
         if answer.code is not grpc.StatusCode.OK:
-            # grpc keeps the exception, whose frames have us: so we may not have grpc's context by then.
-            context, self._context, self._recorded = self._context, None, None
-            try:
-                await context.abort_with_status(answer)
-            finally:
-                del context
+            await self._context.abort_with_status(answer)
         self._context.set_trailing_metadata(answer.trailing_metadata)
 
     async def _reply(self, rules: Rules) -> Answer:
@@ -205,11 +170,10 @@ class AioCall:
             admitted = self._protection.admission.admit(rules, self._caller, self._raw, parse)
         except Refused as refused:
             return self._answered(Reply(refused.answer))
-        self._raw = None
         self._patience = self._protection.patience(rules, self._context.time_remaining())
         with self._protection.running(admitted.call, self._patience) as run:
             reply, answer = await self._drive(admitted)
-            run.end(reply)
+            run.set_result(reply)
         return answer
 
     async def _drive(self, admitted: Admitted) -> tuple[Reply, Answer]:
@@ -266,11 +230,9 @@ class AioCall:
         """Wait for the reply of a run of this process."""
         if self._pipe.is_gone or self._patience.left() == 0:
             return Waited(more=False)
-        wake = partial(self._loop.call_soon_threadsafe, self._wake.set)
-        run.join(wake)
+        run.add_done_callback(lambda _: self._loop.call_soon_threadsafe(self._wake.set))
         await self._sleep(self._patience.left())
-        run.leave(wake)
-        return Waited(run.reply, more=False)
+        return Waited(run.result()) if run.done() else Waited(more=False)
 
     async def _sleep(self, seconds: float) -> None:
         try:
@@ -284,14 +246,13 @@ class AioCall:
         rules = admitted.call.rules
         execution = admitted.execution(execute.record, sent)
         promise = Promise(execute.swap, execution.lease, is_protected=execute.acknowledged)
-        pipe = self._pipe
         recording = self._recorded = Recording(
             self._caller,
             execution,
             rules,
             self._handler,
             self._context,
-            is_gone=lambda: pipe.is_gone,
+            is_gone=lambda: self._pipe.is_gone,
             in_aio=True,
         )
 
@@ -325,8 +286,6 @@ class AioCall:
             raise
         except BaseException as error:
             return recording.raised(error)
-        finally:
-            del serving  # a task has its exception, and that has this frame
 
     async def _serve(self, recording: Recording, admitted: Admitted, promise: Promise) -> Any:
         """Call the handler. Returns its one response.

@@ -130,9 +130,9 @@ class Protection:
         run = self.runs.start(call.owner)
         try:
             yield run
-        except BaseException:
+        except BaseException as error:
             self.runs.end(call.owner)
-            run.end(None)
+            run.set_exception(error)
             raise
         finally:
             patience.close()

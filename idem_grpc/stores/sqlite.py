@@ -1,18 +1,24 @@
 """Stores in a SQLite file, for the processes of one host.
 
-A swap that changes nothing takes no lock: it reads, and that was all. Others
-read again under the write lock before they write.
+There are two connections, so that reads wait for no writer. A swap reads first, and only one that
+changes something goes on to write; those of several threads that wait for the connection that
+writes are written in one transaction. Nobody waits inside SQLite, nor longer than its own time.
 """
 
 import asyncio
 import os
+import random
 import sqlite3
 import threading
+import time
 import weakref
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
-from typing import Any
+from queue import SimpleQueue
+from time import monotonic
+from typing import Any, TypeVar
 
 from idem_grpc.stores.boot_clock import Clock, host_clock
 from idem_grpc.stores.checking import check_swaps, check_swaps_async
@@ -20,17 +26,68 @@ from idem_grpc.stores.protocol import (
     AsyncStore,
     OpeningProcess,
     Store,
+    StoreUnavailable,
     UsingLoop,
     checked_swap,
     key_prefix,
 )
-from idem_grpc.stores.sqlite_file import connect, errors_of
+from idem_grpc.stores.sqlite_file import FAILURES, SqliteFile, harms_connection, is_busy
 from idem_grpc.stores.sqlite_sweep import Sweeper
 from idem_grpc.swap import Held, Swap, Swapped, may_swap
 
+T = TypeVar("T")
+
 _COLUMNS = "value, ttl, boot, expiry, wall_expiry"
+_SAME = "key = ? AND value = ? AND boot = ? AND expiry = ?"
+_SELECT = f"SELECT {_COLUMNS} FROM records WHERE key = ?"
+_INSERT = f"INSERT INTO records ({_COLUMNS}, key) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO NOTHING"
+_UPDATE = f"UPDATE records SET ({_COLUMNS}) = (?, ?, ?, ?, ?) WHERE {_SAME}"
+_DELETE = f"DELETE FROM records WHERE {_SAME}"
 _PAGE = 100  # records read under one lock
+_BATCH = 64  # swaps of several threads in one transaction, so that others on the file get their turn
 _TOLERANCE = 0.001  # seconds; what rounding may add
+_PATIENCE = 5.0  # seconds that a swap may take in all while others have the file
+_FIRST_POLL = 0.001  # seconds
+_LONGEST_POLL = 0.025
+_LOOK_EVERY = 1.0  # seconds between looks at whether the file is still where it was
+
+_Row = Sequence[Any]  # of _COLUMNS
+
+
+class _Line:
+    """A connection, which one thread at a time may use: the one that has the lock."""
+
+    __slots__ = ("connection", "generation", "lock")
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.connection: sqlite3.Connection | None = None
+        self.generation = 0
+
+    def drop(self) -> None:
+        """Close the connection, which rolls back, whatever state it is in."""
+        connection, self.connection = self.connection, None
+        if connection is not None:
+            connection.close()
+
+
+class _Write:
+    """Swaps that change something, on their way through the connection that writes.
+
+    ``row`` is what the key of a single swap had when it was read. One that ``is_patient`` waits for
+    its turn also while another has waited in vain. ``is_alone``: it failed together with others, and
+    is tried by itself. Whoever writes it sets ``answers``.
+    """
+
+    __slots__ = ("answers", "deadline", "is_alone", "is_patient", "row", "swaps")
+
+    def __init__(self, swaps: Sequence[Swap], row: _Row | None, deadline: float) -> None:
+        self.swaps = swaps
+        self.row = row
+        self.deadline = deadline
+        self.is_patient = all(swap.expected == swap.new for swap in swaps)  # renewals: runs depend on them
+        self.is_alone = False
+        self.answers: list[Swapped | Held] | None = None
 
 
 class SqliteStore(Store):
@@ -38,9 +95,10 @@ class SqliteStore(Store):
 
     ``synchronous`` is ``normal``, which outlives the death of any process, or
     ``full``, which outlives a loss of power too, at the price of an fsync per swap.
-    A write waits up to 5 seconds for other writers. Expired records are removed
-    every ``sweep_every`` seconds; None leaves that to other stores on the file.
-    ``clock`` tells the time; it is the host's unless a test brings its own.
+    A write waits up to 5 seconds for those of other processes; once one has waited in vain,
+    one at a time goes on waiting, and others are refused at once. Reads wait for no writer.
+    Expired records are removed every ``sweep_every`` seconds; None leaves that to other stores
+    on the file. ``clock`` tells the time; it is the host's unless a test brings its own.
     """
 
     def __init__(
@@ -57,12 +115,15 @@ class SqliteStore(Store):
         self.namespace = namespace
         self._prefix = key_prefix(namespace)
         self.path = os.path.abspath(path)  # connections made later must not depend on the working folder
-        self._connect = partial(connect, self.path, synchronous)
+        self._file = SqliteFile(self.path, synchronous)
         self._sweep_every = sweep_every
         self._clock = clock or host_clock()
         self._opener = OpeningProcess()
-        self._lock = threading.Lock()
-        self._connection: sqlite3.Connection | None = None
+        self._reading, self._writing = _Line(), _Line()
+        self._waiting: deque[_Write] = deque()  # emptied by whoever has the lock of `_writing`
+        self._is_stuck = False
+        self._looked = 0.0
+        self._starting = threading.Lock()
         self._sweeper: Sweeper | None = None
 
     def __repr__(self) -> str:
@@ -76,25 +137,16 @@ class SqliteStore(Store):
         ttl: float,
         max_left: float | None = None,
     ) -> Swapped | Held:
-        self._opener.require()  # before the lock: after a fork, its holder may not be there
+        self._opener.require()  # before a lock: after a fork, its holder may not be there
         swap = checked_swap(self._prefix + key, expected, new, ttl, max_left)
-        with self._lock, errors_of(self.path):
-            connection = self._open()
-            held = self._read(connection, swap.key)
-            if not may_swap(swap, held):
-                return held
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                held = self._read(connection, swap.key)
-                swaps = may_swap(swap, held)
-                if swaps:
-                    self._write(connection, swap)
-                connection.execute("COMMIT")
-            except BaseException:
-                self._connection = None  # closing it rolls back, whatever state it is in
-                connection.close()
-                raise
-        return Swapped(held.ttl_left) if swaps else held
+        begun = self._begin([swap], monotonic() + _PATIENCE)
+        return (self._finish(begun) if isinstance(begun, _Write) else begun)[0]
+
+    def swap_many(self, swaps: Sequence[Swap]) -> list[Swapped | Held]:
+        """As Store.swap_many, in one transaction."""
+        self._opener.require()
+        begun = self._begin(self._checked(swaps), monotonic() + _PATIENCE)
+        return self._finish(begun) if isinstance(begun, _Write) else begun
 
     def scan(self) -> Iterator[tuple[bytes, Held]]:
         """Every key of this namespace with what it holds, at some time while this runs.
@@ -102,19 +154,18 @@ class SqliteStore(Store):
         Read a page at a time, so that writers are not kept waiting. What is written
         meanwhile may be missing. Raises as ``swap`` does.
         """
+        query = f"SELECT {_COLUMNS}, key FROM records WHERE key >= ? AND key < ? ORDER BY key LIMIT {_PAGE}"
         first, end = self._prefix, self._prefix[:-1] + b";"  # which comes right after the colon
         while True:
             self._opener.require()
-            with self._lock, errors_of(self.path):
-                rows = self._open().execute(
-                    f"SELECT key, {_COLUMNS} FROM records WHERE key >= ? AND key < ? ORDER BY key LIMIT ?",
-                    (first, end, _PAGE),
-                )
-                page = [(key, self._held(row)) for key, *row in rows]
+            page = self._read(query, (first, end), monotonic() + _PATIENCE)
             if not page:
                 return
-            first = page[-1][0] + b"\0"  # the least key above it
-            yield from ((key[len(self._prefix) :], held) for key, held in page if held.value is not None)
+            first = page[-1][-1] + b"\0"  # the least key above it
+            for *row, key in page:
+                held = self._held(row)
+                if held.value is not None:
+                    yield key[len(self._prefix) :], held
 
     def check(self) -> None:
         check_swaps(self)
@@ -123,29 +174,165 @@ class SqliteStore(Store):
         self._opener.closed = True
         if not self._opener.is_here():
             return  # a forked process would break its parent's locks
-        with self._lock:
-            connection, self._connection = self._connection, None
-            sweeper, self._sweeper = self._sweeper, None
-        if sweeper is not None:
-            sweeper.join()
-        if connection is not None:
-            connection.close()
+        with self._reading.lock:
+            self._reading.drop()
+        with self._writing.lock:
+            self._writing.drop()
+        if self._sweeper is not None:
+            self._sweeper.join()
 
-    def _open(self) -> sqlite3.Connection:
-        self._opener.require()  # again, as it may have been closed while this thread waited for the lock
-        if self._connection is None:
-            self._connection = self._connect()
+    def _checked(self, swaps: Sequence[Swap]) -> list[Swap]:
+        return [
+            checked_swap(self._prefix + swap.key, swap.expected, swap.new, swap.ttl, swap.max_left)
+            for swap in swaps
+        ]
+
+    def _begin(self, swaps: Sequence[Swap], deadline: float) -> list[Swapped | Held] | _Write:
+        """Read what is there. Returns the answers if nothing has to be written, and else what to finish."""
+        answers = list[Swapped | Held]()
+        for swap in swaps:
+            rows = self._read(_SELECT, (swap.key,), deadline)
+            row = rows[0] if rows else None
+            held = self._held(row)
+            if not may_swap(swap, held):
+                answers.append(held)
+            elif swap.new is None and held.value is None:
+                answers.append(Swapped(held.ttl_left))
+            else:
+                return _Write(swaps, row, deadline)
+        return answers
+
+    def _finish(self, write: _Write) -> list[Swapped | Held]:
+        self._waiting.append(write)
+        return self._write(write)
+
+    def _write(self, write: _Write) -> list[Swapped | Held]:
+        """Write those who wait, until ``write``, one of them, is done."""
+        lock = self._writing.lock
+        try:
+            if not lock.acquire(blocking=False):
+                may_wait = write.is_patient or not self._is_stuck
+                if not may_wait or not lock.acquire(timeout=max(0.0, write.deadline - monotonic())):
+                    raise StoreUnavailable(f"{self.path} is locked: others are writing", answered=True)
+            try:
+                while write.answers is None:
+                    self._poll(self._writing, partial(self._write_batch, write), write.deadline)
+            except FAILURES as error:
+                self._is_stuck = is_busy(error)
+                raise self._file.failure(error, wrote=True) from error
+            finally:
+                lock.release()
+        except BaseException:
+            with suppress(ValueError):  # as it may have been taken out
+                self._waiting.remove(write)
+            raise
+        return write.answers
+
+    def _write_batch(self, write: _Write, connection: sqlite3.Connection) -> None:
+        """Write ``write``, or those who have waited longest. If they fail, each is to be tried by itself."""
+        if len(write.swaps) == 1 and (write.is_alone or len(self._waiting) == 1):
+            answer = self._swap(connection, write.swaps[0], write.row)
+            self._has_written()
+            write.answers = [answer]
+            if not write.is_alone:
+                self._waiting.popleft()
+            return
+        connection.execute("BEGIN IMMEDIATE")
+        self._has_written()
+        batch = [write] if write.is_alone else self._next_batch()
+        try:
+            answers = [[self._swap_now(connection, swap) for swap in one.swaps] for one in batch]
+            connection.execute("COMMIT")
+        except BaseException as error:
+            for one in batch:
+                one.is_alone = True
+            self._roll_back(connection)
+            if len(batch) == 1 or not isinstance(error, FAILURES):
+                raise
+        else:
+            for one, its_answers in zip(batch, answers, strict=True):
+                one.answers = its_answers
+
+    def _next_batch(self) -> list[_Write]:
+        batch = list[_Write]()
+        with suppress(IndexError):  # those whose time is up take themselves out
+            while len(batch) < _BATCH:
+                batch.append(self._waiting.popleft())
+        return batch
+
+    def _has_written(self) -> None:
+        self._is_stuck = False
+        self._file.has_worked = True
+
+    def _roll_back(self, connection: sqlite3.Connection) -> None:
+        try:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+        except FAILURES:
+            self._writing.drop()
+
+    def _read(self, query: str, arguments: tuple[bytes, ...], deadline: float) -> list[_Row]:
+        line = self._writing  # while nobody writes, since it has in its cache what was written
+        if self._is_stuck or not line.lock.acquire(blocking=False):
+            line = self._reading
+            if not line.lock.acquire(timeout=max(0.0, deadline - monotonic())):
+                raise StoreUnavailable(f"{self.path}: no turn to read it in {_PATIENCE:g} s")
+        try:
+            return self._poll(
+                line, lambda connection: connection.execute(query, arguments).fetchall(), deadline
+            )
+        except FAILURES as error:
+            raise self._file.failure(error, wrote=False) from error
+        finally:
+            line.lock.release()
+
+    def _poll(self, line: _Line, act: Callable[[sqlite3.Connection], T], deadline: float) -> T:
+        """Call ``act`` with the connection, again and again while others have the file locked."""
+        pause = _FIRST_POLL
+        while True:
+            try:
+                return act(self._connected(line))
+            except FAILURES as error:
+                if harms_connection(error):
+                    line.drop()
+                left = deadline - monotonic()
+                if not is_busy(error) or left <= 0:
+                    raise
+            time.sleep(min(left, pause * random.uniform(0.5, 1.0)))
+            pause = min(2 * pause, _LONGEST_POLL)
+
+    def _connected(self, line: _Line) -> sqlite3.Connection:
+        self._opener.require()  # again, as it may have been closed while this thread waited
+        now = monotonic()
+        if now - self._looked > _LOOK_EVERY:
+            self._looked = now
+            self._file.look()
+        if line.connection is None or line.generation != self._file.generation:
+            self._open(line)
+            self._start_sweeper()
+            if line is self._writing and self._reading.lock.acquire(blocking=False):
+                try:  # now, as there may be no descriptor left when it is needed
+                    self._open(self._reading)
+                finally:
+                    self._reading.lock.release()
+        assert line.connection is not None
+        return line.connection
+
+    def _open(self, line: _Line) -> None:
+        line.drop()
+        line.connection = self._file.connect()
+        line.generation = self._file.generation
+
+    def _start_sweeper(self) -> None:
+        with self._starting:
             if self._sweeper is None and self._sweep_every is not None:
-                self._sweeper = Sweeper(self._connect, self._clock, self._sweep_every)
+                self._sweeper = Sweeper(self._file.connect, self._clock, self._sweep_every)
                 # For a store that is dropped without being closed; not at exit, which ends a daemon anyway.
                 weakref.finalize(self, self._sweeper.stop).atexit = False
-        return self._connection
 
-    def _read(self, connection: sqlite3.Connection, key: bytes) -> Held:
-        row = connection.execute(f"SELECT {_COLUMNS} FROM records WHERE key = ?", (key,)).fetchone()
-        return Held(None, 0.0) if row is None else self._held(row)
-
-    def _held(self, row: Sequence[Any]) -> Held:
+    def _held(self, row: _Row | None) -> Held:
+        if row is None:
+            return Held(None, 0.0)
         value, ttl, boot, expiry, wall_expiry = row
         now = self._clock.now()
         left = expiry - now.elapsed
@@ -155,24 +342,44 @@ class SqliteStore(Store):
         # A wall clock that was set back must not make a record live longer than it was written for.
         return Held(value, min(left, ttl)) if left > 0 else Held(None, 0.0)
 
-    def _write(self, connection: sqlite3.Connection, swap: Swap) -> None:
+    def _swap_now(self, connection: sqlite3.Connection, swap: Swap) -> Swapped | Held:
+        return self._swap(connection, swap, connection.execute(_SELECT, (swap.key,)).fetchone())
+
+    def _swap(self, connection: sqlite3.Connection, swap: Swap, row: _Row | None) -> Swapped | Held:
+        """A swap on a key that had ``row`` when it was read."""
+        while True:
+            held = self._held(row)
+            if not may_swap(swap, held):
+                return held
+            if self._replace(connection, swap, row):
+                return Swapped(held.ttl_left)
+            row = connection.execute(_SELECT, (swap.key,)).fetchone()
+
+    def _replace(self, connection: sqlite3.Connection, swap: Swap, row: _Row | None) -> bool:
+        """Write in one statement, unless the key has another row by now."""
+        same: tuple[Any, ...] = ()
+        if row is not None:
+            value, _, boot, expiry, _ = row
+            same = swap.key, value, boot, expiry
         if swap.new is None:
-            connection.execute("DELETE FROM records WHERE key = ?", (swap.key,))
-            return
+            return row is None or connection.execute(_DELETE, same).rowcount == 1
         now = self._clock.now()
-        connection.execute(
-            "INSERT INTO records (key, value, ttl, boot, expiry, wall_expiry) VALUES (?, ?, ?, ?, ?, ?)"
-            " ON CONFLICT (key) DO UPDATE SET value = excluded.value, ttl = excluded.ttl,"
-            " boot = excluded.boot, expiry = excluded.expiry, wall_expiry = excluded.wall_expiry",
-            (swap.key, swap.new, swap.ttl, now.boot, now.elapsed + swap.ttl, now.wall + swap.ttl),
-        )
+        new = swap.new, swap.ttl, now.boot, now.elapsed + swap.ttl, now.wall + swap.ttl
+        if row is None:
+            return connection.execute(_INSERT, (*new, swap.key)).rowcount == 1
+        return connection.execute(_UPDATE, (*new, *same)).rowcount == 1
+
+
+_Future = asyncio.Future["list[Swapped | Held]"]
+_Calls = SimpleQueue["tuple[_Future, list[Swap], float] | None"]
+_Writes = SimpleQueue["tuple[_Future, _Write] | None"]
 
 
 class AsyncSqliteStore(AsyncStore):
-    """A SqliteStore for asyncio: its swaps run on a thread of its own, one at a time.
+    """A SqliteStore for asyncio: one thread reads for it, and another one writes.
 
-    ``blocking`` is another store on the same file. A swap that is cancelled after
-    it began takes effect all the same.
+    ``blocking`` is the same store, with the same two connections. A swap that is cancelled
+    after it began takes effect all the same.
     """
 
     def __init__(
@@ -184,13 +391,14 @@ class AsyncSqliteStore(AsyncStore):
         sweep_every: float | None = 30.0,
         clock: Clock | None = None,
     ) -> None:
-        open_store = partial(SqliteStore, path, namespace=namespace, synchronous=synchronous, clock=clock)
         self.namespace = namespace
-        self.blocking = open_store(sweep_every=None)
-        self._store = open_store(sweep_every=sweep_every)
+        self.blocking = self._store = SqliteStore(
+            path, namespace=namespace, synchronous=synchronous, sweep_every=sweep_every, clock=clock
+        )
         self._opener = OpeningProcess()
         self._loop = UsingLoop()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="idem-sqlite")
+        self._calls: _Calls = SimpleQueue()
+        self._threads: list[threading.Thread] = []
 
     def __repr__(self) -> str:
         return f"Async{self._store!r}"
@@ -203,11 +411,10 @@ class AsyncSqliteStore(AsyncStore):
         ttl: float,
         max_left: float | None = None,
     ) -> Swapped | Held:
-        self._opener.require()
-        self._loop.require()
-        return await asyncio.get_running_loop().run_in_executor(
-            self._thread, self._store.swap, key, expected, new, ttl, max_left
-        )
+        return (await self._ask([checked_swap(self._store._prefix + key, expected, new, ttl, max_left)]))[0]
+
+    async def swap_many(self, swaps: Sequence[Swap]) -> list[Swapped | Held]:
+        return await self._ask(self._store._checked(swaps))
 
     async def check(self) -> None:
         await check_swaps_async(self)
@@ -217,7 +424,87 @@ class AsyncSqliteStore(AsyncStore):
         if self._opener.is_here():
             await asyncio.to_thread(self._close)
 
+    async def _ask(self, swaps: list[Swap]) -> list[Swapped | Held]:
+        self._opener.require()
+        self._loop.require()
+        if not self._threads:
+            self._start()
+        future = asyncio.get_running_loop().create_future()
+        self._calls.put((future, swaps, monotonic() + _PATIENCE))
+        answers: list[Swapped | Held] = await future
+        return answers
+
+    def _start(self) -> None:
+        writes: _Writes = SimpleQueue()
+        self._threads = [
+            threading.Thread(target=target, args=(self._store, *queues), name=name, daemon=True)
+            for target, queues, name in (
+                (_begin_all, (self._calls, writes), "idem-sqlite-reader"),
+                (_finish_all, (writes,), "idem-sqlite-writer"),
+            )
+        ]
+        for thread in self._threads:
+            thread.start()
+        weakref.finalize(self, self._calls.put, None).atexit = False  # dropped without being closed
+
     def _close(self) -> None:
-        self._thread.shutdown()
+        self._calls.put(None)
+        for thread in self._threads:
+            thread.join()
         self._store.close()
-        self.blocking.close()
+
+
+def _begin_all(store: SqliteStore, calls: _Calls, writes: _Writes) -> None:
+    """The thread that reads, and hands on what has to be written."""
+    while (call := calls.get()) is not None:
+        _begin(store, writes, *call)
+        del call  # values can be large
+    writes.put(None)
+
+
+def _begin(store: SqliteStore, writes: _Writes, future: _Future, swaps: list[Swap], deadline: float) -> None:
+    if future.cancelled():
+        return
+    try:
+        begun = store._begin(swaps, deadline)
+    except Exception as error:
+        _set(future, error)
+        return
+    if isinstance(begun, _Write):
+        begun.is_patient = True  # it keeps no thread but this store's
+        store._waiting.append(begun)
+        writes.put((future, begun))
+    else:
+        _set(future, begun)
+
+
+def _finish_all(store: SqliteStore, writes: _Writes) -> None:
+    """The thread that writes."""
+    while (call := writes.get()) is not None:
+        _finish(store, *call)
+        del call
+
+
+def _finish(store: SqliteStore, future: _Future, write: _Write) -> None:
+    try:
+        answers = store._write(write)
+    except Exception as error:
+        _set(future, error)
+    else:
+        _set(future, answers)
+
+
+def _set(future: _Future, result: list[Swapped | Held] | Exception) -> None:
+    try:  # noqa: SIM105 -- on the path of every call
+        future.get_loop().call_soon_threadsafe(_set_here, future, result)
+    except RuntimeError:  # the loop is closed, and nobody waits
+        pass
+
+
+def _set_here(future: _Future, result: list[Swapped | Held] | Exception) -> None:
+    if future.done():
+        return
+    if isinstance(result, Exception):
+        future.set_exception(result)
+    else:
+        future.set_result(result)

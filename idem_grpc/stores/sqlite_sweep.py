@@ -16,6 +16,7 @@ from idem_grpc.stores.protocol import StoreError
 
 _BATCH = 100  # so that the write lock is never held for long
 _PAUSE = 0.02  # seconds between batches, for those who wait for it
+_WAIT = 1.0  # seconds for the write lock: what is expired can stay
 _BRING_OVER_EVERY = 3600.0  # seconds
 
 # Each side of the condition goes by the index.
@@ -27,7 +28,7 @@ _log = logging.getLogger(__name__)
 class Sweeper:
     """A daemon thread with a connection of its own, which sweeps every ``every`` seconds."""
 
-    def __init__(self, connect: Callable[[], sqlite3.Connection], clock: Clock, every: float) -> None:
+    def __init__(self, connect: Callable[[float], sqlite3.Connection], clock: Clock, every: float) -> None:
         self._stopped = threading.Event()
         self._thread = threading.Thread(
             target=_run, args=(connect, clock, every, self._stopped), name="idem-sqlite-sweeper", daemon=True
@@ -45,12 +46,12 @@ class Sweeper:
 
 
 def _run(
-    connect: Callable[[], sqlite3.Connection], clock: Clock, every: float, stopped: threading.Event
+    connect: Callable[[float], sqlite3.Connection], clock: Clock, every: float, stopped: threading.Event
 ) -> None:
     brought_over = -math.inf
     while True:
         try:
-            connection = connect()
+            connection = connect(_WAIT)
             try:
                 if monotonic() - brought_over > _BRING_OVER_EVERY:
                     bring_over(connection, clock, stopped)
@@ -59,7 +60,7 @@ def _run(
                     pass
             finally:
                 connection.close()
-        except (sqlite3.Error, StoreError) as error:  # the next round may fare better
+        except (sqlite3.Error, MemoryError, StoreError) as error:  # the next round may fare better
             _log.warning("sweeping expired records failed: %s", error)
         if stopped.wait(every):
             return

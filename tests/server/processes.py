@@ -46,6 +46,10 @@ class ServerProcess:
         self._reader.start()
         self._client: Client | None = None
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     @cached_property
     def address(self) -> str:
         port = self._port.get(timeout=DEADLINE)

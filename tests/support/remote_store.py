@@ -8,13 +8,22 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from idem_grpc.stores import open_store
+from idem_grpc.stores import StoreError, open_store
 from idem_grpc.stores.sqlite import SqliteStore
 from idem_grpc.swap import Held, Swapped
 
-NAMES = {"Held": Held, "Swapped": Swapped, "inf": float("inf")}
+
+class Failed(NamedTuple):
+    """What a StoreError was."""
+
+    type: str
+    answered: bool
+    text: str
+
+
+NAMES = {"Held": Held, "Swapped": Swapped, "Failed": Failed, "inf": float("inf")}
 
 
 class RemoteStore:
@@ -29,8 +38,15 @@ class RemoteStore:
             text=True,
         )
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def ask(self, expression: str) -> Any:
-        """What the expression comes to there. AssertionError if the process has ended."""
+        """What the expression comes to there, Failed for a StoreError.
+
+        AssertionError if the process has ended.
+        """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(expression + "\n")
@@ -39,9 +55,8 @@ class RemoteStore:
         assert line, f"the process ended with {self._process.wait()}"
         return eval(line, NAMES)
 
-    def swap(self, *arguments: Any) -> Swapped | Held:
-        answer = self.ask(f"store.swap(*{arguments!r})")
-        assert isinstance(answer, Swapped | Held)
+    def swap(self, *arguments: Any) -> Swapped | Held | Failed:
+        answer: Swapped | Held | Failed = self.ask(f"store.swap(*{arguments!r})")
         return answer
 
     def look(self, key: bytes) -> Held:
@@ -65,7 +80,11 @@ def main(url: str) -> None:
         store._sweep_every = 0.01
     with store:
         for line in sys.stdin:
-            sys.stdout.write(repr(eval(line, {"store": store})) + "\n")
+            try:
+                answer = eval(line, {"store": store})
+            except StoreError as error:
+                answer = Failed(type(error).__name__, getattr(error, "answered", False), str(error))
+            sys.stdout.write(repr(answer) + "\n")
             sys.stdout.flush()
 
 
