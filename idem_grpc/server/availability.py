@@ -19,6 +19,9 @@ SLOW = 0.1
 LONGEST_PROBE = 10.0
 """Seconds after which a probe that reports nothing no longer keeps others from looking."""
 
+ONE_OUTAGE = 60.0
+"""Seconds within which failures are counted together in the log."""
+
 SETTLING = 0.5
 """The part of a lease for which nobody is taken for dead after an outage. Owners renew as soon as they
 reach the store again, and look for it more often than that."""
@@ -41,6 +44,8 @@ class Availability:
         self._away_since = 0.0
         self._back_since = -inf
         self._failures = 0
+        self._failed_at = -inf
+        self._is_logged = False
         self._mistakes = 0
 
     def admits(self) -> bool:
@@ -62,11 +67,11 @@ class Availability:
             was_away = self._is_away
             self._is_away = self._is_open = False
             self._back_since = elapsed()
-            seconds, failures = self._back_since - self._away_since, self._failures
+            is_logged, self._is_logged = self._is_logged, False
         if was_away:  # and no other thread was first
-            logger.warning(
-                "the idempotency store answers again, after %.1f s and %d failures", seconds, failures
-            )
+            if is_logged:
+                seconds = self._back_since - self._away_since
+                logger.warning("the idempotency store answers again, after %.1f s", seconds)
             for resume in self.on_return:
                 resume()
 
@@ -74,7 +79,7 @@ class Availability:
         """A swap raised after ``seconds``. Returns what a flow makes of that."""
         if isinstance(error, StoreError) and not isinstance(error, StoreUnavailable):
             self._mistakes += 1
-            if _is_worth_a_line(self._mistakes):
+            if is_worth_a_line(self._mistakes):
                 logger.error(
                     "the idempotency store cannot be used (%d times by now)", self._mistakes, exc_info=error
                 )
@@ -85,13 +90,16 @@ class Availability:
         silent = not (isinstance(error, StoreUnavailable) and error.answered)
         with self._lock:
             if not self._is_away:
-                self._is_away, self._away_since, self._failures = True, elapsed(), 0
-            self._failures += 1
+                self._is_away, self._away_since = True, elapsed()
+            # A store may do one thing and refuse another, in turn: then it is the same outage.
+            self._failures = self._failures + 1 if elapsed() - self._failed_at < ONE_OUTAGE else 1
+            self._failed_at = elapsed()
             failures = self._failures
+            self._is_logged |= is_worth_a_line(failures)
             if silent and seconds > SLOW:
                 self._is_open = True
             self._probe_from = 0.0
-        if _is_worth_a_line(failures):
+        if is_worth_a_line(failures):
             logger.warning("the idempotency store did not answer (%d times by now): %s", failures, error)
         return Outage()
 
@@ -155,6 +163,6 @@ class Availability:
         return seen
 
 
-def _is_worth_a_line(count: int) -> bool:
+def is_worth_a_line(count: int) -> bool:
     """Whether the ``count``-th failure is logged: the first, and then ever fewer."""
     return count & (count - 1) == 0

@@ -21,7 +21,7 @@ from time import monotonic
 
 from idem_grpc.elapsed import elapsed
 from idem_grpc.execution import Lease
-from idem_grpc.server.availability import Availability
+from idem_grpc.server.availability import Availability, is_worth_a_line
 from idem_grpc.steps import Outage, Pause, Step, Steps
 from idem_grpc.stores.protocol import Store, StoreUnavailable
 from idem_grpc.swap import Held, Swap, Swapped
@@ -119,7 +119,7 @@ class Keeper:
             is_dropped = self.is_full and not promise.is_protected
         if is_dropped:
             self._dropped += 1
-            if self._dropped & (self._dropped - 1) == 0:
+            if is_worth_a_line(self._dropped):
                 logger.error(
                     "the store is away, and too much waits for it: %d claims and unprotected outcomes are"
                     " given up by now; claims end with their leases",

@@ -3,9 +3,10 @@
 import grpc
 import pytest
 
-from idem_grpc import Policy, Reason
+from idem_grpc import Policy, Reason, StoreUnavailable
 from idem_grpc.digest import store_key
 from idem_grpc.server import keeper
+from idem_grpc.server.availability import Availability
 from tests.server.ledger import order, run
 from tests.support.wait import until
 
@@ -65,3 +66,14 @@ def test_a_key_that_changes_its_type_during_a_run_is_given_up_after_some_tries(
     assert server.client.call(kind, order(), f"{key}-other").ok
     assert swaps(client) == tried + 2, "and no more than that call's"
     client.close()
+
+
+def test_the_log_counts_the_failures_of_a_store_that_does_one_thing_and_refuses_another(caplog):
+    """At maxmemory, claims are refused while leases are renewed."""
+    availability = Availability()
+    for _ in range(100):
+        availability.failed(StoreUnavailable("out of memory", answered=True))
+        availability.answered()
+    lines = [record.getMessage() for record in caplog.records]
+    assert sum("did not answer" in line for line in lines) == 7, "at the 1st, 2nd, 4th and so on"
+    assert sum("answers again" in line for line in lines) == 7
