@@ -18,10 +18,10 @@ from idem_grpc.policy import OnCancel, Rules
 from idem_grpc.server.admission import Admitted, Caller, Refused
 from idem_grpc.server.aio_handler import serve
 from idem_grpc.server.aio_pipe import Pipe
-from idem_grpc.server.arities import Handler, behavior_of, is_async, serialized
+from idem_grpc.server.arities import Handler, Raw, behavior_of, is_async, serialized
 from idem_grpc.server.base import Protection, look_at, once_claimed, unless_claimable
 from idem_grpc.server.keeper import NotStarted, Promise
-from idem_grpc.server.recording import CallerGone, Recording
+from idem_grpc.server.recording import CallerGone, Recording, disable_compression
 from idem_grpc.server.replies import Answer, Part, opening
 from idem_grpc.server.runs import Run
 from idem_grpc.server.transcript import Incoming, compare
@@ -72,20 +72,20 @@ class AioCall:
         self._reading: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
 
-    async def response(self, plan: Rules | Reply, tasks: set[asyncio.Task[Answer]]) -> bytes:
+    async def response(self, plan: Rules | Reply, tasks: set[asyncio.Task[Answer]]) -> Raw:
         """Serve a method with one response. The task of the flow is kept in ``tasks`` while it lasts."""
         try:
             self._begin(plan, tasks)
             await self._pipe.take()
             answer = self._answer or self._flow.result()
             await self._end(answer)
-            return answer.messages[0] if answer.messages else b""
+            return Raw(answer.messages[0] if answer.messages else b"")
         finally:
             await self._stop()
 
     async def responses(
         self, plan: Rules | Reply, tasks: set[asyncio.Task[Answer]]
-    ) -> AsyncGenerator[bytes, None]:
+    ) -> AsyncGenerator[Raw, None]:
         """The same for a stream of responses: a generator, as those outside of ours want one."""
         sent = 0
         try:
@@ -94,14 +94,14 @@ class AioCall:
                 part, written = item
                 await self._open(part.opening)
                 if part.plain:
-                    self._context.disable_next_message_compression()
-                yield part.message
+                    disable_compression(self._context)
+                yield Raw(part.message)
                 sent += 1
                 self._pipe.written(written)
             answer = self._answer or self._flow.result()
             for message in answer.messages[sent:]:
                 await self._open(answer.opening)
-                yield message
+                yield Raw(message)
             await self._end(answer)
         finally:
             await self._stop()
@@ -126,6 +126,8 @@ class AioCall:
 
     async def _stop(self) -> None:
         self._leave()
+        if self._answer is None and self._flow.done():
+            self._log_failure()
         if self._reading is not None:
             await asyncio.gather(self._reading, return_exceptions=True)
 
@@ -152,16 +154,20 @@ class AioCall:
             await self._context.send_initial_metadata(initial_metadata)
 
     async def _end(self, answer: Answer) -> None:
-        """Send the status of an answer."""
+        """Send the status of an answer, by the methods that interceptors outside look at."""
         if answer.initial_metadata:
             await self._open(answer.initial_metadata)
         elif self._recorded is not None and not self._is_opened:
             self._recorded.compress()
         if self._recorded is not None and self._recorded.take_plain():
-            self._context.disable_next_message_compression()
-        if answer.code is not grpc.StatusCode.OK:
-            await self._context.abort_with_status(answer)
+            disable_compression(self._context)
         self._context.set_trailing_metadata(answer.trailing_metadata)
+        if self._recorded is not None:
+            self._recorded.raise_failure()
+        if answer.code is not grpc.StatusCode.OK:
+            await self._context.abort(answer.code, answer.details)
+        if answer.details:
+            self._context.set_details(answer.details)
 
     async def _reply(self, rules: Rules) -> Answer:
         """What to answer: by the time it is known, so does the store."""
@@ -174,7 +180,13 @@ class AioCall:
         with self._protection.running(admitted.call, self._patience) as run:
             reply, answer = await self._drive(admitted)
             run.set_result(reply)
+        if self._pipe.is_gone:
+            self._log_failure()
         return answer
+
+    def _log_failure(self) -> None:
+        if self._recorded is not None:
+            self._recorded.log_failure()
 
     async def _drive(self, admitted: Admitted) -> tuple[Reply, Answer]:
         steps = flow(admitted.call)

@@ -68,7 +68,7 @@ class Pipe:
                         await asyncio.sleep(step)
                     self._requests.put_nowait(None)
                     return
-                self._requests.put_nowait(raw)
+                self._requests.put_nowait(raw.SerializeToString())
         except Exception:
             self._requests.put_nowait(_CUT)
 

@@ -22,15 +22,48 @@ _FACTORIES = {
 }
 
 
+class Raw:
+    """A message as interceptors outside of ours see it: its bytes, unparsed.
+
+    It is no bytes object, which can be iterated: an interceptor may take that for a stream.
+    """
+
+    __slots__ = ("body",)
+
+    def __init__(self, body: bytes) -> None:
+        self.body = body
+
+    def SerializeToString(self) -> bytes:
+        return self.body
+
+    def ByteSize(self) -> int:
+        return len(self.body)
+
+
 def raw_handler(like: Handler, behavior: Behavior) -> Handler:
-    """A handler of the same kind that is given, and gives, the bytes of the wire."""
-    return _FACTORIES[bool(like.request_streaming), bool(like.response_streaming)](behavior)
+    """A handler of the same kind that is given, and gives, messages of class Raw.
+
+    An interceptor outside may answer in its place, with a message of the method's own class.
+    """
+    serialize = like.response_serializer
+
+    def body_of(response: Any) -> Any:
+        if isinstance(response, Raw):
+            return response.body
+        return response if serialize is None else serialize(response)
+
+    make = _FACTORIES[bool(like.request_streaming), bool(like.response_streaming)]
+    return make(behavior, request_deserializer=Raw, response_serializer=body_of)
 
 
 def behavior_of(handler: Handler) -> Behavior:
-    """The function that serves the method."""
-    behaviors = (handler.unary_unary, handler.unary_stream, handler.stream_unary, handler.stream_stream)
-    return next(behavior for behavior in behaviors if behavior is not None)
+    """The function that serves the method. Like grpc, it goes by the kind: proxies may have all four."""
+    if handler.request_streaming:
+        behavior = handler.stream_stream if handler.response_streaming else handler.stream_unary
+    else:
+        behavior = handler.unary_stream if handler.response_streaming else handler.unary_unary
+    assert behavior is not None
+    return behavior
 
 
 def is_async(behavior: Behavior) -> bool:

@@ -66,6 +66,7 @@ class Recording:
         self.next_is_plain = False
         self._status = Code.OK
         self._final: tuple[Code, str, Metadata] | None = None
+        self._failure: Exception | None = None
         self._caller_left = False
 
     # What the handler says.
@@ -178,13 +179,50 @@ class Recording:
             self._caller_left = True
             self._status, self.details = Code.CANCELLED, "the caller went away"
         else:
-            logger.error("Exception %s: %s", doing, shown(error), exc_info=error)
-            self._status = self._status or Code.UNKNOWN
-            if self.in_aio:  # in grpc's own words, for a duplicate gets the same
-                self.details = text(f"Unexpected {type(error)}: {shown(error)}")
-            elif self.details is None:
-                self.details = text(f"Exception {doing}: {shown(error)}")
+            return self._failed(error, doing)
         return self._ended(usual=Ending.UNCLEAR)
+
+    def _failed(self, error: BaseException, doing: str) -> Ended:
+        """The end by an exception, of which a duplicate gets the status that grpc gives it."""
+        if self.in_aio:
+            details = text(f"Unexpected {type(error)}: {shown(error)}")
+        elif self.details is None:
+            details = text(f"Exception {doing}: {shown(error)}")
+        else:
+            details = self.details
+        self._final = self._status or Code.UNKNOWN, details, self.trailing_metadata or ()
+        ended = self._ended(usual=Ending.UNCLEAR)
+        if isinstance(error, Exception):
+            self._failure = error
+        else:  # of a thread, which nothing may end
+            logger.error("Exception %s: %s", doing, shown(error), exc_info=error)
+        if ended.ending is Ending.DECIDED:  # and then its status is the answer, to its own caller too
+            self.log_failure()
+        return ended
+
+    def raise_failure(self) -> None:
+        """Raise the exception by which the handler ended, if it did, as it is raised without us.
+
+        Interceptors outside may look at it, and may map it to a status, which its caller gets.
+        """
+        failure, self._failure = self._failure, None
+        if failure is None:
+            return
+        try:
+            self.context.set_code(UNMAPPED if self._status is Code.OK else _GRPC_CODES[self._status])
+            if self.details is not None:
+                self.context.set_details(self.details)
+            raise failure
+        finally:
+            del failure  # which has this frame, and would keep it
+
+    def log_failure(self) -> None:
+        """Log the exception by which the handler ended, if it did: nobody is there to raise it to."""
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            logger.error(
+                "%s: Exception calling application: %s", self.caller.method, shown(failure), exc_info=failure
+            )
 
     def _ended(self, messages: tuple[bytes, ...] = (), usual: Ending | None = None) -> Ended:
         code, details, trailing = self._final or (
@@ -208,6 +246,45 @@ class Recording:
     @property
     def _is_malformed(self) -> bool:
         return self.incoming is not None and self.incoming.malformed
+
+
+def disable_compression(context: Any) -> None:
+    """Have the next message sent as it is, where the context lets us."""
+    try:
+        context.disable_next_message_compression()
+    except AttributeError:  # OpenTelemetry's misspells the name of what it wraps
+        logger.warning("a context outside does not pass on disable_next_message_compression", exc_info=True)
+
+
+class _Unmapped:
+    """The code of a call whose handler raised, for interceptors outside: UNKNOWN, as it is without us.
+
+    Those that map an exception to a status do so where no code was set. This one is false, as
+    no code is, and equals UNKNOWN for those that note how the call ended.
+    """
+
+    name = grpc.StatusCode.UNKNOWN.name
+    value = grpc.StatusCode.UNKNOWN.value
+
+    def __bool__(self) -> bool:
+        return False
+
+    def __eq__(self, other: object) -> bool:
+        return other is self or other is grpc.StatusCode.UNKNOWN
+
+    def __hash__(self) -> int:
+        return hash(grpc.StatusCode.UNKNOWN)
+
+    def __repr__(self) -> str:
+        return repr(grpc.StatusCode.UNKNOWN)
+
+    def __str__(self) -> str:
+        return str(grpc.StatusCode.UNKNOWN)
+
+
+UNMAPPED = _Unmapped()
+
+_GRPC_CODES = {Code[code.name]: code for code in grpc.StatusCode}
 
 
 class CallerGone(grpc.RpcError):

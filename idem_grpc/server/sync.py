@@ -92,7 +92,8 @@ class ServerInterceptor(grpc.ServerInterceptor):
 
         def behavior(request: Any, context: grpc.ServicerContext) -> Any:
             caller = Caller.of(method, metadata, context)
-            call = SyncCall(self.store, self.protection, handler, caller, context, request)
+            given = request if handler.request_streaming else request.SerializeToString()
+            call = SyncCall(self.store, self.protection, handler, caller, context, given)
             return call.responses(plan) if handler.response_streaming else call.response(plan)
 
         return raw_handler(handler, behavior)

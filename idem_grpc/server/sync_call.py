@@ -18,12 +18,12 @@ from idem_grpc.flow import flow
 from idem_grpc.outcome import Metadata
 from idem_grpc.policy import Rules
 from idem_grpc.server.admission import Admitted, Caller, Refused
-from idem_grpc.server.arities import Handler, behavior_of, closed_after, serialized
+from idem_grpc.server.arities import Handler, Raw, behavior_of, closed_after, serialized
 from idem_grpc.server.base import Protection, look_at, once_claimed, unless_claimable
 from idem_grpc.server.contexts import SyncContext
 from idem_grpc.server.keeper import NotStarted, Promise
 from idem_grpc.server.outlet import Outlet
-from idem_grpc.server.recording import CallerGone, Recording
+from idem_grpc.server.recording import CallerGone, Recording, disable_compression
 from idem_grpc.server.replies import Answer, Part, opening
 from idem_grpc.server.runs import Run
 from idem_grpc.server.transcript import EOF_HOLD, Incoming, compare
@@ -48,7 +48,7 @@ logger = logging.getLogger("idem_grpc")
 
 
 class SyncCall:
-    """One call that arrived. ``request`` is its bytes, or an iterator of those of a stream."""
+    """One call that arrived. ``request`` is its bytes, or an iterator of the messages of a stream."""
 
     def __init__(
         self,
@@ -73,13 +73,13 @@ class SyncCall:
         self._wake = threading.Event()
         self._gone = threading.Event()
 
-    def response(self, plan: Rules | Reply) -> bytes:
+    def response(self, plan: Rules | Reply) -> Raw:
         """Serve a method with one response, on the thread of its RPC."""
         answer = self._answered(plan) if isinstance(plan, Reply) else self._reply(plan)
         self._end(answer)
-        return answer.messages[0] if answer.messages else b""
+        return Raw(answer.messages[0] if answer.messages else b"")
 
-    def responses(self, plan: Rules | Reply) -> Iterator[bytes]:
+    def responses(self, plan: Rules | Reply) -> Iterator[Raw]:
         """Serve a method with a stream of responses.
 
         grpc asks for no more of them once the caller is gone, so the flow has a thread
@@ -96,19 +96,21 @@ class SyncCall:
                 while (part := self._outlet.take()) is not None:
                     self._open(part.opening)
                     if part.plain:
-                        self._context.disable_next_message_compression()
-                    yield part.message
+                        disable_compression(self._context)
+                    yield Raw(part.message)
                     sent += 1
             finally:
                 self._outlet.close()
                 if threading.get_ident() == thread:  # and not a collector of garbage on any other
                     pending.exception()
+                    if self._gone.is_set():
+                        self._log_failure()
             if self._gone.is_set():
                 return
             answer = pending.result()
         for message in answer.messages[sent:]:
             self._open(answer.opening)
-            yield message
+            yield Raw(message)
         self._end(answer)
 
     def _answered(self, reply: Reply) -> Answer:
@@ -121,6 +123,8 @@ class SyncCall:
         def work() -> None:
             try:
                 pending.set_result(self._reply(rules))
+                if self._gone.is_set():
+                    self._log_failure()
             except BaseException as error:
                 logger.exception("%s broke", self._caller.method)  # nobody else may be there to tell
                 pending.set_exception(error)
@@ -138,18 +142,26 @@ class SyncCall:
             self._context.send_initial_metadata(initial_metadata)
 
     def _end(self, answer: Answer) -> None:
-        """Send the status of an answer; to a caller that is gone, nothing."""
-        if not self._context.is_active():
-            return
-        if answer.initial_metadata:
-            self._open(answer.initial_metadata)
-        elif self._recorded is not None:
-            self._recorded.compress()
-        if self._recorded is not None and self._recorded.take_plain():
-            self._context.disable_next_message_compression()
-        if answer.code is not grpc.StatusCode.OK:
-            self._context.abort_with_status(answer)
+        """Send the status of an answer, by the methods that interceptors outside look at."""
+        recorded = self._recorded
+        if self._context.is_active():
+            if answer.initial_metadata:
+                self._open(answer.initial_metadata)
+            elif recorded is not None:
+                recorded.compress()
+            if recorded is not None and recorded.take_plain():
+                disable_compression(self._context)
         self._context.set_trailing_metadata(answer.trailing_metadata)
+        if recorded is not None:
+            recorded.raise_failure()
+        if answer.code is not grpc.StatusCode.OK:
+            self._context.abort(answer.code, answer.details)
+        if answer.details:
+            self._context.set_details(answer.details)
+
+    def _log_failure(self) -> None:
+        if self._recorded is not None:
+            self._recorded.log_failure()
 
     def _reply(self, rules: Rules) -> Answer:
         """What to answer: by the time it is known, so does the store."""
@@ -287,7 +299,7 @@ class SyncCall:
         if incoming.malformed:
             return None
         try:
-            raw: bytes = next(self._request)
+            raw: bytes = next(self._request).SerializeToString()
         except StopIteration:
             incoming.whole = incoming.whole or self._is_there_after_the_end()
             if incoming.whole:
