@@ -36,6 +36,14 @@ class SingleUse(ABC):
     def __call__(self, outgoing: Outgoing, /) -> Any:
         """The key of a call."""
 
+    @abstractmethod
+    def drop(self, key: str) -> None:
+        """The server does not take a key of this source: those that were fetched with it are no better."""
+
+    @abstractmethod
+    def another(self) -> Any:
+        """A key in place of one that was dropped: a Future of it, or in aio an awaitable."""
+
 
 class FromRequest:
     """A source of keys that are made of the request; see ``from_request``."""

@@ -79,7 +79,8 @@ class _Channel:
         chosen = self._channel.choose(method, None if takes_stream else request, details.metadata)
         end = once(chosen.end)
         try:
-            metadata = with_key(details.metadata, await _key(chosen, details.timeout))
+            key = await _key(chosen, details.timeout)
+            metadata = with_key(details.metadata, key)
             if takes_stream:
                 # Under eager tasks, grpc's call that runs this is still being constructed, and what a caller
                 # writes to it can only be read afterwards.
@@ -90,24 +91,26 @@ class _Channel:
             # Without an iterator, an interceptor further out writes to grpc's own call: it is not kept.
             if not self._channel.will_retry(chosen) or request is None:
                 call = await continuation(sending(details, metadata, timeout), request)
-                return self._attend_to(call, end)
-            trial = self._channel.trial(chosen, timeout)
+                return self._attend_to(call, end, chosen, key)
+            trial = self._channel.trial(chosen, key, timeout)
             if takes_stream:
                 assert self._channel.retry is not None
                 request = Requests(request, self._channel.retry.max_request_bytes)
-            course = Course(trial, continuation, details, metadata, request, gives_stream, timeout, end)
+            course = Course(
+                trial, continuation, details, metadata, request, gives_stream, timeout, end, chosen.source
+            )
         except BaseException:
             end()
             raise
         return kind(course)
 
-    def _attend_to(self, call: Any, end: Callable[[], None]) -> Any:
+    def _attend_to(self, call: Any, end: Callable[[], None], chosen: Chosen, key: str | None) -> Any:
         """A call that is never sent again is grpc's own: do what is to be done when it is over."""
 
         def over(call: Any) -> None:
             end()
             if (code := at_once(call.code())) is not None:
-                self._channel.ended(code, at_once(call.trailing_metadata()))
+                self._channel.ended(code, at_once(call.trailing_metadata()), chosen.source, key)
 
         over = once(over)  # grpc calls back each time that it sets a status
         if call.done():  # as one is that an interceptor further in made of a mere response

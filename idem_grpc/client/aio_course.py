@@ -15,8 +15,20 @@ import grpc
 
 from idem_grpc.client.aio_requests import Pulse, Requests
 from idem_grpc.client.aio_status import Status
-from idem_grpc.client.common import ANOTHER_RUN, NO_RUN, TOO_LARGE, Handed, Pairs, Trial, snapshot
+from idem_grpc.client.common import (
+    ANOTHER_RUN,
+    NO_RUN,
+    NO_TOKEN,
+    TOO_LARGE,
+    Handed,
+    Pairs,
+    Trial,
+    snapshot,
+    with_another_key,
+)
 from idem_grpc.client.keying import end_left, leave
+from idem_grpc.client.retry import Backoff, Renewal
+from idem_grpc.sources import SingleUse
 
 Continuation = Callable[[Any, Any], Awaitable[Any]]
 
@@ -42,6 +54,7 @@ class Course:
         streams: bool,
         timeout: float | None,
         end: Callable[[], None],
+        source: SingleUse | None,
     ) -> None:
         self._trial = trial
         self.continuation = continuation
@@ -52,6 +65,7 @@ class Course:
         self._streams = streams
         self._deadline = None if timeout is None else monotonic() + timeout
         self._end = end
+        self._source = source
         self._handed = Handed()
         self._broken_by: grpc.aio.AioRpcError | None = None
         self._attempt: Any = None
@@ -184,12 +198,27 @@ class Course:
                 raise self._broken_by from None
             is_whole = self.requests is None or self.requests.is_whole
             can_resend = is_whole and self._handed.can_resend
-            wait = self._trial.failed(code, error.trailing_metadata(), can_resend=can_resend)
-            if wait is None:
+            step = self._trial.failed(code, error.trailing_metadata(), can_resend=can_resend)
+            if step is None:
                 held_back = [NO_RUN if is_whole else TOO_LARGE] if self._trial.was_held_back else []
                 self._trial.note(error, *held_back)
                 raise error
-            await asyncio.sleep(wait)
+            if isinstance(step, Backoff):
+                await asyncio.sleep(step.seconds)
+            else:
+                await self._renew(step, error)
+
+    async def _renew(self, step: Renewal, refused: grpc.aio.AioRpcError) -> None:
+        """Get another key. Raises the refusal of the one before if there is none."""
+        assert self._source is not None
+        try:
+            async with asyncio.timeout(step.timeout):
+                key = await self._source.another()
+        except Exception as error:
+            self._trial.note(refused, f"{NO_TOKEN}{error!r}")
+            raise refused from None
+        self._metadata = with_another_key(self._metadata, key)
+        self._trial.renewed(key)
 
     async def _send(self, timeout: float | None) -> Any:
         details = sending(self._details, self._metadata, timeout)

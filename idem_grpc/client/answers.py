@@ -38,7 +38,7 @@ def failure(
     """How an attempt failed, from its status and trailing metadata."""
     entries = _entries(trailing_metadata)
     pushback = _pushback(entries)
-    return Failure(Code[code.name], _reason(entries), pushback, can_resend)
+    return Failure(Code[code.name], _reason(entries), pushback, can_resend, of_run=RUN in entries)
 
 
 def _entries(metadata: Iterable[Any] | None) -> dict[str, str | bytes]:

@@ -18,10 +18,10 @@ from google.protobuf.message import Message
 
 from idem_grpc.client.answers import failure, run_in
 from idem_grpc.client.keying import Chosen, Keying, KeySource
-from idem_grpc.client.retry import Attempt, Retry, Tokens, attempts
+from idem_grpc.client.retry import Attempt, Backoff, Renewal, Retry, Tokens, attempts
 from idem_grpc.keytext import METADATA_KEY
 from idem_grpc.messages import message_of
-from idem_grpc.sources import Outgoing
+from idem_grpc.sources import Outgoing, SingleUse
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -48,20 +48,37 @@ class Channel:
         """Whether a call may ever be sent again: if not, nothing has to be kept of it."""
         return self.retry is not None and chosen.is_safe
 
-    def ended(self, code: grpc.StatusCode, trailing_metadata: Iterable[Any] | None) -> None:
-        """A call that is never sent again is over, which the budget is to know of, as in A6."""
-        if self.retry is not None:
-            trial = Trial(self.retry, self._tokens, False, None)
+    def attends_to(self, chosen: Chosen) -> bool:
+        """Whether ``ended`` is to know how a call ends that is never sent again."""
+        return self.retry is not None or chosen.source is not None
+
+    def ended(
+        self,
+        code: grpc.StatusCode,
+        trailing_metadata: Iterable[Any] | None,
+        source: SingleUse | None,
+        key: str | None,
+    ) -> None:
+        """A call that is never sent again is over: the budget has to know of it, as in A6, and so has
+        the ``source`` of its ``key``."""
+        if self.retry is not None or source is not None:
+            trial = Trial(self.retry or _SINGLE, self._tokens, False, None, source=source, key=key)
             trial.attempt()
             if code is grpc.StatusCode.OK:
                 trial.succeeded()
             else:
                 trial.failed(code, trailing_metadata)
 
-    def trial(self, chosen: Chosen, timeout: float | None, clock: Callable[[], float] = monotonic) -> "Trial":
+    def trial(
+        self,
+        chosen: Chosen,
+        key: str | None,
+        timeout: float | None,
+        clock: Callable[[], float] = monotonic,
+    ) -> "Trial":
         """The course of a call, if this channel retries. ``timeout`` is the call's own, in seconds."""
         assert self.retry is not None
-        return Trial(self.retry, self._tokens, chosen.is_safe, timeout, clock)
+        return Trial(self.retry, self._tokens, chosen.is_safe, timeout, clock, source=chosen.source, key=key)
 
 
 def single(timeout: float | None) -> "Trial":
@@ -77,10 +94,10 @@ class Trial:
 
         timeout = trial.attempt()
         ... send the call with that timeout; if it fails:
-        seconds = trial.failed(code, trailing_metadata)
-        ... if None, the call is over; else wait, and begin again
+        step = trial.failed(code, trailing_metadata)
+        ... if None, the call is over; else wait or get another key, and begin again
 
-    and ``trial.succeeded()`` once it succeeds.
+    and ``trial.succeeded()`` once it succeeds. ``source`` is that of a ``key`` for one use only.
     """
 
     def __init__(
@@ -90,8 +107,15 @@ class Trial:
         may_retry: bool,
         timeout: float | None,
         clock: Callable[[], float] = monotonic,
+        *,
+        source: SingleUse | None = None,
+        key: str | None = None,
     ) -> None:
-        self._steps = attempts(retry, tokens, timeout=timeout, may_retry=may_retry, clock=clock)
+        self._steps = attempts(
+            retry, tokens, timeout=timeout, may_retry=may_retry, may_renew=source is not None, clock=clock
+        )
+        self._source = source
+        self._key = key
         self.made = 0
         """How often the call was sent."""
         self.was_held_back = False
@@ -110,15 +134,22 @@ class Trial:
         trailing_metadata: Iterable[Any] | None,
         *,
         can_resend: bool = True,
-    ) -> float | None:
-        """The seconds to wait before the next attempt; None if the call is over."""
+    ) -> Backoff | Renewal | None:
+        """What to do before the next attempt; None if the call is over."""
+        failed = failure(code, trailing_metadata, can_resend=can_resend)
+        if self._source is not None and self._key is not None and failed.refuses_token:
+            self._source.drop(self._key)
         try:
-            step = self._steps.send(failure(code, trailing_metadata, can_resend=can_resend))
+            step = self._steps.send(failed)
         except StopIteration as end:
             self.was_held_back = end.value
             return None
         assert not isinstance(step, Attempt)
-        return step.seconds
+        return step
+
+    def renewed(self, key: str) -> None:
+        """The next attempt has another key."""
+        self._key = key
 
     def succeeded(self) -> None:
         """The attempt came to an end that is OK."""
@@ -167,6 +198,7 @@ class Sent:
         self._kept.clear()
 
 
+NO_TOKEN = "it was not sent again, since no new token could be had: "
 TOO_LARGE = "it was not sent again, since its request stream is larger than Retry(max_request_bytes=…)"
 NO_RUN = "it was not sent again, since the answer that was begun does not tell which run it is of"
 ANOTHER_RUN = "its stream could not be resumed, since the new answer is not of the same run"
@@ -207,6 +239,11 @@ def with_key(metadata: Iterable[Any] | None, key: str | None) -> Pairs | None:
     if key is None:
         return None if metadata is None else pairs(metadata)
     return (*pairs(metadata), (METADATA_KEY, key))
+
+
+def with_another_key(metadata: Pairs | None, key: str) -> Pairs:
+    """The metadata that was sent, with ``key`` in place of the one chosen before."""
+    return (*(metadata or ())[:-1], (METADATA_KEY, key))
 
 
 def snapshot(request: T) -> T:

@@ -42,12 +42,14 @@ _ALL = "*"
 class Chosen:
     """The key of a call: ``key`` to be added to its metadata (None: nothing is), which may be an
     awaitable in aio. ``is_safe``: the call may be sent again. ``end`` is called when it is over,
-    and where ``is_derived``, by then: before anybody can make the next call."""
+    and where ``is_derived``, by then: before anybody can make the next call. ``source`` is that of a
+    key for one use only."""
 
     key: Any
     is_safe: bool
     end: Callable[[], None] = lambda: None
     is_derived: bool = False
+    source: SingleUse | None = None
 
 
 _left: deque[Callable[[], None]] = deque()
@@ -110,7 +112,8 @@ class Keying:
         if execution is not None and not isinstance(source, FromRequest):
             return _derived(execution, outgoing.method)
         key = None if source is None else source(outgoing)
-        return Chosen(key, is_safe=is_safe or key is not None)
+        single_use = source if isinstance(source, SingleUse) else None
+        return Chosen(key, is_safe=is_safe or key is not None, source=single_use)
 
     def _source(self, method: str, descriptor: MethodDescriptor | None) -> KeySource | None:
         """The source that names the method; one for many, unless its contract makes the key of fields.

@@ -145,18 +145,32 @@ class Backoff:
 
 
 @dataclass(frozen=True, slots=True)
+class Renewal:
+    """Get another key for the next attempt, in ``timeout`` seconds, if any."""
+
+    timeout: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Failure:
     """How an attempt failed.
 
     ``pushback`` is what the server said of when to come back, in seconds: negative if it
     said not to, None if it said nothing. ``can_resend`` is False once the call cannot be
     sent again, whatever the status: its stream is too large to keep, or was handed over.
+    ``of_run``: a run made this answer, so that a refusal in it is one that was passed on.
     """
 
     code: Code
     reason: Reason | None = None
     pushback: float | None = None
     can_resend: bool = True
+    of_run: bool = False
+
+    @property
+    def refuses_token(self) -> bool:
+        """Whether the call was not run for want of a token that the server takes."""
+        return self.reason in (Reason.TOKEN_UNKNOWN, Reason.TOKEN_MISMATCH) and not self.of_run
 
 
 def attempts(
@@ -165,14 +179,16 @@ def attempts(
     *,
     timeout: float | None,
     may_retry: bool,
+    may_renew: bool = False,
     clock: Callable[[], float] = monotonic,
     uniform: Callable[[float, float], float] = random.uniform,
-) -> Generator[Attempt | Backoff, Failure | None, bool]:
+) -> Generator[Attempt | Backoff | Renewal, Failure | None, bool]:
     """The attempts to make at one call. Is sent the Failure of each; None if it succeeded.
 
     ``timeout`` is the call's own, in seconds; ``may_retry`` tells that the call bears a
-    key or is marked idempotent: others are for the budget to know of. What the last
-    attempt came to is the end of the call.
+    key or is marked idempotent: others are for the budget to know of. ``may_renew``: another
+    key can be had, once, if the server does not know this one and no attempt with it can
+    have been run. What the last attempt came to is the end of the call.
     Returns whether another one was called for, and only lacked what to send.
     """
     ends = None if timeout is None else clock() + timeout
@@ -187,7 +203,9 @@ def attempts(
         if failure is None:
             tokens.put_back()
             return False
-        if not _is_worth_it(failure, retry, is_cut_short):
+        is_renewed = may_renew and failure.reason is Reason.TOKEN_UNKNOWN and not failure.of_run
+        may_renew = may_renew and failure.reason is Reason.STORE_UNAVAILABLE
+        if not (is_renewed or _is_worth_it(failure, retry, is_cut_short)):
             return False
         if failure.reason not in _FREE:
             made += 1
@@ -195,6 +213,14 @@ def attempts(
                 return False
         if not may_retry or (failure.pushback is not None and failure.pushback < 0):
             return False
+        if is_renewed:
+            left = None if ends is None else ends - clock()
+            if left is not None and left <= 0:
+                return False
+            if not failure.can_resend:
+                return True
+            yield Renewal(left)
+            continue
         in_a_row += 1
         wait = max(retry.backoff(in_a_row, uniform), failure.pushback or 0.0)
         if failure.pushback is not None and failure.reason not in _FREE:

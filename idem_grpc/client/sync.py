@@ -7,19 +7,32 @@ attempt gives.
 
 import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any
 
 import grpc
 
 from idem_grpc.client.answers import replayed_in
-from idem_grpc.client.common import TOO_LARGE, Channel, Pairs, Trial, once, single, snapshot, with_key
+from idem_grpc.client.common import (
+    NO_TOKEN,
+    TOO_LARGE,
+    Channel,
+    Pairs,
+    Trial,
+    once,
+    single,
+    snapshot,
+    with_another_key,
+    with_key,
+)
 from idem_grpc.client.grpc_calls import is_background, is_call, is_local_failure, when_over
 from idem_grpc.client.keying import KeySource, checked
-from idem_grpc.client.retry import Retry
+from idem_grpc.client.retry import Backoff, Renewal, Retry
 from idem_grpc.client.sync_attempts import Attempts
 from idem_grpc.client.sync_calls import RetriedCall
 from idem_grpc.client.sync_requests import Requests
+from idem_grpc.sources import SingleUse
 
 
 def client_interceptors(
@@ -101,23 +114,29 @@ class _Interceptor(
         chosen = self._channel.choose(given.method, request, given.metadata)
         end = once(chosen.end)
         try:
+            key = checked(chosen.key)
             details = _Details(
                 given.method,
                 given.timeout,
-                with_key(given.metadata, checked(chosen.key)),
+                with_key(given.metadata, key),
                 given.credentials,
                 getattr(given, "wait_for_ready", None),
                 getattr(given, "compression", None),
             )
-            sending = _Sending(continuation, details, request, stream, end)
+            sending = _Sending(continuation, details, request, stream, end, chosen.source)
             if self._channel.retry is not None and self._channel.will_retry(chosen):
-                trial = self._channel.trial(chosen, given.timeout)
+                trial = self._channel.trial(chosen, key, given.timeout)
                 return sending.attended(trial, self._channel.retry.max_request_bytes)
             if chosen.is_derived:
                 return sending.attended(single(given.timeout), 0)
             call = continuation(details, request if stream is None else stream)
-            if self._channel.retry is not None and is_call(call) and not is_local_failure(call):
-                when_over(call, lambda over: self._channel.ended(over.code(), over.trailing_metadata()))
+            if self._channel.attends_to(chosen) and is_call(call) and not is_local_failure(call):
+                when_over(
+                    call,
+                    lambda over: self._channel.ended(
+                        over.code(), over.trailing_metadata(), chosen.source, key
+                    ),
+                )
             return call
         except BaseException:
             end()
@@ -134,6 +153,7 @@ class _Sending:
         request: Any,
         stream: Any,
         end: Callable[[], None],
+        source: SingleUse | None,
     ) -> None:
         self._continuation = continuation
         self._details = details
@@ -141,15 +161,16 @@ class _Sending:
         self._stream = stream
         self._requests: Requests | None = None
         self._end = end
+        self._source = source
 
     def attended(self, trial: Trial, max_request_bytes: int) -> Any:
         """Send it, and again if it fails: here if its caller waits for it, elsewhere if not."""
         if self._stream is not None:
             self._requests = Requests(self._stream, max_request_bytes)
-        call = self._send(trial.attempt())
+        call = self.send(trial.attempt())
         if is_background(call) and is_call(call):
             self._request = snapshot(self._request)  # its caller may do with it what he wants to
-            attempts = Attempts(self._send, call, trial, self._requests, self._end)
+            attempts = Attempts(self, call, trial, self._requests, self._end)
             return RetriedCall(attempts, self._details.timeout)
         if hasattr(call, "__next__") or not is_call(call):  # of another interceptor, and as it wants it
             self._end()
@@ -161,23 +182,48 @@ class _Sending:
             if self._requests is not None:
                 self._requests.close()
 
-    def _send(self, timeout: float | None) -> Any:
+    def send(self, timeout: float | None) -> Any:
+        """Make an attempt."""
         request = self._request if self._requests is None else self._requests.feed()
         return self._continuation(replace(self._details, timeout=timeout), request)
+
+    def another_key(self) -> "Future[str]":
+        """A key in place of one for a single use that the server does not know."""
+        assert self._source is not None
+        return self._source.another()  # type: ignore[no-any-return]  # in this face
+
+    def use(self, key: str) -> None:
+        """Send ``key`` from now on."""
+        self._details = replace(self._details, metadata=with_another_key(self._details.metadata, key))
 
     def _insist(self, call: Any, trial: Trial) -> Any:
         """Send a blocking call until it succeeds, or nothing more can be done for it."""
         while call.code() is not grpc.StatusCode.OK:
             is_whole = self._requests is None or self._requests.is_whole
-            seconds = trial.failed(call.code(), call.trailing_metadata(), can_resend=is_whole)
-            if seconds is None:
+            step = trial.failed(call.code(), call.trailing_metadata(), can_resend=is_whole)
+            if step is None:
                 trial.note(call, *([TOO_LARGE] if trial.was_held_back else []))
                 return call
-            threading.Event().wait(min(seconds, threading.TIMEOUT_MAX))
-            following = self._send(trial.attempt())
+            if isinstance(step, Backoff):
+                threading.Event().wait(min(step.seconds, threading.TIMEOUT_MAX))
+            elif failure := self._renew(trial, step):
+                trial.note(call, f"{NO_TOKEN}{failure!r}")
+                return call
+            following = self.send(trial.attempt())
             if is_local_failure(following):  # the channel was closed, or another interceptor is at fault
                 trial.note(call, f"the last of them could not be sent: {following.exception()!r}")
                 return call
             call = following
         trial.succeeded()
         return call
+
+    def _renew(self, trial: Trial, renewal: Renewal) -> Exception | None:
+        """Get another key. Returns why there is none."""
+        timeout = None if renewal.timeout is None else min(renewal.timeout, threading.TIMEOUT_MAX)
+        try:
+            key = self.another_key().result(timeout)
+        except Exception as error:
+            return error
+        self.use(key)
+        trial.renewed(key)
+        return None

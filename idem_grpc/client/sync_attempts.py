@@ -7,16 +7,18 @@ sent from the timer's, and who reads or waits does it on his own.
 import logging
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextvars import copy_context
 from functools import partial
 from time import monotonic
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 
-from idem_grpc.client.common import ANOTHER_RUN, NO_RUN, TOO_LARGE, Handed, Trial
+from idem_grpc.client.common import ANOTHER_RUN, NO_RUN, NO_TOKEN, TOO_LARGE, Handed, Trial
 from idem_grpc.client.grpc_calls import CancelledCall
 from idem_grpc.client.keying import end_left, leave
+from idem_grpc.client.retry import Backoff, Renewal
 from idem_grpc.client.sync_requests import Requests
 from idem_grpc.client.sync_states import NOTHING, State, is_resumed
 from idem_grpc.client.timer import Entry, timer
@@ -24,21 +26,31 @@ from idem_grpc.client.timer import Entry, timer
 _log = logging.getLogger(__name__)
 
 
-class Attempts:
-    """All attempts at one call.
+class Sending(Protocol):
+    """What is sent in every attempt at one call."""
 
-    ``send`` makes one with a timeout; ``end`` is called when the call is over.
-    """
+    def send(self, timeout: float | None) -> Any:
+        """Make an attempt. Returns its call."""
+
+    def another_key(self) -> Future[str]:
+        """A key in place of one for a single use that the server does not know."""
+
+    def use(self, key: str) -> None:
+        """Send ``key`` from now on."""
+
+
+class Attempts:
+    """All attempts at one call. ``end`` is called when it is over."""
 
     def __init__(
         self,
-        send: Callable[[float | None], Any],
+        sending: Sending,
         first: Any,
         trial: Trial,
         requests: Requests | None,
         end: Callable[[], None],
     ) -> None:
-        self._send = send
+        self._sending = sending
         self._trial = trial
         self._requests = requests
         self._end = end
@@ -49,6 +61,7 @@ class Attempts:
         self._call: Any = None
         self._state = State.FAILED
         self._next: Entry | None = None
+        self._renewal: Future[str] | None = None
         self._ended_well = False
         self._readers = 0
         self._ended_early: Any = None
@@ -195,17 +208,43 @@ class Attempts:
 
     def _failed(self, call: Any) -> list[Callable[[], object]] | None:
         is_whole = self._requests is None or self._requests.is_whole
-        seconds = self._trial.failed(
+        step = self._trial.failed(
             call.code(), call.trailing_metadata(), can_resend=is_whole and self._handed.can_resend
         )
-        if seconds is None:
+        if step is None:
             if self._trial.was_held_back:
                 self._notes.append(NO_RUN if is_whole else TOO_LARGE)
             return self._finish(call)
         self._state = State.FAILED
-        self._next = timer.after(seconds, self._again)
+        if isinstance(step, Backoff):
+            self._next = timer.after(step.seconds, self._again)
+        else:
+            self._renew(step)
         self._changed.notify_all()
         return None
+
+    def _renew(self, renewal: Renewal) -> None:
+        """Have another attempt made with another key, which is waited for nowhere."""
+        self._renewal = key = self._sending.another_key()
+        if renewal.timeout is not None:
+            self._next = timer.after(renewal.timeout, partial(self._renewed, key, TimeoutError()))
+        # Not on the thread that fetched it, which others wait for, nor on this one, which holds a lock.
+        key.add_done_callback(lambda key: timer.after(0, partial(self._renewed, key, key.exception())))
+
+    def _renewed(self, key: Future[str], failure: BaseException | None) -> None:
+        with self._changed:
+            if self.is_over or self._renewal is not key:
+                return
+            self._renewal = None
+            if self._next is not None:
+                self._next.cancel()
+            if failure is None:
+                self._sending.use(key.result())
+                self._trial.renewed(key.result())
+        if failure is None:
+            self._again()
+        else:
+            self._give_up(f"{NO_TOKEN}{failure!r}")
 
     def _again(self) -> None:
         """Send the call once more, on the timer's thread, in the context that it was made in."""
@@ -214,17 +253,17 @@ class Attempts:
                 return
             timeout = self._trial.attempt()
         try:
-            call = self._context.run(self._send, timeout)
+            call = self._context.run(self._sending.send, timeout)
         except Exception as error:  # the channel was closed, or another interceptor is at fault
-            self._give_up(error)
+            self._give_up(f"the last of them could not be sent: {error!r}")
         else:
             self._begin(call)
 
-    def _give_up(self, error: Exception) -> None:
+    def _give_up(self, note: str) -> None:
         with self._changed:
             if self.is_over:
                 return
-            self._notes.append(f"the last of them could not be sent: {error!r}")
+            self._notes.append(note)
             callbacks = self._finish(self._call)
         self._conclude(callbacks)
 

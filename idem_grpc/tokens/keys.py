@@ -7,9 +7,11 @@ else fifty threads at an empty pool would ask for fifty batches, and soon have h
 import asyncio
 import logging
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import Future
+from functools import partial
 from time import monotonic
+from typing import Any
 
 import grpc
 from google.protobuf.duration_pb2 import Duration as DurationMessage
@@ -51,6 +53,10 @@ class _Fetching(SingleUse):
         self._timeout = seconds_of("TokenKeys", "timeout", timeout)
         self._pool = TokenPool(prefetch, refresh)
 
+    def drop(self, key: str) -> None:
+        """The server does not know a token of this source: drop those that were fetched with it."""
+        self._pool.drop(key)
+
     def _request(self) -> token_pb2.IssueTokensRequest:
         request = token_pb2.IssueTokensRequest(operation=self._operation, count=self._pool.missing() or 1)
         if self._ttl is not None:
@@ -59,8 +65,9 @@ class _Fetching(SingleUse):
             request.ttl.CopyFrom(ttl)
         return request
 
-    def _add(self, response: token_pb2.IssueTokensResponse, asked: float) -> None:
-        self._pool.add(((token.token, token.ttl.ToMilliseconds() / 1000) for token in response.tokens), asked)
+    def _add(self, response: token_pb2.IssueTokensResponse, asked: float, generation: int) -> None:
+        tokens = ((token.token, token.ttl.ToMilliseconds() / 1000) for token in response.tokens)
+        self._pool.add(tokens, asked, generation)
 
     def _note(self, error: Exception, *, is_ahead: bool) -> None:
         error.add_note(f"no token for {self._operation!r} could be had, so the call was not made")
@@ -111,8 +118,10 @@ class TokenKeys(_Fetching):
     timeout: for a request for tokens; default 5 seconds.
 
     No token is given out twice, or near its end. Where none can be had, the call fails
-    with the RpcError of the request for it. Raises ValueError or TypeError for settings
-    that make no sense.
+    with the RpcError of the request for it. When the server does not know a token
+    (TOKEN_UNKNOWN), those that were fetched with it are dropped, and the call is sent
+    again once with a new one, if the channel retries and no attempt can have been run.
+    Raises ValueError or TypeError for settings that make no sense.
     """
 
     def __init__(
@@ -142,20 +151,40 @@ class TokenKeys(_Fetching):
             if is_mine:
                 self._fetch(fetching)
             fetching.result()
-        if self._pool.missing():
-            self._fetch_ahead()
+        self._refresh()
         return token
 
-    def _fetch_ahead(self) -> None:
+    def another(self) -> Future[str]:
+        """A token, as soon as there is one, for callers that must not wait here."""
+        given: Future[str] = Future()
+        self._give(given)
+        return given
+
+    def _give(self, given: Future[str], fetched: Future[None] | None = None) -> None:
+        if fetched is not None and (failure := fetched.exception()) is not None:
+            given.set_exception(failure)
+        elif (token := self._pool.take(monotonic())) is not None:
+            self._refresh()
+            given.set_result(token)
+        else:
+            self._fetch_aside(is_ahead=False).add_done_callback(partial(self._give, given))
+
+    def _refresh(self) -> None:
+        if self._pool.missing():
+            self._fetch_aside(is_ahead=True)
+
+    def _fetch_aside(self, *, is_ahead: bool) -> Future[None]:
+        """The request for tokens that is on its way; if there is none, one is made on a thread."""
         fetching, is_mine = self._join()
         if is_mine:
-            ahead = threading.Thread(
-                target=self._fetch, args=(fetching, True), name="idem_grpc tokens", daemon=True
+            thread = threading.Thread(
+                target=self._fetch, args=(fetching, is_ahead), name="idem_grpc tokens", daemon=True
             )
             try:
-                ahead.start()
-            except RuntimeError:  # there are too many threads: who lacks a token next will fetch it
-                self._end(fetching)
+                thread.start()
+            except RuntimeError as error:  # there are too many threads
+                self._end(fetching, None if is_ahead else error)
+        return fetching
 
     def _join(self) -> tuple[Future[None], bool]:
         """The request for tokens that is on its way, and whether it is left to the caller to make."""
@@ -165,11 +194,11 @@ class TokenKeys(_Fetching):
             return self._fetching, is_mine
 
     def _fetch(self, fetching: Future[None], is_ahead: bool = False) -> None:
-        asked = monotonic()
+        asked, generation = monotonic(), self._pool.generation
         failure: Exception | None = None
         try:
             response = self._stub.IssueTokens(self._request(), timeout=self._timeout, metadata=self._metadata)
-            self._add(response, asked)
+            self._add(response, asked, generation)
         except Exception as error:
             self._note(error, is_ahead=is_ahead)
             failure = error
@@ -209,6 +238,9 @@ class AsyncTokenKeys(_Fetching):
 
     async def __call__(self, _: Outgoing) -> str:
         """A token that nobody has used."""
+        return await self._take()
+
+    async def _take(self) -> str:
         while (token := self._pool.take(monotonic())) is None:
             # A caller who is cancelled does not take the others' tokens along.
             failure = await asyncio.shield(self._fetch())
@@ -218,6 +250,10 @@ class AsyncTokenKeys(_Fetching):
             self._fetch(is_ahead=True)
         return token
 
+    def another(self) -> Coroutine[Any, Any, str]:
+        """A token in place of one that was dropped."""
+        return self._take()
+
     def _fetch(self, *, is_ahead: bool = False) -> "asyncio.Task[Exception | None]":
         """The request for tokens that is on its way; a new one if there is none."""
         if self._fetching is None or self._fetching.done():
@@ -225,12 +261,12 @@ class AsyncTokenKeys(_Fetching):
         return self._fetching
 
     async def _ask(self, is_ahead: bool) -> Exception | None:
-        asked = monotonic()
+        asked, generation = monotonic(), self._pool.generation
         try:
             response = await self._stub.IssueTokens(
                 self._request(), timeout=self._timeout, metadata=self._metadata
             )
-            self._add(response, asked)
+            self._add(response, asked, generation)
         except Exception as error:
             self._note(error, is_ahead=is_ahead)
             return error
