@@ -8,6 +8,9 @@ import base64
 import hashlib
 import uuid
 
+LONGEST = 64
+"""Bytes that a digest in a record may have: a later release may make them longer than this one does."""
+
 
 class Digest:
     """A SHA-256 over a purpose and parts, which can be told before all parts are there."""

@@ -11,7 +11,7 @@ from google.protobuf.message import Message
 from idem_grpc_pb.v1 import fingerprint_pb2
 
 from idem_grpc.canonical import ANY, canonical
-from idem_grpc.digest import Digest, digest
+from idem_grpc.digest import LONGEST, Digest, digest
 from idem_grpc.messages import message_of, no_message
 
 
@@ -36,7 +36,11 @@ class Fingerprint:
 
     @classmethod
     def from_message(cls, message: fingerprint_pb2.Fingerprint) -> Self:
-        return cls(message.raw, message.canonical, message.messages, message.bytes, message.whole)
+        """Raises ValueError for what is no digest."""
+        raw, canonical = message.raw, message.canonical
+        if not raw or len(raw) > LONGEST or len(canonical) > LONGEST:
+            raise ValueError("no digest of a request")
+        return cls(raw, canonical, message.messages, message.bytes, message.whole)
 
 
 def fingerprint(method: str, raw: bytes, request: object, ignore: Sequence[str] = ()) -> Fingerprint:

@@ -1,5 +1,6 @@
 """What a call was answered, kept as the bytes in which it was first sent."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Self
@@ -7,6 +8,7 @@ from typing import Self
 from idem_grpc_pb.v1 import outcome_pb2
 
 from idem_grpc.fingerprint import Fingerprint
+from idem_grpc.keytext import is_sendable
 
 Metadata = tuple[tuple[str, str | bytes], ...]
 
@@ -84,16 +86,23 @@ class Outcome:
 
     @classmethod
     def from_message(cls, message: outcome_pb2.Outcome) -> Self:
+        """Raises ValueError for what no server could send as it stands."""
+        messages = tuple(message.messages)
+        turns = tuple(
+            [Turn(Fingerprint.from_message(turn.requests), turn.responses) for turn in message.turns]
+        )
+        if turns and sum([turn.responses for turn in turns]) != len(messages):
+            raise ValueError("turns that are not those of the messages")
+        if message.messages_dropped and messages:
+            raise ValueError("messages that are said to be dropped")
         return cls(
             code=Code(message.code),
             details=message.details,
-            initial_metadata=tuple(map(_pair, message.initial_metadata)),
-            trailing_metadata=tuple(map(_pair, message.trailing_metadata)),
-            messages=tuple(message.messages),
+            initial_metadata=_pairs(message.initial_metadata),
+            trailing_metadata=_pairs(message.trailing_metadata),
+            messages=messages,
             messages_dropped=message.messages_dropped,
-            turns=tuple(
-                Turn(Fingerprint.from_message(turn.requests), turn.responses) for turn in message.turns
-            ),
+            turns=turns,
         )
 
 
@@ -102,6 +111,12 @@ def _metadatum(pair: tuple[str, str | bytes]) -> outcome_pb2.Metadatum:
     return outcome_pb2.Metadatum(key=key, value=value.encode() if isinstance(value, str) else value)
 
 
-def _pair(metadatum: outcome_pb2.Metadatum) -> tuple[str, str | bytes]:
-    is_binary = metadatum.key.endswith("-bin")
-    return metadatum.key, metadatum.value if is_binary else metadatum.value.decode(errors="replace")
+def _pairs(metadata: Iterable[outcome_pb2.Metadatum]) -> Metadata:
+    """Raises ValueError for metadata that gRPC cannot send, on some of which it aborts the process."""
+    return tuple([_pair(each.key, each.value) for each in metadata])
+
+
+def _pair(key: str, value: bytes) -> tuple[str, str | bytes]:
+    if not is_sendable(key, value):
+        raise ValueError("metadata that cannot be sent")
+    return key, value if key.endswith("-bin") else value.decode()

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from idem_grpc.keytext import can_be_encoded
 from idem_grpc.outcome import Code
-from idem_grpc.record import OnUnclear
+from idem_grpc.record import LONGEST, OnUnclear
 from idem_grpc.sources import FromRequest
 
 Duration = timedelta | float
@@ -216,7 +216,7 @@ def seconds_of(owner: str, name: str, duration: Duration, *, smallest: float = 0
     if not _is_duration(duration):
         raise TypeError(f"{owner}({name}={duration!r}): give a timedelta or a number of seconds")
     seconds = duration.total_seconds() if isinstance(duration, timedelta) else duration
-    if not smallest <= seconds <= _LONGEST:
+    if not smallest <= seconds <= LONGEST:
         raise ValueError(f"{owner}({name}={duration!r}): give between {smallest:g} s and ten years")
     return in_seconds(duration)
 
@@ -239,9 +239,6 @@ def _check_fields(fields: object) -> None:
     for field in fields:
         if not isinstance(field, str) or not field:
             raise TypeError(f"Policy(ignore={fields!r}): {field!r} is no field: give dotted paths")
-
-
-_LONGEST = timedelta(days=3653).total_seconds()
 
 
 def codes_of(setting: str, codes: Collection[StatusCode | str]) -> frozenset[Code]:

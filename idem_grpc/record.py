@@ -1,6 +1,7 @@
 """What a store holds under one key: the whole state of a keyed call."""
 
 from dataclasses import dataclass
+from datetime import timedelta
 from enum import Enum
 from typing import Self
 
@@ -8,9 +9,16 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError
 from idem_grpc_pb.v1 import record_pb2
 
+from idem_grpc.digest import LONGEST as LONGEST_DIGEST
 from idem_grpc.digest import digest
 from idem_grpc.fingerprint import Fingerprint
 from idem_grpc.outcome import Outcome
+
+LONGEST = timedelta(days=3653).total_seconds()
+"""Of any duration that a policy may have, in seconds."""
+
+_LAST_ATTEMPT = 2**32 - 2  # after which there is room for one claim
+_LONGEST_OWNER = 64  # bytes
 
 
 class State(Enum):
@@ -79,9 +87,12 @@ class Record:
 
     @classmethod
     def from_bytes(cls, value: bytes | None) -> Self:
-        """Read what a store returned; what no version of ours wrote is UNREADABLE."""
+        """Read what a store returned; what this release cannot act upon is UNREADABLE."""
         if value is None:
             return cls(state=State.ABSENT)
+        found: object = value
+        if not isinstance(found, bytes):  # what a person put into a database may be text
+            return cls(state=State.UNREADABLE)
         try:
             return cls._from_message(record_pb2.Record.FromString(value))
         except (DecodeError, ValueError):
@@ -89,23 +100,45 @@ class Record:
 
     @classmethod
     def _from_message(cls, message: record_pb2.Record) -> Self:
+        """Raises ValueError for a record that no release writes, or that only a later one knows.
+
+        Fields that belong to another state, and those of a later release, are ignored.
+        """
         state = State(message.state)
-        if state is State.DONE and not message.HasField("outcome"):
-            raise ValueError("DONE without an outcome")
+        attempt, owner = message.attempt, message.owner
+        if attempt > _LAST_ATTEMPT or len(owner) > _LONGEST_OWNER:
+            raise ValueError("an attempt or an owner that no claim has")
+        fingerprint, outcome, binding = None, None, None
+        lease, ttl, on_unclear = 0.0, 0.0, OnUnclear.RERUN
+        if message.HasField("fingerprint"):
+            fingerprint = Fingerprint.from_message(message.fingerprint)
+        if message.HasField("binding"):
+            binding = Binding(message.binding.operation, message.binding.scope)
+            if not all(1 <= len(part) <= LONGEST_DIGEST for part in (binding.operation, binding.scope)):
+                raise ValueError("no digests of an operation and a scope")
+        if state is State.RUNNING:
+            if not (attempt and owner):
+                raise ValueError("RUNNING without an attempt or an owner")
+            lease = _seconds(message.lease)
+            if message.ttl.seconds or message.ttl.nanos:  # a record that does not say it is never taken over
+                ttl = _seconds(message.ttl)
+                if lease > ttl:
+                    raise ValueError("a lease that outlives its record")
+            on_unclear = OnUnclear(message.on_unclear or record_pb2.ON_UNCLEAR_RERUN)
+        elif state is State.DONE:
+            if not message.HasField("outcome"):
+                raise ValueError("DONE without an outcome")
+            outcome = Outcome.from_message(message.outcome)
         return cls(
             state=state,
-            attempt=message.attempt,
-            owner=message.owner,
-            fingerprint=Fingerprint.from_message(message.fingerprint)
-            if message.HasField("fingerprint")
-            else None,
-            lease=message.lease.ToMilliseconds() / 1000,
-            ttl=message.ttl.ToMilliseconds() / 1000,
-            on_unclear=OnUnclear(message.on_unclear or record_pb2.ON_UNCLEAR_RERUN),
-            outcome=Outcome.from_message(message.outcome) if state is State.DONE else None,
-            binding=Binding(message.binding.operation, message.binding.scope)
-            if message.HasField("binding")
-            else None,
+            attempt=attempt,
+            owner=owner,
+            fingerprint=fingerprint,
+            lease=lease,
+            ttl=ttl,
+            on_unclear=on_unclear,
+            outcome=outcome,
+            binding=binding,
         )
 
 
@@ -113,3 +146,11 @@ def _duration(seconds: float) -> Duration:
     duration = Duration()
     duration.FromMilliseconds(round(seconds * 1000))
     return duration
+
+
+def _seconds(duration: Duration) -> float:
+    """Raises ValueError for a time that no policy has."""
+    seconds = (duration.seconds * 1000 + duration.nanos // 1_000_000) / 1000
+    if not (0 <= duration.nanos < 1_000_000_000 and 0.001 <= seconds <= LONGEST):
+        raise ValueError(f"{duration} is no lease, nor a time to live")
+    return seconds

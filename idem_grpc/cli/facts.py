@@ -95,7 +95,7 @@ def state_of(told: dict[str, Any]) -> str:
 
 def _state(told: dict[str, Any]) -> str:
     if told["state"] == "UNREADABLE":
-        return f"UNREADABLE: {told['bytes']} bytes that no version of ours wrote, so duplicates are refused"
+        return f"UNREADABLE: {told['bytes']} bytes that this release cannot read, so duplicates are refused"
     if told["state"] != "RUNNING":
         return f"{told['state']}: {_MEANS[told['state']]}"
     silent, lease = span(told["silent_seconds"]), span(told["lease_seconds"])
@@ -113,7 +113,8 @@ def _outcome_rows(outcome: dict[str, Any]) -> Iterable[tuple[str, str]]:
     yield "metadata", str(outcome["metadata"])
     for name in ("details", "initial_metadata", "trailing_metadata", "messages_base64"):
         if name in outcome:
-            yield name.replace("_", " "), json.dumps(outcome[name], ensure_ascii=False)
+            told = json.dumps(outcome[name], ensure_ascii=False)  # a terminal obeys what is not printable
+            yield name.replace("_", " "), told if told.isprintable() else json.dumps(outcome[name])
 
 
 _MEANS = {

@@ -122,7 +122,7 @@ class AioCall:
 
     def _answered(self, reply: Reply) -> Answer:
         """What is sent for a reply: asked once, whether or not the caller is still there."""
-        return self._protection.answer(reply, self._caller, self._streamed)
+        return self._protection.answer(reply, self._caller, self._handler, self._streamed)
 
     async def _stop(self) -> None:
         self._leave()
@@ -334,7 +334,7 @@ class AioCall:
     async def _compare(self, wanted: Compare, admitted: Admitted) -> Compared:
         rules = admitted.call.rules
         incoming = Incoming(self._caller.method, rules, self._handler.request_deserializer)
-        comparing = compare(incoming, wanted)
+        comparing = compare(incoming, wanted, has_turns=bool(self._handler.response_streaming))
         ahead = opening(wanted.outcome.initial_metadata, wanted.owner)
         try:
             async with asyncio.timeout(rules.max_run):

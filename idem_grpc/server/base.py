@@ -11,12 +11,13 @@ import grpc
 from google.protobuf.descriptor import ServiceDescriptor
 
 from idem_grpc.execution import KeyedExecution, running
-from idem_grpc.outcome import Metadata
+from idem_grpc.outcome import Code, Metadata, Outcome
 from idem_grpc.policy import Policy, Rules
 from idem_grpc.problem import Problem, Reason
 from idem_grpc.reporter import Reporter
 from idem_grpc.scope import Scope
 from idem_grpc.server.admission import Admission, Caller, Refused, metadata_of
+from idem_grpc.server.arities import Handler
 from idem_grpc.server.availability import Availability
 from idem_grpc.server.keeper import Keeper, Promise
 from idem_grpc.server.replies import Answer, answer
@@ -71,14 +72,17 @@ class Protection:
         except Refused as refused:
             return Reply(refused.answer), metadata
 
-    def answer(self, reply: Reply, caller: Caller, streamed: bytes = b"") -> Answer:
+    def answer(self, reply: Reply, caller: Caller, handler: Handler, streamed: bytes = b"") -> Answer:
         """What is sent for a reply, which is also reported.
 
         ``streamed`` is the owner of the run whose responses were sent already, if any: they
-        cannot be followed by the end of another.
+        cannot be followed by the end of another. A record whose answer has more or fewer messages
+        than the method sends is one that nobody can read.
         """
         if streamed and reply.owner != streamed:
             reply = Reply(Problem(Reason.LEASE_LOST), reply.owner)
+        if isinstance(reply.answer, Outcome) and not _fits(reply.answer, handler):
+            reply = Reply(Problem(Reason.OUTCOME_UNKNOWN), reply.owner)
         sent, event = answer(reply, caller)
         try:
             self._reporter.replied(event)
@@ -155,6 +159,11 @@ def unless_claimable(swap: Swap, seen: Swapped | Held | Outage) -> Swapped | Hel
 def once_claimed(seen: Swapped | Held | Outage) -> Swapped | Held | Outage:
     """What a run makes of an answer: a store that took its claim may well take its end, a little later."""
     return Outage() if isinstance(seen, Outage) and seen.misused else seen
+
+
+def _fits(outcome: Outcome, handler: Handler) -> bool:
+    """Whether the method can send so many messages: without a stream it is one, and only if all is well."""
+    return handler.response_streaming or len(outcome.messages) == (outcome.code is Code.OK)
 
 
 class Patience:

@@ -115,7 +115,7 @@ class SyncCall:
 
     def _answered(self, reply: Reply) -> Answer:
         """What is sent for a reply: asked once, whether or not the caller is still there."""
-        return self._protection.answer(reply, self._caller, self._streamed)
+        return self._protection.answer(reply, self._caller, self._handler, self._streamed)
 
     def _beside(self, rules: Rules) -> Future[Answer]:
         pending = Future[Answer]()
@@ -318,7 +318,7 @@ class SyncCall:
     def _compare(self, wanted: Compare, admitted: Admitted) -> Compared:
         rules = admitted.call.rules
         incoming = Incoming(self._caller.method, rules, self._handler.request_deserializer)
-        comparing = compare(incoming, wanted)
+        comparing = compare(incoming, wanted, has_turns=bool(self._handler.response_streaming))
         ahead = opening(wanted.outcome.initial_metadata, wanted.owner)
         try:
             with self._protection.keeper.limiting(rules.max_run, self._context.cancel):

@@ -99,15 +99,17 @@ class Outgoing:
         return replace(outcome, messages=tuple(self._messages), turns=tuple(self._turns))
 
 
-def compare(incoming: Incoming, wanted: Compare) -> Generator[bytes | None, bytes | None, bool]:
+def compare(
+    incoming: Incoming, wanted: Compare, *, has_turns: bool
+) -> Generator[bytes | None, bytes | None, bool]:
     """Tell whether a duplicate's request stream is the one that was answered.
 
-    Yields None to be sent its next message, or None at its end; and yields each response
-    whose turn has come, to be passed on to a client that waits for it. Gives up on a
-    stream that is much larger than the one that was answered.
+    Yields None to be sent its next message, or None at its end; and, for a method that ``has_turns``
+    since it streams both ways, each response whose turn has come, to be passed on to a client that
+    waits for it. Gives up on a stream that is much larger than the one that was answered.
     """
     responses = iter(wanted.outcome.messages)
-    for turn in wanted.outcome.turns:
+    for turn in wanted.outcome.turns if has_turns else ():
         if not (yield from _reads_as(incoming, turn.requests)):
             return False
         for _ in range(turn.responses):

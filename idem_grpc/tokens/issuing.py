@@ -5,11 +5,13 @@ token is an OPEN record that follows from its operation and scope alone, so the 
 uses it knows what to expect, and costs no more than one with a key of the client's own.
 """
 
+import logging
 import secrets
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
+from google.protobuf.message import DecodeError
 from idem_grpc_pb.v1 import token_pb2
 
 from idem_grpc.digest import digest, token_key
@@ -19,18 +21,24 @@ from idem_grpc.problem import Problem, Reason, status_outcome
 from idem_grpc.record import Binding, Record, State
 from idem_grpc.swap import Held, Swap, Swapped
 
+logger = logging.getLogger("idem_grpc")
+
 PREFIX = "idt_"
 """What a token starts with, so that people and secret scanners recognise one."""
 
 MOST_AT_ONCE = 100
 _RANDOM_BYTES = 18
 _SHORTEST_TTL = 0.001
-LONGEST = timedelta(days=3653).total_seconds()
-"""Of any duration, in seconds: as in a Policy, and within what a Timestamp can tell."""
+_MOST_COUNTED = 2**32 - 1
 
 _UNREADABLE = (
     "this server cannot read what is known of the token, which a later release may have written:"
     " it stays as it is until somebody has looked"
+)
+
+_COUNT_UNREADABLE = (
+    "this server cannot read how many tokens the caller was issued, which a later release may have"
+    " written: none are issued until that has expired"
 )
 
 Answers = Sequence[Swapped | Held]
@@ -104,7 +112,7 @@ def _count(
     subject: Subject, name: str, operation: Operation, count: int
 ) -> Generator[list[Swap], Answers, None]:
     """Add to the caller's count in the present window, which ends with the record."""
-    most, period = operation.issue_rate[0], in_seconds(operation.issue_rate[1])
+    most, period = min(operation.issue_rate[0], _MOST_COUNTED), in_seconds(operation.issue_rate[1])
     key = digest("rate", subject.namespace.encode(), name.encode(), subject.scope.encode(), size=24)
     expected, had, left = None, 0, period
     while had + count <= most:
@@ -113,7 +121,7 @@ def _count(
         if isinstance(seen, Swapped):
             return
         expected = seen.value
-        had = 0 if expected is None else token_pb2.IssueCount.FromString(expected).count
+        had = 0 if expected is None else _issued(key, expected)
         left = period if expected is None else min(seen.ttl_left, period)
     never = f": {count} at once are never issued" if count > most else ""
     raise Declined(
@@ -123,6 +131,17 @@ def _count(
             delay_ms=round(left * 1000),
         )
     )
+
+
+def _issued(key: bytes, value: bytes) -> int:
+    """The number of tokens that a caller was issued. Raises Declined if it cannot be read."""
+    try:
+        return token_pb2.IssueCount.FromString(value).count
+    except DecodeError:
+        logger.warning(
+            "the count of issued tokens in the store's key %r, of %d bytes, cannot be read", key, len(value)
+        )
+        raise Declined(Problem(Reason.OUTCOME_UNKNOWN, _COUNT_UNREADABLE).outcome()) from None
 
 
 def look_up(subject: Subject, token: str) -> Generator[list[Swap], Answers, Found]:

@@ -12,7 +12,7 @@ from idem_grpc_pb.v1 import token_pb2, token_pb2_grpc
 from idem_grpc.outcome import Code, Outcome
 from idem_grpc.policy import in_seconds
 from idem_grpc.problem import Problem, Reason, status_outcome
-from idem_grpc.record import Binding, State
+from idem_grpc.record import LONGEST, Binding, State
 from idem_grpc.server.admission import Admission, Caller, Refused
 from idem_grpc.server.aio import ServerInterceptor as AsyncServerInterceptor
 from idem_grpc.server.passed_on import metadata_here
@@ -21,7 +21,6 @@ from idem_grpc.server.sync import ServerInterceptor
 from idem_grpc.steps import Outage, Reply
 from idem_grpc.swap import Swap
 from idem_grpc.tokens.issuing import (
-    LONGEST,
     MOST_AT_ONCE,
     Answers,
     Declined,

@@ -10,42 +10,48 @@ from idem_grpc_pb.v1 import record_pb2
 from idem_grpc.fingerprint import Fingerprint
 from idem_grpc.outcome import Code, Outcome, Turn
 from idem_grpc.record import Binding, OnUnclear, Record, State
+from tests.support.hostile import CHANGES
 
 small = st.binary(max_size=8)
-counts = st.integers(0, 2**32 - 1)
-fingerprints = st.builds(Fingerprint, small, small, counts, counts, st.booleans())
+digests = st.binary(min_size=1, max_size=20)
+counts = st.integers(0, 2**32 - 2)
+fingerprints = st.builds(Fingerprint, digests, small, counts, counts, st.booleans())
 text = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), max_size=8)
 metadata = st.lists(
     st.tuples(st.sampled_from(["a", "b-c"]), text) | st.tuples(st.sampled_from(["a-bin"]), small), max_size=4
 ).map(tuple)
-outcomes = st.builds(
-    Outcome,
-    st.sampled_from(Code),
-    st.text(max_size=8),
-    metadata,
-    metadata,
-    st.lists(small, max_size=3).map(tuple),
-    st.booleans(),
-    st.lists(st.builds(Turn, fingerprints, counts), max_size=2).map(tuple),
-)
-milliseconds = st.integers(0, 10**12).map(lambda count: count / 1000)
+
+
+@st.composite
+def outcomes(draw):
+    """As servers write them: what is dropped is not there, and all responses have a turn if any has."""
+    messages, turns = draw(st.lists(small, max_size=3).map(tuple)), list[Turn]()
+    is_dropped = not messages and draw(st.booleans())
+    if messages and draw(st.booleans()):
+        first = draw(st.integers(0, len(messages)))
+        turns = [Turn(draw(fingerprints), count) for count in (first, len(messages) - first)]
+    code, details = draw(st.sampled_from(Code)), draw(st.text(max_size=8))
+    return Outcome(code, details, draw(metadata), draw(metadata), messages, is_dropped, tuple(turns))
+
+
+milliseconds = st.integers(1, 10**11).map(lambda count: count / 1000)
 common = {
     "attempt": counts,
     "owner": small,
     "fingerprint": st.none() | fingerprints,
-    "binding": st.none() | st.builds(Binding, small, small),
+    "binding": st.none() | st.builds(Binding, digests, digests),
 }
 records = st.one_of(
     st.builds(Record, state=st.sampled_from([State.OPEN, State.UNKNOWN]), **common),
-    st.builds(Record, state=st.just(State.DONE), outcome=outcomes, **common),
+    st.builds(Record, state=st.just(State.DONE), outcome=outcomes(), **common),
     st.builds(
         Record,
         state=st.just(State.RUNNING),
         lease=milliseconds,
         ttl=milliseconds,
         on_unclear=st.sampled_from(OnUnclear),
-        **common,
-    ),
+        **{**common, "attempt": st.integers(1, 2**32 - 2), "owner": digests},
+    ).map(lambda record: replace(record, lease=min(record.lease, record.ttl))),
 )
 LATER = record_pb2.Record(state=record_pb2.STATE_OPEN).SerializeToString()
 
@@ -84,11 +90,23 @@ def test_nothing_is_absent():
         LATER + b"\x08\x63",  # a state of a later version
         replace(Record(state=State.DONE), outcome=Outcome()).to_bytes()
         + b"\x42\x02\x08\x63",  # a code of one
-        Record(state=State.RUNNING).to_bytes() + b"\x38\x63",  # an on_unclear of one
+        Record(state=State.RUNNING, attempt=1, owner=b"owner", lease=1.0, ttl=4.0).to_bytes()
+        + b"\x38\x63",  # an on_unclear of one
     ],
 )
 def test_what_no_version_of_ours_wrote_is_unreadable(value):
     assert Record.from_bytes(value) == Record(state=State.UNREADABLE)
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_what_nobody_can_act_upon_is_unreadable(change):
+    outcome = Outcome(messages=(b"1", b"2"), turns=(Turn(Fingerprint(b"raw"), 2),))
+    done = Record(
+        state=State.DONE, attempt=1, owner=b"owner", fingerprint=Fingerprint(b"raw"), outcome=outcome
+    )
+    message = record_pb2.Record.FromString(done.to_bytes())
+    change(message)
+    assert Record.from_bytes(message.SerializeToString()) == Record(state=State.UNREADABLE)
 
 
 def test_fields_of_a_later_version_are_passed_over():
@@ -96,8 +114,10 @@ def test_fields_of_a_later_version_are_passed_over():
 
 
 def test_an_on_unclear_that_is_not_given_is_rerun():
-    value = record_pb2.Record(state=record_pb2.STATE_RUNNING).SerializeToString()
-    assert Record.from_bytes(value).on_unclear is OnUnclear.RERUN
+    running = Record(state=State.RUNNING, attempt=1, owner=b"owner", lease=30.0, ttl=3600.0)
+    value = record_pb2.Record.FromString(running.to_bytes())
+    value.ClearField("on_unclear")
+    assert Record.from_bytes(value.SerializeToString()) == running
 
 
 def test_an_answer_may_be_an_empty_message_or_none():

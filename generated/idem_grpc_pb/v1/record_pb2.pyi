@@ -80,7 +80,9 @@ Global___OnUnclear: typing_extensions.TypeAlias = OnUnclear
 
 @typing.final
 class Record(google.protobuf.message.Message):
-    """The value stored under one key."""
+    """The value stored under one key. Readers ignore fields that they do not know, so
+    a later release that gives a record another meaning gives it another State.
+    """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
