@@ -13,7 +13,7 @@ from idem_grpc.reporter import Reporter
 from idem_grpc.scope import Scope
 from idem_grpc.server.admission import Caller
 from idem_grpc.server.aio_call import AioCall
-from idem_grpc.server.arities import Handler, Raw, raw_handler
+from idem_grpc.server.arities import Handler, raw_handler
 from idem_grpc.server.base import Protection
 from idem_grpc.server.passed_on import TOKEN_SERVICE, with_details
 from idem_grpc.server.replies import Answer
@@ -85,14 +85,13 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
             self._on_loop.use_running_loop()
 
         def arrived(request: Any, context: Any) -> AioCall:
-            raw = None if handler.request_streaming else request.SerializeToString()
             caller = Caller.of(method, metadata, context)
-            return AioCall(self.store, self.protection, handler, caller, context, raw)
+            return AioCall(self.store, self.protection, handler, caller, context, request)
 
-        async def response(request: Any, context: Any) -> Raw:
+        async def response(request: Any, context: Any) -> Any:
             return await arrived(request, context).response(plan, self._tasks)
 
-        async def responses(request: Any, context: Any) -> AsyncIterator[Raw]:
+        async def responses(request: Any, context: Any) -> AsyncIterator[Any]:
             async with aclosing(arrived(request, context).responses(plan, self._tasks)) as messages:
                 async for message in messages:
                     yield message

@@ -18,7 +18,7 @@ from idem_grpc.policy import OnCancel, Rules
 from idem_grpc.server.admission import Admitted, Caller, Refused
 from idem_grpc.server.aio_handler import serve
 from idem_grpc.server.aio_pipe import Pipe
-from idem_grpc.server.arities import Handler, Raw, behavior_of, is_async, serialized
+from idem_grpc.server.arities import Handler, Outside, behavior_of, is_async, serialized
 from idem_grpc.server.base import Protection, look_at, once_claimed, unless_claimable
 from idem_grpc.server.keeper import NotStarted, Promise
 from idem_grpc.server.recording import CallerGone, Recording, disable_compression
@@ -44,7 +44,7 @@ from idem_grpc.swap import Held, Swap, Swapped
 
 
 class AioCall:
-    """One call that arrived. ``raw`` is its request; None if that is a stream."""
+    """One call that arrived. ``request`` is its message, if that is no stream."""
 
     def __init__(
         self,
@@ -53,16 +53,17 @@ class AioCall:
         handler: Handler,
         caller: Caller,
         context: Any,
-        raw: bytes | None,
+        request: Any,
     ) -> None:
         self._store = store
         self._protection = protection
         self._handler = handler
         self._caller = caller
         self._context = context
-        self._raw = raw
+        self._outside = Outside()
+        self._raw = None if handler.request_streaming else self._outside.taken(request)
         self._loop = asyncio.get_running_loop()
-        self._pipe = Pipe()
+        self._pipe = Pipe(self._outside)
         self._is_opened = False
         self._streamed = b""
         self._answer: Answer | None = None
@@ -72,20 +73,20 @@ class AioCall:
         self._reading: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
 
-    async def response(self, plan: Rules | Reply, tasks: set[asyncio.Task[Answer]]) -> Raw:
+    async def response(self, plan: Rules | Reply, tasks: set[asyncio.Task[Answer]]) -> Any:
         """Serve a method with one response. The task of the flow is kept in ``tasks`` while it lasts."""
         try:
             self._begin(plan, tasks)
             await self._pipe.take()
             answer = self._answer or self._flow.result()
             await self._end(answer)
-            return Raw(answer.messages[0] if answer.messages else b"")
+            return self._outside.wrap(answer.messages[0] if answer.messages else b"")
         finally:
             await self._stop()
 
     async def responses(
         self, plan: Rules | Reply, tasks: set[asyncio.Task[Answer]]
-    ) -> AsyncGenerator[Raw, None]:
+    ) -> AsyncGenerator[Any, None]:
         """The same for a stream of responses: a generator, as those outside of ours want one."""
         sent = 0
         try:
@@ -95,13 +96,13 @@ class AioCall:
                 await self._open(part.opening)
                 if part.plain:
                     disable_compression(self._context)
-                yield Raw(part.message)
+                yield self._outside.wrap(part.message)
                 sent += 1
                 self._pipe.written(written)
             answer = self._answer or self._flow.result()
             for message in answer.messages[sent:]:
                 await self._open(answer.opening)
-                yield Raw(message)
+                yield self._outside.wrap(message)
             await self._end(answer)
         finally:
             await self._stop()

@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 
+from idem_grpc.server.arities import Outside
 from idem_grpc.server.recording import CallerGone
 from idem_grpc.server.replies import Part
 from idem_grpc.server.transcript import EOF_HOLD, Incoming
@@ -19,7 +20,8 @@ _CUT = object()
 class Pipe:
     """The streams of one RPC. ``is_gone`` once its coroutine is."""
 
-    def __init__(self) -> None:
+    def __init__(self, outside: Outside) -> None:
+        self._outside = outside
         self.is_gone = False
         self._wanted = asyncio.Semaphore(0)
         self._requests: asyncio.Queue[Any] = asyncio.Queue()
@@ -68,7 +70,7 @@ class Pipe:
                         await asyncio.sleep(step)
                     self._requests.put_nowait(None)
                     return
-                self._requests.put_nowait(raw.SerializeToString())
+                self._requests.put_nowait(self._outside.taken(raw))
         except Exception:
             self._requests.put_nowait(_CUT)
 

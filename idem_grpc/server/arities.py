@@ -40,6 +40,27 @@ class Raw:
         return len(self.body)
 
 
+class Outside:
+    """How the messages of one call look outside of ours: as Raw, or as bytes.
+
+    They are bytes where an interceptor has left out the functions of our handler, as works
+    without us for a service that deals in bytes.
+    """
+
+    __slots__ = ("wrap",)
+
+    def __init__(self) -> None:
+        self.wrap: Callable[[bytes], Any] = Raw
+
+    def taken(self, message: Any) -> bytes:
+        """The bytes of a message that came from outside."""
+        if isinstance(message, bytes):
+            self.wrap = bytes
+            return message
+        body: bytes = message.SerializeToString()
+        return body
+
+
 def raw_handler(like: Handler, behavior: Behavior) -> Handler:
     """A handler of the same kind that is given, and gives, messages of class Raw.
 

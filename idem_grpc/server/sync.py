@@ -92,8 +92,7 @@ class ServerInterceptor(grpc.ServerInterceptor):
 
         def behavior(request: Any, context: grpc.ServicerContext) -> Any:
             caller = Caller.of(method, metadata, context)
-            given = request if handler.request_streaming else request.SerializeToString()
-            call = SyncCall(self.store, self.protection, handler, caller, context, given)
+            call = SyncCall(self.store, self.protection, handler, caller, context, request)
             return call.responses(plan) if handler.response_streaming else call.response(plan)
 
         return raw_handler(handler, behavior)

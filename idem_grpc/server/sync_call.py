@@ -18,7 +18,7 @@ from idem_grpc.flow import flow
 from idem_grpc.outcome import Metadata
 from idem_grpc.policy import Rules
 from idem_grpc.server.admission import Admitted, Caller, Refused
-from idem_grpc.server.arities import Handler, Raw, behavior_of, closed_after, serialized
+from idem_grpc.server.arities import Handler, Outside, behavior_of, closed_after, serialized
 from idem_grpc.server.base import Protection, look_at, once_claimed, unless_claimable
 from idem_grpc.server.contexts import SyncContext
 from idem_grpc.server.keeper import NotStarted, Promise
@@ -48,7 +48,7 @@ logger = logging.getLogger("idem_grpc")
 
 
 class SyncCall:
-    """One call that arrived. ``request`` is its bytes, or an iterator of the messages of a stream."""
+    """One call that arrived. ``request`` is its message, or an iterator of those of a stream."""
 
     def __init__(
         self,
@@ -64,7 +64,8 @@ class SyncCall:
         self._handler = handler
         self._caller = caller
         self._context = context
-        self._request = request
+        self._outside = Outside()
+        self._request: Any = request if handler.request_streaming else self._outside.taken(request)
         self._outlet = Outlet()
         self._is_opened = False
         self._streamed = b""
@@ -73,13 +74,13 @@ class SyncCall:
         self._wake = threading.Event()
         self._gone = threading.Event()
 
-    def response(self, plan: Rules | Reply) -> Raw:
+    def response(self, plan: Rules | Reply) -> Any:
         """Serve a method with one response, on the thread of its RPC."""
         answer = self._answered(plan) if isinstance(plan, Reply) else self._reply(plan)
         self._end(answer)
-        return Raw(answer.messages[0] if answer.messages else b"")
+        return self._outside.wrap(answer.messages[0] if answer.messages else b"")
 
-    def responses(self, plan: Rules | Reply) -> Iterator[Raw]:
+    def responses(self, plan: Rules | Reply) -> Iterator[Any]:
         """Serve a method with a stream of responses.
 
         grpc asks for no more of them once the caller is gone, so the flow has a thread
@@ -97,7 +98,7 @@ class SyncCall:
                     self._open(part.opening)
                     if part.plain:
                         disable_compression(self._context)
-                    yield Raw(part.message)
+                    yield self._outside.wrap(part.message)
                     sent += 1
             finally:
                 self._outlet.close()
@@ -110,7 +111,7 @@ class SyncCall:
             answer = pending.result()
         for message in answer.messages[sent:]:
             self._open(answer.opening)
-            yield Raw(message)
+            yield self._outside.wrap(message)
         self._end(answer)
 
     def _answered(self, reply: Reply) -> Answer:
@@ -299,7 +300,7 @@ class SyncCall:
         if incoming.malformed:
             return None
         try:
-            raw: bytes = next(self._request).SerializeToString()
+            raw = self._outside.taken(next(self._request))
         except StopIteration:
             incoming.whole = incoming.whole or self._is_there_after_the_end()
             if incoming.whole:

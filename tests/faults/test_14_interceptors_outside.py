@@ -166,13 +166,15 @@ class Looks:
         return message
 
 
-def like(handler, behavior):
+def like(handler, behavior, *, bare=False):
     words = [
         "stream" if streams else "unary"
         for streams in (handler.request_streaming, handler.response_streaming)
     ]
     make = getattr(grpc, f"{'_'.join(words)}_rpc_method_handler")
-    return make(behavior, handler.request_deserializer, handler.response_serializer)
+    return (
+        make(behavior) if bare else make(behavior, handler.request_deserializer, handler.response_serializer)
+    )
 
 
 def behavior_of(handler):
@@ -341,4 +343,26 @@ def test_a_handler_that_is_a_proxy_is_taken_by_its_kind(start_scripted, style, k
     server = start_scripted(**ledger(kind), **where)
     first, second = (server.client.call(kind, order(name="one"), key) for _ in range(2))
     assert first.ok
+    assert second.essence == first.essence
+
+
+class SyncBare(grpc.ServerInterceptor):
+    """Leaves out the handler's functions, as works for a service that deals in bytes."""
+
+    def intercept_service(self, continuation, details):
+        handler = continuation(details)
+        return like(handler, behavior_of(handler), bare=True)
+
+
+class AsyncBare(grpc.aio.ServerInterceptor):
+    async def intercept_service(self, continuation, details):
+        handler = await continuation(details)
+        return like(handler, behavior_of(handler), bare=True)
+
+
+def test_an_interceptor_outside_may_deal_in_bytes(start_scripted, style, kind, key):
+    bare: Any = SyncBare() if style == "sync" else AsyncBare()
+    server = start_scripted(**ledger(kind), before=[bare])
+    first, second = (server.client.call(kind, order(name="one"), key) for _ in range(2))
+    assert first.entry == "one"
     assert second.essence == first.essence
