@@ -72,8 +72,8 @@ class Lease:
 
     @property
     def may_start(self) -> bool:
-        """Whether a handler may start under it: half of it is left, so that it can still be renewed."""
-        return not self.is_lost and self.left >= self.seconds / 2
+        """Whether a handler may start under it: a quarter of it is left, in which it can be renewed."""
+        return not self.is_lost and self.left >= self.seconds / 4
 
     def renewed(self, sent: float) -> None:
         """A renewal that was sent at ``sent`` was acknowledged."""

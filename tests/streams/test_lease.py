@@ -22,7 +22,7 @@ from tests.streams.stores import barred
 from tests.support.wait import until
 
 KINDS = (Kind.UNARY, Kind.SERVER_STREAM, Kind.CLIENT_STREAM, Kind.BIDI)
-SHORT: dict[str, Any] = {"lease": 0.3, "retention": 600, "wait": 10}
+SHORT: dict[str, Any] = {"lease": 1.0, "retention": 600, "wait": 10}
 OTHER = b"another!"
 
 streams = pytest.mark.parametrize(
