@@ -40,7 +40,7 @@ class Availability:
         self._lock = threading.Lock()
         self._is_away = False
         self._is_open = False
-        self._probe_from = 0.0
+        self._probe = -inf
         self._away_since = 0.0
         self._back_since = -inf
         self._failures = 0
@@ -48,16 +48,29 @@ class Availability:
         self._is_logged = False
         self._mistakes = 0
 
-    def admits(self) -> bool:
-        """Whether a swap may be sent now. A caller that is admitted reports what came of it."""
-        if not self._is_open:
-            return True
+    def admits(self) -> float | None:
+        """When a swap begins that may be sent now; None if it may not be.
+
+        A caller that is admitted reports what came of it. While the breaker is open, that is the one
+        who finds out.
+        """
+        now = monotonic()
+        if self._is_open:
+            with self._lock:
+                if now < self._probe + LONGEST_PROBE:
+                    return None
+                self._probe = now
+        return now
+
+    def cancelled(self, began: float) -> None:
+        """The caller whose swap began then has left: what came of it is not known."""
         with self._lock:
-            now = monotonic()
-            if now < self._probe_from:
-                return False
-            self._probe_from = now + LONGEST_PROBE
-            return True
+            self._reported(began)
+
+    def _reported(self, began: float) -> None:
+        """Let another find out, if it was this one who did: not after those who had begun before."""
+        if began == self._probe:
+            self._probe = -inf
 
     def answered(self) -> None:
         """The store did what it was asked."""
@@ -66,6 +79,7 @@ class Availability:
         with self._lock:
             was_away = self._is_away
             self._is_away = self._is_open = False
+            self._probe = -inf
             self._back_since = elapsed()
             is_logged, self._is_logged = self._is_logged, False
         if was_away:  # and no other thread was first
@@ -75,15 +89,18 @@ class Availability:
             for resume in self.on_return:
                 resume()
 
-    def failed(self, error: BaseException, seconds: float = 0.0) -> Outage:
-        """A swap raised after ``seconds``. Returns what a flow makes of that."""
+    def failed(self, error: BaseException, began: float) -> Outage:
+        """The swap that began then raised. Returns what a flow makes of that."""
+        seconds = monotonic() - began
         if isinstance(error, StoreError) and not isinstance(error, StoreUnavailable):
             self._mistakes += 1
             if is_worth_a_line(self._mistakes):
                 logger.error(
                     "the idempotency store cannot be used (%d times by now)", self._mistakes, exc_info=error
                 )
-            self._is_open = False  # that was an answer, though a useless one
+            with self._lock:
+                self._is_open = False  # that was an answer, though a useless one
+                self._reported(began)
             return Outage(misused=True)
         if not isinstance(error, StoreError):
             logger.error("the idempotency store raised what no store should", exc_info=error)
@@ -98,7 +115,7 @@ class Availability:
             self._is_logged |= is_worth_a_line(failures)
             if silent and seconds > SLOW:
                 self._is_open = True
-            self._probe_from = 0.0
+            self._reported(began)
         if is_worth_a_line(failures):
             logger.warning("the idempotency store did not answer (%d times by now): %s", failures, error)
         return Outage()
@@ -114,37 +131,40 @@ class Availability:
 
     def attempt(self, store: Store, swap: Swap) -> Swapped | Held | Outage:
         """Send a swap, unless the store is known to keep its callers waiting."""
-        if not self.admits():
+        began = self.admits()
+        if began is None:
             return Outage(sent=False)
-        began = monotonic()
         try:
             seen = store.swap(swap.key, swap.expected, swap.new, swap.ttl, swap.max_left)
         except Exception as error:
-            return self.failed(error, monotonic() - began)
+            return self.failed(error, began)
         self.answered()
         return seen
 
     async def attempt_async(self, store: AsyncStore, swap: Swap) -> Swapped | Held | Outage:
         """The same for asyncio. Raises what its caller's task is cancelled by."""
-        if not self.admits():
+        began = self.admits()
+        if began is None:
             return Outage(sent=False)
-        began = monotonic()
         try:
             seen = await store.swap(swap.key, swap.expected, swap.new, swap.ttl, swap.max_left)
         except Exception as error:
-            return self.failed(error, monotonic() - began)
+            return self.failed(error, began)
+        except BaseException:
+            self.cancelled(began)
+            raise
         self.answered()
         return seen
 
     def attempt_many(self, store: Store, swaps: Sequence[Swap]) -> Sequence[Swapped | Held] | Outage:
         """Send swaps in one batch, likewise."""
-        if not self.admits():
+        began = self.admits()
+        if began is None:
             return Outage(sent=False)
-        began = monotonic()
         try:
             seen = store.swap_many(swaps)
         except Exception as error:
-            return self.failed(error, monotonic() - began)
+            return self.failed(error, began)
         self.answered()
         return seen
 
@@ -152,13 +172,16 @@ class Availability:
         self, store: AsyncStore, swaps: Sequence[Swap]
     ) -> Sequence[Swapped | Held] | Outage:
         """The same for asyncio."""
-        if not self.admits():
+        began = self.admits()
+        if began is None:
             return Outage(sent=False)
-        began = monotonic()
         try:
             seen = await store.swap_many(swaps)
         except Exception as error:
-            return self.failed(error, monotonic() - began)
+            return self.failed(error, began)
+        except BaseException:
+            self.cancelled(began)
+            raise
         self.answered()
         return seen
 

@@ -324,7 +324,7 @@ def attempt_all(store: Store, swaps: Sequence[Swap], availability: Availability)
         try:
             answers: list[Seen] = [seen for _, seen in zip(swaps, store.swap_many(swaps), strict=True)]
         except StoreUnavailable as error:
-            return [availability.failed(error, monotonic() - began)] * len(swaps)
+            return [availability.failed(error, began)] * len(swaps)
         except Exception:
             logger.warning("a batch of swaps failed, and is sent one by one", exc_info=True)
         else:
@@ -339,7 +339,7 @@ def _attempt(store: Store, swap: Swap, availability: Availability) -> Seen:
     try:
         seen = store.swap(swap.key, swap.expected, swap.new, swap.ttl, swap.max_left)
     except Exception as error:
-        return availability.failed(error, monotonic() - began)
+        return availability.failed(error, began)
     availability.answered()
     return seen
 

@@ -1,5 +1,7 @@
 """What the store refuses as a mistake is refused with that reason, and nothing repeats without end."""
 
+from time import monotonic
+
 import grpc
 import pytest
 
@@ -72,7 +74,7 @@ def test_the_log_counts_the_failures_of_a_store_that_does_one_thing_and_refuses_
     """At maxmemory, claims are refused while leases are renewed."""
     availability = Availability()
     for _ in range(100):
-        availability.failed(StoreUnavailable("out of memory", answered=True))
+        availability.failed(StoreUnavailable("out of memory", answered=True), monotonic())
         availability.answered()
     lines = [record.getMessage() for record in caplog.records]
     assert sum("did not answer" in line for line in lines) == 7, "at the 1st, 2nd, 4th and so on"

@@ -4,15 +4,18 @@ from time import monotonic
 
 import grpc
 import pytest
+from idem_grpc_pb.v1.token_pb2 import IssueTokensResponse
 
 from idem_grpc import OnOutage, Policy, Reason, StoreUnavailable
 from idem_grpc.record import Record, State
 from idem_grpc.server import keeper
+from tests.faults.redis_proxy import RedisProxy
 from tests.server.client import Kind
-from tests.server.harness import open_store
+from tests.server.harness import open_store, starting
 from tests.server.kinds import kinds
 from tests.server.ledger import order
 from tests.support.wait import until
+from tests.tokens.servers import FACES, wanted
 
 AT_WORK = "at work"
 THREADS = 8
@@ -48,6 +51,28 @@ def test_calls_that_need_no_store_do_not_wait_behind_those_that_do(own_redis_ser
     assert server.client.persist(kind, order(), key).ok
 
 
+@pytest.mark.parametrize("face", ["aio"], indirect=True)
+def test_a_caller_that_leaves_while_it_finds_out_keeps_nobody_from_doing_so(face, own_redis_server, key):
+    """In asyncio, the call of a token's caller ends with it."""
+    with (
+        RedisProxy(own_redis_server.port) as proxy,
+        starting(lambda url: open_store(face, url, key), FACES[face]) as start,
+    ):
+        server = start(proxy.url + IMPATIENT)
+        issuing = server.client.channel.unary_unary("/idem.v1.TokenService/IssueTokens")
+        proxy.allow(0)
+        refused = issuing.future(wanted().SerializeToString())
+        assert refused.code() is grpc.StatusCode.UNAVAILABLE
+        until(lambda: not proxy.held)
+        finding_out = issuing.future(wanted().SerializeToString())
+        until(lambda: proxy.held)
+        before = proxy.hung_up
+        finding_out.cancel()
+        until(lambda: proxy.hung_up > before)
+        proxy.allow(None)
+        assert len(IssueTokensResponse.FromString(issuing(wanted().SerializeToString())).tokens) == 1
+
+
 def test_the_first_call_after_the_store_is_back_finds_out(own_redis_server, start, kind, key):
     server, request = start(own_redis_server.url + IMPATIENT), order()
     own_redis_server.pause()
@@ -77,8 +102,11 @@ def test_one_call_at_a_time_finds_out_whether_the_store_is_back(own_redis_server
     server = start(own_redis_server.url + IMPATIENT)
     own_redis_server.pause()
     assert server.client.call(kind, order(), key).reason is Reason.STORE_UNAVAILABLE
-    assert server.interceptor.protection.availability.admits() is True, "one may find out"
-    assert server.interceptor.protection.availability.admits() is False, "and nobody else meanwhile"
+    availability = server.interceptor.protection.availability
+    assert availability.admits() is not None, "one may find out"
+    for _ in range(3):
+        availability.failed(StoreUnavailable("begun before"), monotonic() - 1)
+        assert availability.admits() is None, "and nobody else meanwhile"
     own_redis_server.resume()
 
 
