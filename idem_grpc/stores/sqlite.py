@@ -6,6 +6,7 @@ writes are written in one transaction. Nobody waits inside SQLite, nor longer th
 """
 
 import asyncio
+import math
 import os
 import random
 import sqlite3
@@ -38,8 +39,10 @@ from idem_grpc.swap import Held, Swap, Swapped, may_swap
 T = TypeVar("T")
 
 _COLUMNS = "value, ttl, boot, expiry, wall_expiry"
-_SAME = "key = ? AND value = ? AND boot = ? AND expiry = ?"
-_SELECT = f"SELECT {_COLUMNS} FROM records WHERE key = ?"
+_VALUE = "CAST(value AS BLOB)"  # which is text where a person wrote it
+_READ = f"{_VALUE}, ttl, boot, expiry, wall_expiry"
+_SAME = f"key = ? AND {_VALUE} = ? AND boot = ? AND expiry = ?"
+_SELECT = f"SELECT {_READ} FROM records WHERE key = ?"
 _INSERT = f"INSERT INTO records ({_COLUMNS}, key) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO NOTHING"
 _UPDATE = f"UPDATE records SET ({_COLUMNS}) = (?, ?, ?, ?, ?) WHERE {_SAME}"
 _DELETE = f"DELETE FROM records WHERE {_SAME}"
@@ -50,6 +53,8 @@ _PATIENCE = 5.0  # seconds that a swap may take in all while others have the fil
 _FIRST_POLL = 0.001  # seconds
 _LONGEST_POLL = 0.025
 _LOOK_EVERY = 1.0  # seconds between looks at whether the file is still where it was
+
+_FOREIGN = b"\xff"  # no record, in place of a row that no store wrote: without a value, or with times of text
 
 _Row = Sequence[Any]  # of _COLUMNS
 
@@ -154,7 +159,7 @@ class SqliteStore(Store):
         Read a page at a time, so that writers are not kept waiting. What is written
         meanwhile may be missing. Raises as ``swap`` does.
         """
-        query = f"SELECT {_COLUMNS}, key FROM records WHERE key >= ? AND key < ? ORDER BY key LIMIT {_PAGE}"
+        query = f"SELECT {_READ}, key FROM records WHERE key >= ? AND key < ? ORDER BY key LIMIT {_PAGE}"
         first, end = self._prefix, self._prefix[:-1] + b";"  # which comes right after the colon
         while True:
             self._opener.require()
@@ -334,6 +339,8 @@ class SqliteStore(Store):
         if row is None:
             return Held(None, 0.0)
         value, ttl, boot, expiry, wall_expiry = row
+        if not (value and type(ttl) is type(expiry) is type(wall_expiry) is float):
+            return Held(_FOREIGN, math.inf)
         now = self._clock.now()
         left = expiry - now.elapsed
         # On some machines a reboot keeps the boot's id: then the record seems to be written in the future.

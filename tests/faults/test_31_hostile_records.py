@@ -146,17 +146,36 @@ def test_an_owner_that_comes_late_finds_such_a_record(start, url, kind, errors):
     assert not errors
 
 
-def test_text_in_a_sqlite_file_is_bytes_that_nobody_can_read(face, start, tmp_path, kind, key, errors):
-    server = start(f"sqlite:///{tmp_path}/store.db")
+FOREIGN = [
+    "value = 'an operator''s note'",
+    "value = CAST(x'ff' AS TEXT)",
+    "value = 42",
+    "value = x''",
+    "ttl = 'long'",
+    "expiry = 'never'",
+    "wall_expiry = x'00'",
+]
+
+
+@pytest.mark.parametrize("change", FOREIGN)
+def test_a_row_of_a_sqlite_file_that_no_store_wrote_is_unreadable(
+    face, start, tmp_path, kind, key, errors, run, change
+):
+    url = f"sqlite:///{tmp_path}/store.db"
+    server = start(url)
     request = order()
     assert server.client.call(kind, request, key).ok
     with sqlite3.connect(tmp_path / "store.db") as connection:
-        for value in ("'an operator''s note'", "42", "x''"):
-            connection.execute(f"UPDATE records SET value = {value}")
-            connection.commit()
-            assert server.client.call(kind, request, key).reason is Reason.OUTCOME_UNKNOWN
+        connection.execute(f"UPDATE records SET {change}")
     connection.close()
+    assert server.client.call(kind, request, key).reason is Reason.OUTCOME_UNKNOWN
     assert not errors
+    name = store_key(server.store.namespace, kind.path, b"", key).decode()
+    place = ("--store", url, "--namespace", server.store.namespace)
+    assert f"{name}  UNREADABLE" in run("list", *place).stdout
+    assert run("forget", *place, "--raw", name, "--yes").exit_code == 0
+    assert server.client.call(kind, request, key).ok
+    assert len(server.ledger.runs(request)) == 2
 
 
 # -- any values at all
