@@ -50,7 +50,8 @@ def metadata_of(details: Any) -> Metadata:
     """
     given = details.invocation_metadata
     try:
-        return () if given is None else tuple(map(_pair, given))
+        entries = () if given is None else tuple(given)
+        return entries if _are_usual(entries) else tuple(map(_pair, entries))
     except (TypeError, ValueError, AttributeError):
         logger.exception(
             "%s is refused: an interceptor outside passed on details whose invocation_metadata is no"
@@ -60,6 +61,17 @@ def metadata_of(details: Any) -> Metadata:
         raise Refused(Problem(Reason.MISCONFIGURED)) from None
 
 
+def _are_usual(entries: tuple[Any, ...]) -> bool:
+    """Whether all are pairs of text as grpc gives them, of which none has to be made another."""
+    for entry in entries:
+        if not isinstance(entry, tuple) or len(entry) != 2:
+            return False
+        name, value = entry
+        if type(name) is not str or type(value) is not str or not name.islower():
+            return False
+    return True
+
+
 def _pair(entry: Any) -> tuple[str, str | bytes]:
     name, value = (entry.key, entry.value) if hasattr(entry, "key") else entry
     if isinstance(name, bytes):
@@ -67,8 +79,7 @@ def _pair(entry: Any) -> tuple[str, str | bytes]:
     name = name.lower()  # as all names are on the wire, so that no other spelling hides beside one
     if isinstance(value, bytes) and not name.endswith("-bin"):
         value = value.decode("latin-1")
-    pair = (name, value)
-    return entry if entry == pair else pair  # grpc's own pairs have .key and .value
+    return name, value
 
 
 @dataclass(frozen=True, slots=True)
