@@ -83,16 +83,23 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
         plan, metadata = planned
         if self._on_loop is not None:
             self._on_loop.use_running_loop()
+        rpc = asyncio.current_task()
 
         def arrived(request: Any, context: Any) -> AioCall:
             caller = Caller.of(method, metadata, context)
-            return AioCall(self.store, self.protection, handler, caller, context, request)
+            return AioCall(self.store, self.protection, handler, caller, context, request, rpc)
+
+        # grpc's context has the exception of an abort, and that has these frames.
 
         async def response(request: Any, context: Any) -> Any:
-            return await arrived(request, context).response(plan, self._tasks)
+            call = arrived(request, context)
+            del request, context
+            return await call.response(plan, self._tasks)
 
         async def responses(request: Any, context: Any) -> AsyncIterator[Any]:
-            async with aclosing(arrived(request, context).responses(plan, self._tasks)) as messages:
+            call = arrived(request, context)
+            del request, context
+            async with aclosing(call.responses(plan, self._tasks)) as messages:
                 async for message in messages:
                     yield message
 

@@ -7,7 +7,9 @@ comes to an end that the flow knows how to go on from.
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable
+from functools import partial
 from typing import Any
+from weakref import WeakMethod
 
 import grpc
 
@@ -44,7 +46,10 @@ from idem_grpc.swap import Held, Swap, Swapped
 
 
 class AioCall:
-    """One call that arrived. ``request`` is its message, if that is no stream."""
+    """One call that arrived. ``request`` is its message, if that is no stream.
+
+    ``rpc`` is the task in which it was intercepted.
+    """
 
     def __init__(
         self,
@@ -54,6 +59,7 @@ class AioCall:
         caller: Caller,
         context: Any,
         request: Any,
+        rpc: asyncio.Task[Any] | None,
     ) -> None:
         self._store = store
         self._protection = protection
@@ -62,6 +68,8 @@ class AioCall:
         self._context = context
         self._outside = Outside()
         self._raw = None if handler.request_streaming else self._outside.taken(request)
+        self._rpc = rpc
+        self._flow: asyncio.Task[Answer] | None = None
         self._loop = asyncio.get_running_loop()
         self._pipe = Pipe(self._outside)
         self._is_opened = False
@@ -78,7 +86,7 @@ class AioCall:
         try:
             self._begin(plan, tasks)
             await self._pipe.take()
-            answer = self._answer or self._flow.result()
+            answer = self._result()
             await self._end(answer)
             return self._outside.wrap(answer.messages[0] if answer.messages else b"")
         finally:
@@ -99,7 +107,7 @@ class AioCall:
                 yield self._outside.wrap(part.message)
                 sent += 1
                 self._pipe.written(written)
-            answer = self._answer or self._flow.result()
+            answer = self._result()
             for message in answer.messages[sent:]:
                 await self._open(answer.opening)
                 yield self._outside.wrap(message)
@@ -118,8 +126,28 @@ class AioCall:
         self._flow.add_done_callback(lambda _: self._pipe.close())
         if self._handler.request_streaming:
             self._reading = asyncio.create_task(self._pipe.pump(self._context))
-        # A generator that is left while it yields learns of that only when it is thrown away.
-        self._context.add_done_callback(lambda _: self._leave())
+        if self._handler.response_streaming:
+            self._watch()
+
+    def _watch(self) -> None:
+        """Have the end of the RPC noticed: a generator that is left while it yields may not see it."""
+        rpc, self._rpc = self._rpc, None
+        if rpc is not None and rpc is asyncio.current_task():
+            rpc.add_done_callback(lambda _: self._leave())
+            return
+        leave = WeakMethod(self._leave)  # grpc never lets go of its callbacks
+
+        def left(_: Any) -> None:
+            if (alive := leave()) is not None:
+                alive()
+
+        self._context.add_done_callback(left)
+
+    def _result(self) -> Answer:
+        if self._answer is None:
+            assert self._flow is not None
+            return self._flow.result()
+        return self._answer
 
     def _answered(self, reply: Reply) -> Answer:
         """What is sent for a reply: asked once, whether or not the caller is still there."""
@@ -127,10 +155,12 @@ class AioCall:
 
     async def _stop(self) -> None:
         self._leave()
-        if self._answer is None and self._flow.done():
+        flow, self._flow = self._flow, None
+        if flow is not None and flow.done():
             self._log_failure()
-        if self._reading is not None:
-            await asyncio.gather(self._reading, return_exceptions=True)
+        reading, self._reading = self._reading, None
+        if reading is not None:
+            await asyncio.gather(reading, return_exceptions=True)
 
     def _leave(self) -> None:
         """The RPC is over: nothing more is waited for on its account."""
@@ -166,7 +196,12 @@ class AioCall:
         if self._recorded is not None:
             self._recorded.raise_failure()
         if answer.code is not grpc.StatusCode.OK:
-            await self._context.abort(answer.code, answer.details)
+            # grpc keeps the exception, whose frames have us: so we may not have grpc's context by then.
+            context, self._context, self._recorded = self._context, None, None
+            try:
+                await context.abort(answer.code, answer.details)
+            finally:
+                del context
         if answer.details:
             self._context.set_details(answer.details)
 
@@ -177,10 +212,11 @@ class AioCall:
             admitted = self._protection.admission.admit(rules, self._caller, self._raw, parse)
         except Refused as refused:
             return self._answered(Reply(refused.answer))
+        self._raw = None
         self._patience = self._protection.patience(rules, self._context.time_remaining())
         with self._protection.running(admitted.call, self._patience) as run:
             reply, answer = await self._drive(admitted)
-            run.set_result(reply)
+            run.end(reply)
         if self._pipe.is_gone:
             self._log_failure()
         return answer
@@ -243,9 +279,11 @@ class AioCall:
         """Wait for the reply of a run of this process."""
         if self._pipe.is_gone or self._patience.left() == 0:
             return Waited(more=False)
-        run.add_done_callback(lambda _: self._loop.call_soon_threadsafe(self._wake.set))
+        wake = partial(self._loop.call_soon_threadsafe, self._wake.set)
+        run.join(wake)
         await self._sleep(self._patience.left())
-        return Waited(run.result()) if run.done() else Waited(more=False)
+        run.leave(wake)
+        return Waited(run.reply, more=False)
 
     async def _sleep(self, seconds: float) -> None:
         try:
@@ -259,13 +297,14 @@ class AioCall:
         rules = admitted.call.rules
         execution = admitted.execution(execute.record, sent)
         promise = Promise(execute.swap, execution.lease, is_protected=execute.acknowledged)
+        pipe = self._pipe
         recording = self._recorded = Recording(
             self._caller,
             execution,
             rules,
             self._handler,
             self._context,
-            is_gone=lambda: self._pipe.is_gone,
+            is_gone=lambda: pipe.is_gone,
             in_aio=True,
         )
 
@@ -299,6 +338,8 @@ class AioCall:
             raise
         except BaseException as error:
             return recording.raised(error)
+        finally:
+            del serving  # a task has its exception, and that has this frame
 
     async def _serve(self, recording: Recording, admitted: Admitted, promise: Promise) -> Any:
         """Call the handler. Returns its one response.

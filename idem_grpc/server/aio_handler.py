@@ -94,9 +94,12 @@ def _serve_on_thread(
 
 async def _to_its_end(thread: asyncio.Future[Any]) -> Any:
     """Await what runs on a thread: no cancel stops that, so none may have us think it ended."""
-    while True:
-        try:
-            return await asyncio.shield(thread)
-        except asyncio.CancelledError:
-            if thread.done():
-                raise
+    try:
+        while True:
+            try:
+                return await asyncio.shield(thread)
+            except asyncio.CancelledError:
+                if thread.done():
+                    raise
+    finally:
+        del thread  # it has its exception, and that has this frame

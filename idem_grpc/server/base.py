@@ -134,9 +134,9 @@ class Protection:
         run = self.runs.start(call.owner)
         try:
             yield run
-        except BaseException as error:
+        except BaseException:
             self.runs.end(call.owner)
-            run.set_exception(error)
+            run.end(None)
             raise
         finally:
             patience.close()

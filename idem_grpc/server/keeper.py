@@ -164,6 +164,10 @@ class _Job(ABC):
         """What the store is to be asked first, if anything."""
         return None
 
+    def end(self) -> None:
+        """It is over, though it may stay in the heap for a while."""
+        self.is_over = True
+
     @abstractmethod
     def run(self, seen: Seen | None) -> float | None:
         """Do it, with the store's answer. Returns after how many seconds it is due again, if it is."""
@@ -216,7 +220,7 @@ class _Worker:
     def forget(self, job: _Job) -> None:
         """Jobs that are over are dropped from the heap when they are the greater part of it."""
         with self._changed:
-            job.is_over = True
+            job.end()
             self._stale += 1
             if self._stale > 100 and 2 * self._stale > len(self._due):
                 self._due = [entry for entry in self._due if not entry[2].is_over]
@@ -362,6 +366,10 @@ class _Renewal(_Job):
         """Seconds until the first renewal is due, which counts from the claim."""
         return max(0.0, self._lease.left - self._interval * (RENEWALS_PER_LEASE - 1))
 
+    def end(self) -> None:
+        super().end()
+        self._lose = _nothing
+
     def swap(self) -> Swap | None:
         self._sent = elapsed()
         return self._renewal if self._lease.run_left > 0 else None
@@ -387,6 +395,10 @@ class _Renewal(_Job):
 class _Limit(_Job):
     def __init__(self, stop: Callable[[], object]) -> None:
         self._stop = stop
+
+    def end(self) -> None:
+        super().end()
+        self._stop = _nothing
 
     def run(self, seen: object) -> None:
         if not self.is_over:

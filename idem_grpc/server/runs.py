@@ -3,16 +3,58 @@
 Duplicates wait here for the reply of a run, and a server that stops waits here for all.
 """
 
+import logging
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future
 
 from idem_grpc.steps import Reply
 
-Run = Future[Reply]
+logger = logging.getLogger("idem_grpc")
+
+Wake = Callable[[], object]
+
+
+class Run:
+    """The flow of one keyed call. ``reply`` is None until it has replied, and if it broke."""
+
+    __slots__ = ("_is_over", "_lock", "_waiters", "reply")
+
+    def __init__(self, lock: threading.Condition) -> None:
+        self.reply: Reply | None = None
+        self._is_over = False
+        self._lock = lock
+        self._waiters: list[Wake] | None = None  # made for the first duplicate that waits
+
+    def join(self, wake: Wake) -> None:
+        """Have ``wake`` called once the run is over; at once if it is. To be followed by ``leave``."""
+        with self._lock:
+            if not self._is_over:
+                self._waiters = self._waiters or []
+                self._waiters.append(wake)
+                return
+        wake()
+
+    def leave(self, wake: Wake) -> None:
+        """Forget a waiter, and so all that it holds."""
+        with self._lock:
+            if self._waiters and wake in self._waiters:
+                self._waiters.remove(wake)
+
+    def end(self, reply: Reply | None) -> None:
+        """The run has replied; with None, it broke."""
+        with self._lock:
+            self.reply, self._is_over = reply, True
+            waiters, self._waiters = self._waiters, None
+        for wake in waiters or ():
+            try:
+                wake()
+            except Exception:  # the event loop of a waiter is closed: its call is over
+                logger.debug("a duplicate could not be woken", exc_info=True)
 
 
 class Runs:
-    """Of use to threads and to an event loop: its futures are of concurrent.futures."""
+    """Of use to threads and to an event loop."""
 
     def __init__(self) -> None:
         self._runs: dict[bytes, Run] = {}
@@ -22,8 +64,7 @@ class Runs:
 
     def start(self, owner: bytes) -> Run:
         """Register a flow before its first swap, so that none who finds its record misses it."""
-        run = Run()
-        run.set_running_or_notify_cancel()  # from here on, no waiter can cancel it
+        run = Run(self._ended)
         with self._ended:
             self._runs[owner] = run
         return run

@@ -108,7 +108,10 @@ class SyncCall:
                         self._log_failure()
             if self._gone.is_set():
                 return
-            answer = pending.result()
+            try:
+                answer = pending.result()
+            finally:
+                del pending  # the traceback of its error would keep it
         for message in answer.messages[sent:]:
             self._open(answer.opening)
             yield self._outside.wrap(message)
@@ -128,7 +131,7 @@ class SyncCall:
                     self._log_failure()
             except BaseException as error:
                 logger.exception("%s broke", self._caller.method)  # nobody else may be there to tell
-                pending.set_exception(error)
+                pending.set_exception(error.with_traceback(None))  # of which this frame has ``pending``
             finally:
                 self._outlet.close()
 
@@ -140,7 +143,10 @@ class SyncCall:
             self._is_opened = True
             if self._recorded is not None:
                 self._recorded.compress()
-            self._context.send_initial_metadata(initial_metadata)
+            try:
+                self._context.send_initial_metadata(initial_metadata)
+            except grpc.RpcError as error:  # the caller is gone: what comes next is not sent either
+                _let_go(error)
 
     def _end(self, answer: Answer) -> None:
         """Send the status of an answer, by the methods that interceptors outside look at."""
@@ -177,7 +183,7 @@ class SyncCall:
             self._leave()
         with self._protection.running(admitted.call, self._patience) as run:
             reply, answer = self._drive(admitted)
-            run.set_result(reply)
+            run.end(reply)
         return answer
 
     def _leave(self) -> None:
@@ -240,20 +246,23 @@ class SyncCall:
         """Wait for the reply of a run of this process."""
         if self._patience.left() == 0:
             return Waited(more=False)
-        run.add_done_callback(lambda _: self._wake.set())
+        wake = self._wake.set
+        run.join(wake)
         self._wake.wait(self._patience.left())
-        return Waited(run.result()) if run.done() else Waited(more=False)
+        run.leave(wake)
+        return Waited(run.reply, more=False)
 
     def _execute(self, execute: Execute, admitted: Admitted, sent: float) -> Ended | TooLate:
         execution = admitted.execution(execute.record, sent)
         promise = Promise(execute.swap, execution.lease, is_protected=execute.acknowledged)
+        gone, context = self._gone, self._context
         recording = self._recorded = Recording(
             self._caller,
             execution,
             admitted.call.rules,
             self._handler,
-            self._context,
-            is_gone=lambda: self._gone.is_set() or not self._context.is_active(),
+            context,
+            is_gone=lambda: gone.is_set() or not context.is_active(),
             in_aio=False,
         )
 
@@ -305,8 +314,8 @@ class SyncCall:
             incoming.whole = incoming.whole or self._is_there_after_the_end()
             if incoming.whole:
                 return None
-        except grpc.RpcError:
-            pass
+        except grpc.RpcError as error:
+            _let_go(error)
         else:
             return raw
         incoming.cut = True
@@ -334,6 +343,11 @@ class SyncCall:
             return Compared(end.value)
         except (CallerGone, Refused):
             return Compared(same=False)
+
+
+def _let_go(error: grpc.RpcError) -> None:
+    """Drop the traceback of an error, whose frames have the state of its call, in which grpc keeps it."""
+    error.__traceback__ = None
 
 
 _END = object()
