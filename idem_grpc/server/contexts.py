@@ -46,6 +46,13 @@ class _Context:
                 pass
         self.__dict__[name] = value
 
+    def __delattr__(self, name: str) -> None:
+        recording = self._recording
+        if name in self.__dict__ or (recording.in_aio and recording.is_gone()):
+            super().__delattr__(name)
+        else:
+            delattr(recording.context, name)
+
     def invocation_metadata(self) -> Any:
         return self._recording.caller.invocation_metadata
 
