@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from concurrent.futures import Executor
 from contextlib import aclosing, suppress
 from typing import Any
 
@@ -13,11 +14,12 @@ from idem_grpc.reporter import Reporter
 from idem_grpc.scope import Scope
 from idem_grpc.server.admission import Caller
 from idem_grpc.server.aio_call import AioCall
+from idem_grpc.server.aio_threads import Threads
 from idem_grpc.server.arities import Handler, raw_handler
 from idem_grpc.server.base import Protection
 from idem_grpc.server.passed_on import TOKEN_SERVICE, with_details
 from idem_grpc.server.replies import Answer
-from idem_grpc.server.settings import check_watch
+from idem_grpc.server.settings import check_executor, check_watch
 from idem_grpc.stores.protocol import AsyncStore, OnLoop
 
 
@@ -27,6 +29,10 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
     ``store`` is one of ``idem_grpc.aio.open_store``. Handlers may be coroutines, or plain
     functions, which run on a thread. A duplicate that waits costs no thread, so
     ``max_waiters`` is 1000 by default.
+
+    executor: runs plain functions, one thread for each while it lasts. Give it the server's own
+        ``migration_thread_pool``, which an interceptor cannot see. It stays yours to shut down, after
+        ``drain``. Default: up to 32 threads of the interceptor's own, which end with ``drain``.
     """
 
     def __init__(
@@ -38,14 +44,17 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
         policies: Mapping[str, Policy] = {},
         default: Policy = Policy(),  # noqa: B008 -- it is frozen
         max_waiters: int = 1000,
+        executor: Executor | None = None,
         reporter: Reporter | None = None,
     ) -> None:
         if not isinstance(store, AsyncStore):
             raise TypeError(f"store={store!r}: give a store of idem_grpc.aio.open_store")
         check_watch(max_waiters, reporter)
+        check_executor(executor)
         self.store = store
         self._on_loop = store.blocking if isinstance(store.blocking, OnLoop) else None
         self._tasks: set[asyncio.Task[Answer]] = set()
+        self._threads = Threads(executor)
         self.protection = Protection(
             store.blocking,
             scope=scope,
@@ -64,7 +73,9 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
             async with asyncio.timeout(None if timeout is None else in_seconds(timeout)):
                 while runs.left():
                     await asyncio.wrap_future(runs.over())
-        return runs.left()
+        if (left := runs.left()) == 0:
+            self._threads.close()
+        return left
 
     async def intercept_service(
         self,
@@ -87,7 +98,7 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
 
         def arrived(request: Any, context: Any) -> AioCall:
             caller = Caller.of(method, metadata, context)
-            return AioCall(self.store, self.protection, handler, caller, context, request, rpc)
+            return AioCall(self.store, self.protection, handler, caller, context, request, rpc, self._threads)
 
         # grpc's context has the exception of an abort, and that has these frames.
 

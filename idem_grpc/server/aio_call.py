@@ -20,6 +20,7 @@ from idem_grpc.policy import OnCancel, Rules
 from idem_grpc.server.admission import Admitted, Caller, Refused
 from idem_grpc.server.aio_handler import serve
 from idem_grpc.server.aio_pipe import Pipe
+from idem_grpc.server.aio_threads import Threads
 from idem_grpc.server.arities import Handler, Outside, behavior_of, is_async, serialized
 from idem_grpc.server.base import Protection, look_at, once_claimed, unless_claimable
 from idem_grpc.server.keeper import NotStarted, Promise
@@ -60,6 +61,7 @@ class AioCall:
         context: Any,
         request: Any,
         rpc: asyncio.Task[Any] | None,
+        threads: Threads,
     ) -> None:
         self._store = store
         self._protection = protection
@@ -69,6 +71,7 @@ class AioCall:
         self._outside = Outside()
         self._raw = None if handler.request_streaming else self._outside.taken(request)
         self._rpc = rpc
+        self._threads = threads
         self._flow: asyncio.Task[Answer] | None = None
         self._loop = asyncio.get_running_loop()
         self._pipe = Pipe(self._outside)
@@ -369,7 +372,8 @@ class AioCall:
             return end if incoming is None or raw is None else incoming.take(raw)
 
         try:
-            return await serve(self._handler, admitted.request, recording, promise.start, send, receive)
+            threads, start = self._threads, promise.start
+            return await serve(self._handler, admitted.request, recording, threads, start, send, receive)
         finally:
             self._handling = None
 

@@ -4,12 +4,12 @@ import asyncio
 import inspect
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import aclosing
-from contextvars import copy_context
 from functools import partial
 from typing import Any
 
 import grpc
 
+from idem_grpc.server.aio_threads import Threads
 from idem_grpc.server.arities import Handler, behavior_of, closed_after, is_async
 from idem_grpc.server.contexts import AioContext, ThreadContext
 from idem_grpc.server.recording import Recording
@@ -24,14 +24,16 @@ async def serve(
     handler: Handler,
     request: Any,
     recording: Recording,
+    threads: Threads,
     start: Callable[[], None],
     send: Send,
     receive: Receive,
 ) -> Any:
     """Call a handler with its one request, or with the stream that ``receive`` reads.
 
-    ``start`` is called right before it, on its thread. ``receive`` is given what to return at
-    the end. Returns the one response; a stream of them goes to ``send``.
+    A plain function runs on one of ``threads``. ``start`` is called right before it, on its thread.
+    ``receive`` is given what to return at the end. Returns the one response; a stream of them goes
+    to ``send``.
     """
     is_stream = recording.incoming is not None
     behavior = behavior_of(handler)
@@ -51,8 +53,15 @@ async def serve(
             start,
             lambda response: wait_for(send(response)),
         )
-        # Not to_thread, which makes a task: the end of the event loop cancels those.
-        return await _to_its_end(loop.run_in_executor(None, partial(copy_context().run, serving)))
+        try:
+            thread = threads.run(serving)
+        except RuntimeError as error:
+            recording.not_run(str(error))
+            return None
+        try:
+            return await _to_its_end(thread)
+        finally:
+            del thread  # it has its exception, and that has this frame
     reader = partial(receive, grpc.aio.EOF) if is_stream else None
     context = AioContext(recording, reader, send if handler.response_streaming else None)
     if is_stream:

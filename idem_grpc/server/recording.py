@@ -101,6 +101,11 @@ class Recording:
         self.aborted = True
         self._final = Code.CANCELLED, "Cancelled by the server", self.trailing_metadata or ()
 
+    def not_run(self, why: str) -> None:
+        """Note that the handler was not called: a retry calls it."""
+        self.abort(grpc.StatusCode.UNAVAILABLE, f"the handler was not run: {why}", ())
+        self._execution.release()
+
     def raise_if_over(self) -> None:
         """Raise AbortError where an abort has ended the call, and a handler goes on."""
         if self.in_aio and self.aborted:

@@ -1,6 +1,7 @@
 """Settings of an interceptor that are of the wrong kind; those of the right kind are judged elsewhere."""
 
 from collections.abc import Iterable, Mapping
+from concurrent.futures import Executor, ProcessPoolExecutor
 
 from google.protobuf.descriptor import ServiceDescriptor
 
@@ -13,6 +14,17 @@ def check_watch(max_waiters: object, reporter: object) -> None:
     whole_number("ServerInterceptor", "max_waiters", max_waiters, smallest=0)
     if reporter is not None and not isinstance(reporter, Reporter):
         raise TypeError(f"reporter={reporter!r}: give an instance of a subclass of idem_grpc.Reporter")
+
+
+def check_executor(executor: object) -> None:
+    """Where plain functions run. Raises TypeError, saying what to give."""
+    if executor is None:
+        return
+    if not isinstance(executor, Executor) or isinstance(executor, ProcessPoolExecutor):
+        raise TypeError(
+            f"executor={executor!r}: give a concurrent.futures.ThreadPoolExecutor, such as the server's"
+            " migration_thread_pool"
+        )
 
 
 def check_policies(policies: object, default: object) -> None:

@@ -158,13 +158,19 @@ async def serve() -> None:
             scope=idem_grpc.aio.metadata("x-tenant-id"),
             policies=POLICIES,
             default=idem_grpc.aio.Policy(on_unclear=idem_grpc.aio.OnUnclear.FAIL),
+            executor=(pool := ThreadPoolExecutor(8)),
             reporter=Metrics(),
         )
-        grpc.aio.server(interceptors=[aio_interceptor])
+        grpc.aio.server(migration_thread_pool=pool, interceptors=[aio_interceptor])
         assert_type(await aio_interceptor.drain(timedelta(seconds=10)), int)
 
         idem_grpc.aio.ServerInterceptor(aio_store)  # type: ignore[call-arg]  # a scope has no default
         idem_grpc.aio.ServerInterceptor(store, scope=SHARED)  # type: ignore[arg-type]  # a store for threads
+        idem_grpc.aio.ServerInterceptor(
+            aio_store,
+            scope=SHARED,
+            executor=8,  # type: ignore[arg-type]  # a number is no pool
+        )
         ServerInterceptor(aio_store, scope=SHARED)  # type: ignore[arg-type]  # a store for asyncio
         aio_interceptor.drain(10) + 1  # type: ignore[operator]  # it was not awaited
         aio_store.close()  # type: ignore[attr-defined]  # it is called aclose
