@@ -14,15 +14,17 @@ What holds, whatever happens:
   that the store is misused: its driver decides how often a mistake is worth another try.
 """
 
+import logging
 import math
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 
 from idem_grpc.endings import Ending
 from idem_grpc.judge import judge, judge_late, left_unknown_by
-from idem_grpc.outcome import Outcome
+from idem_grpc.outcome import Code, Outcome
 from idem_grpc.policy import OnOutage
-from idem_grpc.problem import Problem, Reason
+from idem_grpc.problem import Problem, Reason, status_outcome
+from idem_grpc.rate import NotCounted, counted
 from idem_grpc.record import OnUnclear, Record, State
 from idem_grpc.steps import (
     Compare,
@@ -48,6 +50,10 @@ LONGEST_POLL = 1.0
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 5.0
 SHORTEST_TTL = 0.001
+FENCE_TTL = 60.0
+"""Seconds for which a key that was given back unused is kept; a claim that was sent before lands earlier."""
+
+logger = logging.getLogger("idem_grpc")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +79,8 @@ def flow(call: Call) -> Steps:
     claimed = yield from _arrive(call, claim, claim)
     if claimed is None:
         return
+    if call.rate_key and (yield from _is_one_too_many(call, claimed)):
+        return
     while isinstance(ended := (yield claimed.execute()), TooLate):
         claimed = yield from _renew(call, claimed)
         if claimed is None:
@@ -82,6 +90,34 @@ def flow(call: Call) -> Steps:
         yield from _keep(call, claimed, ended)
     else:
         yield from _release(call, claimed, ended)
+
+
+def _is_one_too_many(call: Call, claimed: _Claimed) -> Generator[Step, Event, bool]:
+    """Count a key that is new. Over the rate, give it back unused and refuse the call.
+
+    It is counted once it is claimed, so that duplicates count for nothing. What cannot be counted
+    is let through.
+    """
+    rate = call.rules.claim_rate
+    assert rate is not None, "there is something to count for"
+    if claimed.record.attempt > 1 or not claimed.acknowledged:
+        return False
+    try:
+        left = yield from counted(call.rate_key, 1, rate)
+    except NotCounted as error:
+        logger.warning("new keys are not counted: %s", error)
+        return False
+    if not left:
+        return False
+    # As if it had never been claimed. It is not deleted: the claim may have been sent twice.
+    unused = Record(state=State.OPEN, owner=call.owner)
+    seen = yield Swap(call.key, claimed.swap.new, unused.to_bytes(), FENCE_TTL)
+    sentence = f"a caller may use at most {rate[0]} new keys in {rate[1]:g} s: nothing was run"
+    refusal = status_outcome(Code.RESOURCE_EXHAUSTED, sentence, delay_ms=round(left * 1000))
+    yield Reply(refusal, is_shared=False)
+    if not isinstance(seen, Swapped):
+        yield from _give_back(call, claimed.swap, unused, FENCE_TTL)
+    return True
 
 
 def _renew(call: Call, claimed: _Claimed) -> Generator[Step, Event, _Claimed | None]:

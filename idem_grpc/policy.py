@@ -89,6 +89,11 @@ class Policy:
         RESPONSE_NOT_KEPT; default 1 MiB. In a stream, a response counts for 16 bytes at
         least, and each further turn, where both sides stream, for 64.
 
+    claim_rate: new keys of one scope in so many seconds, such as (600, 900); a call with one key
+        more is refused with RESOURCE_EXHAUSTED, and nothing is run or kept. Duplicates are not
+        counted, nor are tokens, which have a rate of their own. It costs up to two round trips for
+        each new key. Default: (), which is no limit.
+
     Raises ValueError or TypeError for a value that makes no sense, saying what would.
     """
 
@@ -104,6 +109,7 @@ class Policy:
     replay_errors: Collection[StatusCode | str] | None = None
     ignore: Collection[str] | None = None
     max_response_bytes: int | None = None
+    claim_rate: tuple[int, Duration] | tuple[()] | None = None
 
     def __post_init__(self) -> None:
         for name, smallest in (("retention", 0.001), ("lease", 0.001), ("max_run", 0.001), ("wait", 0.0)):
@@ -123,6 +129,8 @@ class Policy:
             raise ValueError(f"Policy(operation={self.operation!r}): it has a lone surrogate: give a text")
         if self.max_response_bytes is not None:
             whole_number("Policy", "max_response_bytes", self.max_response_bytes, smallest=0)
+        if self.claim_rate is not None and self.claim_rate != ():
+            rate_of("Policy", "claim_rate", self.claim_rate)
         if self.ignore is not None:
             _check_fields(self.ignore)
         if self.replay_errors is not None:
@@ -148,6 +156,7 @@ class Rules:
     replay_errors: frozenset[Code]
     ignore: tuple[str, ...]
     max_response_bytes: int
+    claim_rate: tuple[int, float] | None = None
     key_fields: FromRequest | None = None
 
     @classmethod
@@ -163,6 +172,7 @@ class Rules:
             values = (getattr(layer, field) for layer in stack)
             return next(value for value in values if value is not None)
 
+        claim_rate = decided("claim_rate")
         rules = cls(
             operation=decided("operation"),
             key=decided("key"),
@@ -176,6 +186,7 @@ class Rules:
             replay_errors=codes_of("Policy(replay_errors=…)", decided("replay_errors")),
             ignore=tuple(sorted(set(decided("ignore")))),
             max_response_bytes=decided("max_response_bytes"),
+            claim_rate=rate_of("Policy", "claim_rate", claim_rate) if claim_rate else None,
         )
         if wrong := contradiction(rules):
             raise ValueError(f"{method}: {wrong}")
@@ -219,6 +230,14 @@ def seconds_of(owner: str, name: str, duration: Duration, *, smallest: float = 0
     if not smallest <= seconds <= LONGEST:
         raise ValueError(f"{owner}({name}={duration!r}): give between {smallest:g} s and ten years")
     return in_seconds(duration)
+
+
+def rate_of(owner: str, name: str, rate: object) -> tuple[int, float]:
+    """The setting ``name`` of ``owner``, so many in so many seconds. Raises TypeError or ValueError."""
+    if not (isinstance(rate, tuple) and len(rate) == 2 and isinstance(rate[0], int)):
+        raise TypeError(f"{owner}({name}={rate!r}): give (number, seconds), as in (600, 900)")
+    whole_number(owner, name, rate[0], smallest=1)
+    return rate[0], seconds_of(owner, name, rate[1])
 
 
 def _is_duration(value: object) -> bool:
@@ -268,4 +287,5 @@ BUILT_IN = Policy(
     replay_errors=(Code.NOT_FOUND, Code.ALREADY_EXISTS, Code.FAILED_PRECONDITION),
     ignore=(),
     max_response_bytes=1024 * 1024,
+    claim_rate=(),
 )

@@ -20,7 +20,8 @@ class Call:
 
     ``key`` is the record's name in the store, ``owner`` a nonce of this call's own,
     ``binding`` what its token must be good for (None for a client's own key).
-    ``fingerprint`` is None for a request stream, which is read while the call runs.
+    ``fingerprint`` is None for a request stream, which is read while the call runs. ``rate_key``
+    is where its scope's new keys are counted, if its rules have a ``claim_rate``.
     """
 
     key: bytes
@@ -28,6 +29,7 @@ class Call:
     fingerprint: Fingerprint | None
     rules: Rules
     binding: Binding | None = None
+    rate_key: bytes = b""
 
     def first_claim(self) -> "Claim":
         """The claim that fits a key not used before: most calls need no other."""

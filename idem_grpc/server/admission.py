@@ -10,7 +10,7 @@ from typing import Any
 from google.protobuf.descriptor import ServiceDescriptor
 
 from idem_grpc import keys
-from idem_grpc.digest import store_key, token_key
+from idem_grpc.digest import digest, store_key, token_key
 from idem_grpc.execution import KeyedExecution, Lease, identity_of
 from idem_grpc.fingerprint import Fingerprint, fingerprint
 from idem_grpc.messages import message_of
@@ -223,8 +223,14 @@ class Admission:
             call = Call(token_key(self.namespace, key), owner, shown, rules, binding)
         else:
             name = store_key(self.namespace, rules.operation, scope.encode(), key)
-            call = Call(name, owner, shown, rules)
+            call = Call(name, owner, shown, rules, rate_key=self._rate_key(rules, scope))
         return Admitted(call, key, scope, request)
+
+    def _rate_key(self, rules: Rules, scope: str) -> bytes:
+        if rules.claim_rate is None:
+            return b""
+        parts = (self.namespace, rules.operation, scope)
+        return digest("claim rate", *(part.encode() for part in parts), size=24)
 
     def scope_of(self, caller: Caller) -> str:
         """Whose call it is. Raises Refused if that is unknown."""

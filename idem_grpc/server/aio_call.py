@@ -235,7 +235,8 @@ class AioCall:
         while True:
             match steps.send(event):
                 case Swap() as swap:
-                    sent = elapsed()
+                    if swap.key == admitted.call.key:
+                        sent = elapsed()
                     event = await self._swap(swap)
                 case Wait() as wait:
                     event = await self._wait(wait)

@@ -202,7 +202,8 @@ class SyncCall:
         while True:
             match steps.send(event):
                 case Swap() as swap:
-                    sent = elapsed()
+                    if swap.key == admitted.call.key:
+                        sent = elapsed()
                     event = self._swap(swap)
                 case Wait() as wait:
                     event = self._wait(wait)

@@ -11,13 +11,11 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
-from google.protobuf.message import DecodeError
-from idem_grpc_pb.v1 import token_pb2
-
 from idem_grpc.digest import digest, token_key
 from idem_grpc.outcome import Code, Outcome
-from idem_grpc.policy import Duration, in_seconds, seconds_of, whole_number
+from idem_grpc.policy import Duration, rate_of, seconds_of
 from idem_grpc.problem import Problem, Reason, status_outcome
+from idem_grpc.rate import NotCounted, counted
 from idem_grpc.record import Binding, Record, State
 from idem_grpc.swap import Held, Swap, Swapped
 
@@ -28,8 +26,6 @@ PREFIX = "idt_"
 
 MOST_AT_ONCE = 100
 _RANDOM_BYTES = 18
-_SHORTEST_TTL = 0.001
-_MOST_COUNTED = 2**32 - 1
 
 _UNREADABLE = (
     "this server cannot read what is known of the token, which a later release may have written:"
@@ -66,11 +62,7 @@ class Operation:
         ttl, max_ttl = (seconds_of("Operation", name, getattr(self, name)) for name in ("ttl", "max_ttl"))
         if ttl > max_ttl:
             raise ValueError(f"{self}: ttl must not be above max_ttl")
-        rate: object = self.issue_rate
-        if not (isinstance(rate, tuple) and len(rate) == 2 and isinstance(rate[0], int)):
-            raise TypeError(f"Operation(issue_rate={rate!r}): give (tokens, seconds), as in (600, 900)")
-        whole_number("Operation", "issue_rate", rate[0], smallest=1)
-        seconds_of("Operation", "issue_rate", rate[1])
+        rate_of("Operation", "issue_rate", self.issue_rate)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,36 +104,28 @@ def _count(
     subject: Subject, name: str, operation: Operation, count: int
 ) -> Generator[list[Swap], Answers, None]:
     """Add to the caller's count in the present window, which ends with the record."""
-    most, period = min(operation.issue_rate[0], _MOST_COUNTED), in_seconds(operation.issue_rate[1])
+    most, period = rate = rate_of("Operation", "issue_rate", operation.issue_rate)
     key = digest("rate", subject.namespace.encode(), name.encode(), subject.scope.encode(), size=24)
-    expected, had, left = None, 0, period
-    while had + count <= most:
-        now = token_pb2.IssueCount(count=had + count, nonce=secrets.token_bytes(8))
-        (seen,) = yield [Swap(key, expected, now.SerializeToString(), max(left, _SHORTEST_TTL))]
-        if isinstance(seen, Swapped):
-            return
-        expected = seen.value
-        had = 0 if expected is None else _issued(key, expected)
-        left = period if expected is None else min(seen.ttl_left, period)
-    never = f": {count} at once are never issued" if count > most else ""
-    raise Declined(
-        status_outcome(
-            Code.RESOURCE_EXHAUSTED,
-            f"a caller is issued at most {most} tokens for {name} in {period:g} s{never}",
-            delay_ms=round(left * 1000),
-        )
-    )
-
-
-def _issued(key: bytes, value: bytes) -> int:
-    """The number of tokens that a caller was issued. Raises Declined if it cannot be read."""
+    counting = counted(key, count, rate)
     try:
-        return token_pb2.IssueCount.FromString(value).count
-    except DecodeError:
-        logger.warning(
-            "the count of issued tokens in the store's key %r, of %d bytes, cannot be read", key, len(value)
-        )
+        swap = next(counting)
+        while True:
+            (seen,) = yield [swap]
+            swap = counting.send(seen)
+    except NotCounted as error:
+        logger.warning("no tokens are issued: %s", error)
         raise Declined(Problem(Reason.OUTCOME_UNKNOWN, _COUNT_UNREADABLE).outcome()) from None
+    except StopIteration as end:
+        left: float = end.value
+    if left:
+        never = f": {count} at once are never issued" if count > most else ""
+        raise Declined(
+            status_outcome(
+                Code.RESOURCE_EXHAUSTED,
+                f"a caller is issued at most {most} tokens for {name} in {period:g} s{never}",
+                delay_ms=round(left * 1000),
+            )
+        )
 
 
 def look_up(subject: Subject, token: str) -> Generator[list[Swap], Answers, Found]:

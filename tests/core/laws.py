@@ -72,7 +72,9 @@ class Laws:
         if old.state is State.UNKNOWN:
             assert old.owner == writer, f"{edge} by another than its owner"
         if new.state in (State.RUNNING, State.OPEN) and old.state is not State.ABSENT:
-            assert new.attempt - old.attempt in (0, 1), f"{edge}: attempt {old.attempt} -> {new.attempt}"
+            unused = new.state is State.OPEN and new.attempt == 0 and writer == old.owner
+            grown = new.attempt - old.attempt in (0, 1)
+            assert grown or unused, f"{edge}: attempt {old.attempt} -> {new.attempt}"
             assert new.state is State.OPEN or new.attempt > old.attempt, f"{edge}: the attempt does not grow"
 
     def _starts(self, at: "At", number: int, node: "Node") -> None:
@@ -102,6 +104,8 @@ class Laws:
         reply = node.replies[0]
         if isinstance(reply.answer, Problem):
             self._refuses(at, number, node, reply.answer.reason)
+        elif reply.answer.code is Code.RESOURCE_EXHAUSTED:
+            assert number not in at.started, f"{number} ran, and is told that it had too many keys"
         elif reply.answer.code in DECIDED_CODES and not at.wiped and not _runs_unseen(at, reply):
             kept = read(at.store.value)
             is_kept = kept.state is State.DONE and kept.outcome == reply.answer

@@ -93,6 +93,13 @@ def test_three_callers_of_which_one_may_be_late(processes, on_unclear):
 
 @both_topologies
 @both_modes
+@pytest.mark.parametrize("faults", [ONE_OF_EACH, SLOW], ids=["one of each", "slow"])
+def test_callers_whose_keys_may_be_too_many(processes, on_unclear, faults):
+    assert states(Scenario(processes, (on_unclear,) * 2, faults, rate=True)) > 3000
+
+
+@both_topologies
+@both_modes
 def test_an_outage_that_all_see_costs_no_second_run(processes, on_unclear):
     assert states(Scenario(processes, (on_unclear,) * 2, AWAY)) > 500
 

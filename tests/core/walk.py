@@ -16,6 +16,8 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import NamedTuple
 
+from idem_grpc_pb.v1 import token_pb2
+
 from idem_grpc.endings import Ending
 from idem_grpc.fingerprint import Fingerprint
 from idem_grpc.flow import flow
@@ -31,6 +33,8 @@ from tests.core.laws import Laws, read
 LEASE = 10.0
 RETENTION = 40.0
 KEY = b"key"
+RATE_KEY = b"rate"
+FULL = token_pb2.IssueCount(count=1).SerializeToString()
 REQUEST = Fingerprint(b"raw", b"canonical")
 TOO_DEEP = 200
 """Longer than any path of a flow that ends: with its faults used up, a walk must stop."""
@@ -67,6 +71,7 @@ class Scenario:
     on_outage: OnOutage = OnOutage.REFUSE
     failures: tuple[Ending, ...] = (Ending.UNCLEAR,)
     decided: tuple[Code, ...] = (Code.OK, Code.OK, Code.OK)
+    rate: bool = False
 
     def calls(self) -> tuple[Call, ...]:
         return tuple(self._call(number) for number in range(len(self.processes)))
@@ -79,11 +84,13 @@ class Scenario:
             max_run=RETENTION,
             on_unclear=self.on_unclear[number],
             on_outage=self.on_outage,
+            claim_rate=(1, RETENTION) if self.rate else None,
         )
         binding = Binding(b"operation", b"scope") if self.token else None
         owner = b"owner-%d" % number
         shown = None if self.stream else REQUEST
-        return Call(KEY, owner, shown, Rules.of("/a.B/C", [policy]), binding)
+        rules = Rules.of("/a.B/C", [policy])
+        return Call(KEY, owner, shown, rules, binding, RATE_KEY if self.rate else b"")
 
 
 class At(NamedTuple):
@@ -178,6 +185,12 @@ class Walk:
 
     def _moves_of(self, at: At, number: int, node: Node) -> Iterator[Move]:
         match node.step:
+            case Swap(key=key) if key == RATE_KEY:
+                yield Move(f"{number} is one too many", self._sent(at, number, Held(FULL, 1.0)))
+                counted = self._sent(at, number, Swapped(0.0))
+                if not self._has_lease(at, number):
+                    counted = counted._replace(started=at.started)
+                yield Move(f"{number} is counted", counted)
             case Swap() as swap:
                 if not (node.paused and node.last_seen == at.store):
                     reply, store = swapped(swap, at.store)
@@ -228,6 +241,11 @@ class Walk:
                 else:
                     yield Move(f"{number} is too late to start", self._sent(at, number, TooLate()))
         yield from self._renewal(at, number, node)
+
+    def _has_lease(self, at: At, number: int) -> bool:
+        record = read(at.store.value)
+        has_time = at.store.ttl_left > record.ttl - record.lease
+        return record.state is State.RUNNING and record.owner == self.calls[number].owner and has_time
 
     def _living_with(self, at: At, number: int, owner: bytes) -> list[Node]:
         """The flow of ``owner``, if it is in the process of ``number`` and not over."""

@@ -67,6 +67,7 @@ Policy(
     replay_errors=[grpc.StatusCode.NOT_FOUND],
     ignore=["client_version", "trace.id"],
     max_response_bytes=1024,
+    claim_rate=(600, timedelta(minutes=15)),
 )
 Policy(replay_errors={grpc.StatusCode.NOT_FOUND, grpc.StatusCode.ABORTED}, ignore=())
 Policy(replay_errors=("NOT_FOUND", "ALREADY_EXISTS"))
