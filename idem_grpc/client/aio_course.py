@@ -26,6 +26,7 @@ from idem_grpc.client.common import (
     snapshot,
     with_another_key,
 )
+from idem_grpc.client.grpc_calls import code_of, metadata_of
 from idem_grpc.client.keying import end_left, leave
 from idem_grpc.client.retry import Backoff, Renewal
 from idem_grpc.sources import SingleUse
@@ -67,7 +68,7 @@ class Course:
         self._end = end
         self._source = source
         self._handed = Handed()
-        self._broken_by: grpc.aio.AioRpcError | None = None
+        self._broken_by: grpc.RpcError | None = None
         self._attempt: Any = None
         self._status: Status | None = None
         self._opening: Any = None
@@ -188,9 +189,9 @@ class Course:
                 response = await self._send(self._trial.attempt())
                 self._trial.succeeded()
                 return response
-            except grpc.aio.AioRpcError as failed:
-                error, code = failed, failed.code()
-                if self._status is not None:
+            except grpc.RpcError as failed:
+                error, code = failed, code_of(failed)
+                if self._status is not None and isinstance(failed, grpc.aio.AioRpcError):
                     error, code = await self._status.settled(failed)
             except _AnotherRun:
                 assert self._broken_by is not None
@@ -198,7 +199,7 @@ class Course:
                 raise self._broken_by from None
             is_whole = self.requests is None or self.requests.is_whole
             can_resend = is_whole and self._handed.can_resend
-            step = self._trial.failed(code, error.trailing_metadata(), can_resend=can_resend)
+            step = self._trial.failed(code, metadata_of(error), can_resend=can_resend)
             if step is None:
                 held_back = [NO_RUN if is_whole else TOO_LARGE] if self._trial.was_held_back else []
                 self._trial.note(error, *held_back)
@@ -208,7 +209,7 @@ class Course:
             else:
                 await self._renew(step, error)
 
-    async def _renew(self, step: Renewal, refused: grpc.aio.AioRpcError) -> None:
+    async def _renew(self, step: Renewal, refused: grpc.RpcError) -> None:
         """Get another key. Raises the refusal of the one before if there is none."""
         assert self._source is not None
         try:
@@ -223,12 +224,18 @@ class Course:
     async def _send(self, timeout: float | None) -> Any:
         details = sending(self._details, self._metadata, timeout)
         request = self._request if self.requests is None else self.requests.again()
-        attempt = self._status = None
+        attempt: Any = None
+        self._status = None
         try:
-            attempt = self._attempt = await self.continuation(details, request)
+            attempt = await self.continuation(details, request)
+            if self._streams and _is_unsent(attempt, self):
+                attempt = _Unsent(attempt)
+            self._attempt = attempt
             self._status = None if self.requests is None else Status(attempt)
             self._changed.beat()
-            return await (self._hand_over(attempt) if self._streams else attempt)
+            if self._streams:
+                return await self._hand_over(attempt)
+            return await attempt
         finally:
             if attempt is not None:
                 attempt.cancel()  # nothing comes of it where it is over
@@ -248,7 +255,7 @@ class Course:
                 seen += 1
                 if seen > before:
                     await self._give(response, opening)
-        except grpc.aio.AioRpcError as error:
+        except grpc.RpcError as error:
             if self._handed.count > before:
                 self._broken_by = error
             raise
@@ -275,6 +282,52 @@ def sending(details: Any, metadata: Pairs | None, timeout: float | None) -> grpc
         details.credentials,
         details.wait_for_ready,
     )
+
+
+def _is_unsent(attempt: Any, course: Course) -> bool:
+    """Whether another interceptor gave an iterator that makes its call only when it is read.
+
+    grpc pairs such an iterator with the call that was returned last: with none, or with that of this course.
+    """
+    paired = getattr(attempt, "_call", attempt)
+    return paired is None or getattr(paired, "_course", None) is course
+
+
+class _Unsent:
+    """Such an iterator, as a call. It ends with what reading it raises."""
+
+    def __init__(self, responses: Any) -> None:
+        self._responses = responses
+
+    def __aiter__(self) -> Any:
+        return aiter(self._responses)
+
+    def cancel(self) -> bool:
+        return False
+
+    def done(self) -> bool:
+        return False
+
+    def add_done_callback(self, callback: Callable[[Any], None]) -> None:
+        """It does not know when it is over."""
+
+    async def wait_for_connection(self) -> None:
+        """It does not know when it is connected."""
+
+    async def initial_metadata(self) -> Any:
+        return grpc.aio.Metadata()
+
+    async def trailing_metadata(self) -> Any:
+        return grpc.aio.Metadata()
+
+    async def code(self) -> grpc.StatusCode:
+        return grpc.StatusCode.OK
+
+    async def details(self) -> str:
+        return ""
+
+    async def debug_error_string(self) -> str:
+        return ""
 
 
 class _AnotherRun(Exception):

@@ -1,4 +1,7 @@
-"""What grpc's calls look like from outside, and one that looks like them."""
+"""What grpc's calls look like from outside, and one that looks like them.
+
+Other interceptors may put something else in the place of a call, with as few of its methods as they like.
+"""
 
 import weakref
 from collections.abc import Callable
@@ -8,12 +11,17 @@ import grpc
 
 
 def is_background(call: Any) -> bool:
-    """Whether a continuation gave a call on its way, as ``.future()`` makes, and not one that is over.
+    """Whether a continuation gave a call on its way, as ``.future()`` makes.
 
-    grpc tells an interceptor not which of the two its caller asked for. The one public sign
-    is that a future's call can be iterated over, and a blocking one's cannot.
+    grpc does not tell an interceptor which of the two its caller asked for. A blocking call
+    gives a response in hand, or an RpcError that cannot be iterated over, as a future's can.
     """
-    return hasattr(call, "__next__") and not is_local_failure(call)
+    if is_local_failure(call):
+        return False
+    if hasattr(call, "__next__"):
+        return True
+    is_future = hasattr(call, "add_done_callback") and hasattr(call, "exception")
+    return is_future and not isinstance(call, grpc.RpcError) and not (call.done() and error_of(call) is None)
 
 
 def is_local_failure(call: Any) -> bool:
@@ -32,16 +40,57 @@ def is_call(call: Any) -> bool:
     return all(hasattr(call, name) for name in ("add_callback", "code", "trailing_metadata", "cancel"))
 
 
-def when_over(call: Any, tell: Callable[[Any], object]) -> None:
-    """Call ``tell`` with a call of grpc's once it is over; never, if nobody holds it until then."""
+def error_of(call: Any) -> BaseException | None:
+    """What a call that is over failed with; None if it succeeded."""
+    try:
+        error: BaseException | None = call.exception()
+    except grpc.FutureCancelledError as cancelled:
+        return cancelled
+    except (AttributeError, NotImplementedError):
+        return call if isinstance(call, BaseException) else None
+    return error
+
+
+def code_of(call: Any) -> grpc.StatusCode:
+    """The status of a call that is over; UNKNOWN if its error does not tell."""
+    error = error_of(call)
+    if error is None:
+        return grpc.StatusCode.OK
+    if isinstance(error, grpc.FutureCancelledError):
+        return grpc.StatusCode.CANCELLED
+    return answer_of(error, "code") or grpc.StatusCode.UNKNOWN
+
+
+def metadata_of(call: Any) -> Any:
+    """The trailing metadata of a call that is over, or of its error."""
+    return answer_of(call, "trailing_metadata") or answer_of(error_of(call), "trailing_metadata") or ()
+
+
+def answer_of(call: Any, method: str) -> Any:
+    """What a method of a call returns; None if it has no such method."""
+    try:
+        return getattr(call, method)()
+    except (AttributeError, NotImplementedError):
+        return None
+
+
+def when_over(call: Any, tell: Callable[[grpc.StatusCode, Any], object]) -> None:
+    """Call ``tell`` with the status and trailing metadata of a call once it is over.
+
+    Never, if nobody holds it until then.
+    """
     held = weakref.ref(call)  # which grpc cancels as it is let go of, so nothing else may hold it
 
-    def over() -> None:
+    def over(_: Any = None) -> None:
         if (this := held()) is not None:
-            tell(this)
+            tell(code_of(this), metadata_of(this))
 
-    if not (is_background(call) and call.add_callback(over)):
-        tell(call)
+    if not is_background(call):
+        over()
+    elif not hasattr(call, "add_callback"):
+        call.add_done_callback(over)
+    elif not call.add_callback(over):
+        over()
 
 
 class CancelledCall(grpc.RpcError, grpc.Call):

@@ -1,8 +1,8 @@
 """The client interceptors for ``grpc``: a key for every call, and retries that keep it.
 
 A blocking call is retried on its caller's thread and ends as grpc's own; a future, and a
-stream of responses, is a RetriedCall. Which of the two a call is shows in what the first
-attempt gives.
+stream of responses, is a RetriedCall. Which of the two a call with one response is shows in
+what the first attempt gives.
 """
 
 import threading
@@ -26,7 +26,8 @@ from idem_grpc.client.common import (
     with_another_key,
     with_key,
 )
-from idem_grpc.client.grpc_calls import is_background, is_call, is_local_failure, when_over
+from idem_grpc.client.foreign_calls import as_call
+from idem_grpc.client.grpc_calls import code_of, is_background, is_local_failure, metadata_of, when_over
 from idem_grpc.client.keying import KeySource, checked
 from idem_grpc.client.retry import Backoff, Renewal, Retry
 from idem_grpc.client.sync_attempts import Attempts
@@ -102,15 +103,23 @@ class _Interceptor(
         return self._intercept(continuation, details, request, None)
 
     def intercept_unary_stream(self, continuation: Continuation, details: Any, request: Any) -> Any:
-        return self._intercept(continuation, details, request, None)
+        return self._intercept(continuation, details, request, None, gives_stream=True)
 
     def intercept_stream_unary(self, continuation: Continuation, details: Any, requests: Any) -> Any:
         return self._intercept(continuation, details, None, requests)
 
     def intercept_stream_stream(self, continuation: Continuation, details: Any, requests: Any) -> Any:
-        return self._intercept(continuation, details, None, requests)
+        return self._intercept(continuation, details, None, requests, gives_stream=True)
 
-    def _intercept(self, continuation: Continuation, given: Any, request: Any, stream: Any) -> Any:
+    def _intercept(
+        self,
+        continuation: Continuation,
+        given: Any,
+        request: Any,
+        stream: Any,
+        *,
+        gives_stream: bool = False,
+    ) -> Any:
         chosen = self._channel.choose(given.method, request, given.metadata)
         end = once(chosen.end)
         try:
@@ -123,19 +132,18 @@ class _Interceptor(
                 getattr(given, "wait_for_ready", None),
                 getattr(given, "compression", None),
             )
-            sending = _Sending(continuation, details, request, stream, end, chosen.source)
+            sending = _Sending(continuation, details, request, stream, gives_stream, end, chosen.source)
             if self._channel.retry is not None and self._channel.will_retry(chosen):
                 trial = self._channel.trial(chosen, key, given.timeout)
                 return sending.attended(trial, self._channel.retry.max_request_bytes)
             if chosen.is_derived:
                 return sending.attended(single(given.timeout), 0)
             call = continuation(details, request if stream is None else stream)
-            if self._channel.attends_to(chosen) and is_call(call) and not is_local_failure(call):
+            if self._channel.attends_to(chosen) and not is_local_failure(call):
+                if gives_stream:
+                    call = as_call(call, is_stream=True)
                 when_over(
-                    call,
-                    lambda over: self._channel.ended(
-                        over.code(), over.trailing_metadata(), chosen.source, key
-                    ),
+                    call, lambda code, trailing: self._channel.ended(code, trailing, chosen.source, key)
                 )
             return call
         except BaseException:
@@ -152,6 +160,7 @@ class _Sending:
         details: _Details,
         request: Any,
         stream: Any,
+        gives_stream: bool,
         end: Callable[[], None],
         source: SingleUse | None,
     ) -> None:
@@ -159,6 +168,7 @@ class _Sending:
         self._details = details
         self._request = request
         self._stream = stream
+        self._gives_stream = gives_stream
         self._requests: Requests | None = None
         self._end = end
         self._source = source
@@ -168,15 +178,12 @@ class _Sending:
         if self._stream is not None:
             self._requests = Requests(self._stream, max_request_bytes)
         call = self.send(trial.attempt())
-        if is_background(call) and is_call(call):
+        if is_background(call):
             self._request = snapshot(self._request)  # its caller may do with it what he wants to
             attempts = Attempts(self, call, trial, self._requests, self._end)
             return RetriedCall(attempts, self._details.timeout)
-        if hasattr(call, "__next__") or not is_call(call):  # of another interceptor, and as it wants it
-            self._end()
-            return call
         try:
-            return self._insist(call, trial)
+            return call if is_local_failure(call) else self._insist(call, trial)
         finally:
             self._end()
             if self._requests is not None:
@@ -185,7 +192,8 @@ class _Sending:
     def send(self, timeout: float | None) -> Any:
         """Make an attempt."""
         request = self._request if self._requests is None else self._requests.feed()
-        return self._continuation(replace(self._details, timeout=timeout), request)
+        call = self._continuation(replace(self._details, timeout=timeout), request)
+        return as_call(call, is_stream=self._gives_stream)
 
     def another_key(self) -> "Future[str]":
         """A key in place of one for a single use that the server does not know."""
@@ -198,11 +206,13 @@ class _Sending:
 
     def _insist(self, call: Any, trial: Trial) -> Any:
         """Send a blocking call until it succeeds, or nothing more can be done for it."""
-        while call.code() is not grpc.StatusCode.OK:
+        while isinstance(call, grpc.RpcError):
             is_whole = self._requests is None or self._requests.is_whole
-            step = trial.failed(call.code(), call.trailing_metadata(), can_resend=is_whole)
+            step = trial.failed(code_of(call), metadata_of(call), can_resend=is_whole)
             if step is None:
                 trial.note(call, *([TOO_LARGE] if trial.was_held_back else []))
+                if not hasattr(call, "result"):  # another interceptor raised it, and grpc asks for its result
+                    raise call
                 return call
             if isinstance(step, Backoff):
                 threading.Event().wait(min(step.seconds, threading.TIMEOUT_MAX))

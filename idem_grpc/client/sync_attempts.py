@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import grpc
 
 from idem_grpc.client.common import ANOTHER_RUN, NO_RUN, NO_TOKEN, TOO_LARGE, Handed, Trial
-from idem_grpc.client.grpc_calls import CancelledCall
+from idem_grpc.client.grpc_calls import CancelledCall, is_local_failure
 from idem_grpc.client.keying import end_left, leave
 from idem_grpc.client.retry import Backoff, Renewal
 from idem_grpc.client.sync_requests import Requests
@@ -256,6 +256,9 @@ class Attempts:
             call = self._context.run(self._sending.send, timeout)
         except Exception as error:  # the channel was closed, or another interceptor is at fault
             self._give_up(f"the last of them could not be sent: {error!r}")
+            return
+        if is_local_failure(call):
+            self._give_up(f"the last of them could not be sent: {call.exception()!r}")
         else:
             self._begin(call)
 

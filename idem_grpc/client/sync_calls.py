@@ -46,7 +46,11 @@ class RetriedCall(grpc.Call, grpc.Future):  # type: ignore[type-arg]  # at run t
         if isinstance(final, BaseException):
             self._attempts.note(final)
             raise final
-        return next(final)  # the call of another interceptor, which raises what it will
+        try:
+            return next(final)  # the call of another interceptor, which raises what it will
+        except grpc.RpcError as error:
+            self._attempts.note(error)
+            raise
 
     def result(self, timeout: float | None = None) -> Any:
         """The response. Raises the RpcError of the last attempt, or grpc's errors of futures."""
