@@ -142,6 +142,9 @@ def step(name: str) -> Iterator[None]:
         with keys.step(f"item-{item.sku}"):
             inventory.Reserve(...)
 
+    A call that the handler's own code makes again, such as with tenacity, is another one and gets
+    another key: give all tries one with ``using(current().derive(name))``.
+
     Steps nest. Raises ValueError for an empty name, and TypeError for what is none.
     """
     if name == "":
