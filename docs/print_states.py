@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "generated")]  # so that a plain checkout will do
 
 from idem_grpc.endings import ENDINGS, Ending  # noqa: E402 -- found only once the path is set
-from idem_grpc.judge import ARRIVAL, LATE, TRANSITIONS, Rule  # noqa: E402 -- likewise
+from idem_grpc.judge import ARRIVAL, BY_HAND, LATE, TRANSITIONS, Rule  # noqa: E402 -- likewise
 from idem_grpc.outcome import Code  # noqa: E402 -- likewise
 from idem_grpc.policy import Rules  # noqa: E402 -- likewise
 from idem_grpc.record import State  # noqa: E402 -- likewise
@@ -28,6 +28,9 @@ A key that was never seen, or whose record has expired or was deleted, is at the
 stateDiagram-v2
 {diagram}
 ```
+
+A person corrects only what a person said: `idem-grpc resolve` replaces an outcome that it wrote, and never
+that of a run.
 
 ## When a call arrives
 
@@ -56,8 +59,13 @@ def node(state: State) -> str:
 
 
 def diagram() -> str:
-    arrows = ((node(start), node(end)) for start, ends in TRANSITIONS.items() for end in ends)
-    return "\n".join(f"    {start} --> {end}" for start, end in arrows)
+    lines = [f"    {node(start)} --> {node(end)}" for start, ends in TRANSITIONS.items() for end in ends]
+    lines += [
+        f"    {node(start)} --> {node(end)}: corrected by a person"
+        for start, ends in BY_HAND.items()
+        for end in ends
+    ]
+    return "\n".join(lines)
 
 
 def table(head: tuple[str, str], rows: Iterable[tuple[str, str]]) -> str:

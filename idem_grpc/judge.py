@@ -2,8 +2,8 @@
 
 ARRIVAL says what a call does on what it finds under its key, LATE what an owner does
 when it comes to keep an outcome and no longer finds its own record. In both, the
-first rule that fits decides. TRANSITIONS is what may follow what; docs/states.md is
-printed from the three.
+first rule that fits decides. TRANSITIONS and BY_HAND are what may follow what;
+docs/states.md is printed from the four.
 """
 
 from collections.abc import Callable
@@ -207,3 +207,6 @@ TRANSITIONS = {
     State.DONE: (State.ABSENT,),
     State.UNKNOWN: (State.RUNNING, State.DONE, State.OPEN, State.ABSENT),
 }
+
+BY_HAND = {State.DONE: (State.DONE, State.OPEN)}
+"""What may follow an outcome that a person gave, if a person corrects it."""

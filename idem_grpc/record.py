@@ -69,6 +69,7 @@ class Record:
     on_unclear: OnUnclear = OnUnclear.RERUN
     outcome: Outcome | None = None
     binding: Binding | None = None
+    by_hand: bool = False
 
     def to_bytes(self) -> bytes:
         message = record_pb2.Record(state=self.state.value, attempt=self.attempt, owner=self.owner)
@@ -80,6 +81,8 @@ class Record:
             message.on_unclear = self.on_unclear.value
         if self.outcome is not None:
             message.outcome.CopyFrom(self.outcome.to_message())
+        if self.by_hand:
+            message.by_hand = True
         if self.binding is not None:
             message.binding.operation = self.binding.operation
             message.binding.scope = self.binding.scope
@@ -139,6 +142,7 @@ class Record:
             on_unclear=on_unclear,
             outcome=outcome,
             binding=binding,
+            by_hand=message.by_hand and state is State.DONE,
         )
 
 

@@ -45,7 +45,8 @@ def facts(name: bytes, held: Held, record: Record, *, show_response: bool = Fals
             "on_unclear": record.on_unclear.name,
         }
     if record.outcome is not None:
-        told["outcome"] = _outcome(record.outcome, show_response)
+        by_hand = {"by_hand": True} if record.by_hand else {}
+        told["outcome"] = _outcome(record.outcome, show_response) | by_hand
     return told
 
 
@@ -109,6 +110,7 @@ def _ttl(told: dict[str, Any]) -> str:
 def _outcome_rows(outcome: dict[str, Any]) -> Iterable[tuple[str, str]]:
     size = f"{outcome['messages']}, of {outcome['bytes']} bytes"
     yield "status", outcome["code"]
+    yield "given by", "a person, who may correct it with 'resolve'" if "by_hand" in outcome else "a run"
     yield "messages", "too large, not kept" if outcome["dropped"] else size
     yield "metadata", str(outcome["metadata"])
     for name in ("details", "initial_metadata", "trailing_metadata", "messages_base64"):

@@ -4,6 +4,8 @@ Each shows the record that it is about to change, asks, and swaps from exactly t
 shown. A record that has moved meanwhile is left alone.
 """
 
+import math
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,16 +15,26 @@ from idem_grpc.cli.facts import as_lines, facts, is_dead, state_of
 from idem_grpc.cli.failures import Away, No
 from idem_grpc.cli.look import absent
 from idem_grpc.cli.places import Place, key_options, look, opened, place_of
+from idem_grpc.cli.responses import Given, response_options, responses
 from idem_grpc.cli.tables import span
-from idem_grpc.judge import TRANSITIONS
+from idem_grpc.judge import BY_HAND, TRANSITIONS
+from idem_grpc.keytext import can_be_encoded
 from idem_grpc.outcome import Code, Outcome
-from idem_grpc.record import Record, State
+from idem_grpc.record import LONGEST, Record, State
 from idem_grpc.stores.protocol import Store, StoreUnavailable
 from idem_grpc.swap import Held, Swap, Swapped
 from idem_grpc.verdicts import UNKNOWN_TTL
 
 _DAY = 24 * 3600.0
 _SHORTEST = 0.001
+
+
+def _number(_: click.Context, parameter: click.Parameter, value: float) -> float:
+    if math.isnan(value):
+        raise click.BadParameter("give a number", param=parameter)
+    return value
+
+
 yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
 
 
@@ -55,19 +67,14 @@ def revoke(store_url: str, namespace: str, yes: bool, **named: str | None) -> No
     "--outcome-code",
     "code",
     type=click.Choice([code.name for code in Code], case_sensitive=False),
-    help="It ended so: every duplicate gets this status. OK needs a response file.",
+    help="It ended so: every duplicate gets this status. OK needs the response.",
 )
 @click.option("--details", default="", help="The status message that goes with the code.")
-@click.option(
-    "--response-file",
-    "files",
-    multiple=True,
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="The serialized response, which ends it OK; again for each message of a response stream.",
-)
+@response_options
 @click.option(
     "--retention",
-    type=click.FloatRange(min=0, min_open=True),
+    type=click.FloatRange(min=_SHORTEST, max=LONGEST),
+    callback=_number,
     default=_DAY,
     show_default=True,
     help="How long that answer is kept, in seconds.",
@@ -80,27 +87,39 @@ def resolve(
     code: str | None,
     details: str,
     files: tuple[Path, ...],
+    jsons: tuple[str, ...],
+    contracts: tuple[Path, ...],
+    includes: tuple[Path, ...],
+    method: str | None,
+    unchecked: bool,
     retention: float,
     yes: bool,
     **named: str | None,
 ) -> None:
     """Settle an unclear outcome.
 
-    Find out first whether the call had an effect. It takes UNKNOWN, and RUNNING whose lease ran out.
-    Exit status 1 for any other state.
+    Find out first whether the call had an effect. It takes UNKNOWN, RUNNING whose lease ran out, and an
+    outcome that was given by this command before. Exit status 1 for any other state.
     """
+    given = Given(
+        files=files, jsons=jsons, contracts=contracts, includes=includes, method=method, unchecked=unchecked
+    )
     place = place_of(store_url, namespace, **named)
-    outcome = None if rerun and code is None and not files else _outcome(rerun, code, details, files)
+    outcome = None if rerun and code is None and not given else _outcome(rerun, code, details, given, named)
     with opened(store_url, namespace) as store:
         held, record = _found(store, place)
         _require_unsettled(held, record)
         if outcome is None:
-            after = replace(record, state=State.OPEN)
+            after = replace(record, state=State.OPEN, outcome=None, by_hand=False)
             ttl = max(min(held.ttl_left, UNKNOWN_TTL), _SHORTEST)
             question = "Let the next duplicate run it again?"
         else:
-            after, ttl = replace(record, state=State.DONE, outcome=outcome), retention
-            question = f"Answer every duplicate with {outcome.code.name}, for {span(retention)}?"
+            after = replace(record, state=State.DONE, outcome=outcome, by_hand=True)
+            ttl, size = retention, sum(map(len, outcome.messages))
+            what = f"OK and {size} bytes" if outcome.code is Code.OK else outcome.code.name
+            question = f"Answer every duplicate with {what}, for {span(retention)}?"
+        if record.by_hand:
+            question = f"Duplicates may have had the answer that was given before. {question}"
         swap = Swap(place.name, held.value, after.to_bytes(), ttl, _max_left(record))
         _change(store, swap, held, question, yes)
         click.echo("Resolved: it may run again." if outcome is None else f"Resolved: {outcome.code.name}.")
@@ -126,24 +145,37 @@ def forget(store_url: str, namespace: str, force: bool, yes: bool, **named: str 
         click.echo("Forgotten.")
 
 
-def _outcome(rerun: bool, code: str | None, details: str, files: tuple[Path, ...]) -> Outcome:
-    if rerun or (code is None and not files):
-        raise click.UsageError("Say how to settle it: --rerun, or --outcome-code, or --response-file.")
+def _outcome(
+    rerun: bool, code: str | None, details: str, given: Given, named: Mapping[str, str | None]
+) -> Outcome:
+    if rerun or (code is None and not given):
+        raise click.UsageError(
+            "Say how to settle it: --rerun, or --outcome-code, or --response-file, or --response-json."
+        )
+    if not can_be_encoded(details):
+        raise click.UsageError("--details is no text in UTF-8.")
     ended = Code[code.upper()] if code is not None else Code.OK
-    if (ended is Code.OK) != bool(files):
-        raise click.UsageError("A response file goes with OK, and OK needs one (which may be empty).")
-    return Outcome(ended, details, messages=tuple(file.read_bytes() for file in files))
+    if ended is Code.OK:
+        return Outcome(ended, details, messages=responses(given, named["operation"]))
+    if given:
+        raise click.UsageError("A response goes with OK, and with no other code.")
+    return Outcome(ended, details)
 
 
 def _require_unsettled(held: Held, record: Record) -> None:
+    """Raises No unless a person may settle it: if its end is unclear, or if a person settled it before."""
     if record.state is State.UNKNOWN or is_dead(held, record):
         assert {State.OPEN, State.DONE} <= set(TRANSITIONS[record.state])
+        return
+    if record.by_hand:
+        assert {State.OPEN, State.DONE} <= set(BY_HAND[record.state])
         return
     if record.state is State.RUNNING:
         raise No("it runs, and its owner lives: wait for its end")
     if record.state is State.UNREADABLE:
         raise No("nobody can read this record, so it cannot be settled; 'forget' drops it")
-    raise No(f"there is nothing to settle: it is {record.state.name}")
+    whose = " by a run, whose outcome stays as it is" if record.state is State.DONE else ""
+    raise No(f"there is nothing to settle: it is {record.state.name}{whose}")
 
 
 def _max_left(record: Record) -> float | None:

@@ -93,7 +93,7 @@ def test_resolve_to_an_outcome(run, place, store, found):
     result = run("resolve", *place, "k", *KEY, "--outcome-code", "not_found", "--details", "gone", "--yes")
     assert result.exit_code == 0
     record, left = found()
-    assert record == replace(UNKNOWN, state=State.DONE, outcome=Outcome(Code.NOT_FOUND, "gone"))
+    assert record == replace(UNKNOWN, state=State.DONE, outcome=Outcome(Code.NOT_FOUND, "gone"), by_hand=True)
     assert DAY - 60 < left <= DAY
 
 
@@ -102,7 +102,8 @@ def test_resolve_to_a_response(run, place, store, found, tmp_path):
     (tmp_path / "empty").write_bytes(b"")
     files = ("--response-file", tmp_path / "one", "--response-file", tmp_path / "empty")
     write(store, "k", UNKNOWN)
-    assert run("resolve", *place, "k", *KEY, *files, "--retention", 60, "--yes").exit_code == 0
+    how = (*files, "--unchecked", "--retention", 60)
+    assert run("resolve", *place, "k", *KEY, *how, "--yes").exit_code == 0
     record, left = found()
     assert record.outcome == Outcome(Code.OK, messages=(b"one", b""))
     assert left <= 60

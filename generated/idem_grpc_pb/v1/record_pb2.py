@@ -27,19 +27,19 @@ from idem_grpc_pb.v1 import fingerprint_pb2 as idem__grpc__pb_dot_v1_dot_fingerp
 from idem_grpc_pb.v1 import outcome_pb2 as idem__grpc__pb_dot_v1_dot_outcome__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cidem_grpc_pb/v1/record.proto\x12\x07idem.v1\x1a\x1egoogle/protobuf/duration.proto\x1a!idem_grpc_pb/v1/fingerprint.proto\x1a\x1didem_grpc_pb/v1/outcome.proto\"\xb2\x02\n\x06Record\x12\x1d\n\x05state\x18\x01 \x01(\x0e\x32\x0e.idem.v1.State\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\r\n\x05owner\x18\x03 \x01(\x0c\x12)\n\x0b\x66ingerprint\x18\x04 \x01(\x0b\x32\x14.idem.v1.Fingerprint\x12(\n\x05lease\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12&\n\x03ttl\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12&\n\non_unclear\x18\x07 \x01(\x0e\x32\x12.idem.v1.OnUnclear\x12!\n\x07outcome\x18\x08 \x01(\x0b\x32\x10.idem.v1.Outcome\x12!\n\x07\x62inding\x18\t \x01(\x0b\x32\x10.idem.v1.Binding\"+\n\x07\x42inding\x12\x11\n\toperation\x18\x01 \x01(\x0c\x12\r\n\x05scope\x18\x02 \x01(\x0c*d\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x0e\n\nSTATE_OPEN\x10\x01\x12\x11\n\rSTATE_RUNNING\x10\x02\x12\x0e\n\nSTATE_DONE\x10\x03\x12\x11\n\rSTATE_UNKNOWN\x10\x04*R\n\tOnUnclear\x12\x1a\n\x16ON_UNCLEAR_UNSPECIFIED\x10\x00\x12\x14\n\x10ON_UNCLEAR_RERUN\x10\x01\x12\x13\n\x0fON_UNCLEAR_FAIL\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cidem_grpc_pb/v1/record.proto\x12\x07idem.v1\x1a\x1egoogle/protobuf/duration.proto\x1a!idem_grpc_pb/v1/fingerprint.proto\x1a\x1didem_grpc_pb/v1/outcome.proto\"\xc3\x02\n\x06Record\x12\x1d\n\x05state\x18\x01 \x01(\x0e\x32\x0e.idem.v1.State\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\r\n\x05owner\x18\x03 \x01(\x0c\x12)\n\x0b\x66ingerprint\x18\x04 \x01(\x0b\x32\x14.idem.v1.Fingerprint\x12(\n\x05lease\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12&\n\x03ttl\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12&\n\non_unclear\x18\x07 \x01(\x0e\x32\x12.idem.v1.OnUnclear\x12!\n\x07outcome\x18\x08 \x01(\x0b\x32\x10.idem.v1.Outcome\x12!\n\x07\x62inding\x18\t \x01(\x0b\x32\x10.idem.v1.Binding\x12\x0f\n\x07\x62y_hand\x18\n \x01(\x08\"+\n\x07\x42inding\x12\x11\n\toperation\x18\x01 \x01(\x0c\x12\r\n\x05scope\x18\x02 \x01(\x0c*d\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x0e\n\nSTATE_OPEN\x10\x01\x12\x11\n\rSTATE_RUNNING\x10\x02\x12\x0e\n\nSTATE_DONE\x10\x03\x12\x11\n\rSTATE_UNKNOWN\x10\x04*R\n\tOnUnclear\x12\x1a\n\x16ON_UNCLEAR_UNSPECIFIED\x10\x00\x12\x14\n\x10ON_UNCLEAR_RERUN\x10\x01\x12\x13\n\x0fON_UNCLEAR_FAIL\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'idem_grpc_pb.v1.record_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_STATE']._serialized_start=493
-  _globals['_STATE']._serialized_end=593
-  _globals['_ONUNCLEAR']._serialized_start=595
-  _globals['_ONUNCLEAR']._serialized_end=677
+  _globals['_STATE']._serialized_start=510
+  _globals['_STATE']._serialized_end=610
+  _globals['_ONUNCLEAR']._serialized_start=612
+  _globals['_ONUNCLEAR']._serialized_end=694
   _globals['_RECORD']._serialized_start=140
-  _globals['_RECORD']._serialized_end=446
-  _globals['_BINDING']._serialized_start=448
-  _globals['_BINDING']._serialized_end=491
+  _globals['_RECORD']._serialized_end=463
+  _globals['_BINDING']._serialized_start=465
+  _globals['_BINDING']._serialized_end=508
 # @@protoc_insertion_point(module_scope)

@@ -95,6 +95,7 @@ class Record(google.protobuf.message.Message):
     ON_UNCLEAR_FIELD_NUMBER: builtins.int
     OUTCOME_FIELD_NUMBER: builtins.int
     BINDING_FIELD_NUMBER: builtins.int
+    BY_HAND_FIELD_NUMBER: builtins.int
     state: Global___State.ValueType
     """Where the key stands."""
     attempt: builtins.int
@@ -107,6 +108,8 @@ class Record(google.protobuf.message.Message):
     """
     on_unclear: Global___OnUnclear.ValueType
     """RUNNING: what follows if the owner dies."""
+    by_hand: builtins.bool
+    """DONE: a person gave the outcome, and may replace it by another."""
     @property
     def fingerprint(self) -> idem_grpc_pb.v1.fingerprint_pb2.Fingerprint:
         """The request that the key stands for. Absent in OPEN when the request was
@@ -144,9 +147,10 @@ class Record(google.protobuf.message.Message):
         on_unclear: Global___OnUnclear.ValueType = ...,
         outcome: idem_grpc_pb.v1.outcome_pb2.Outcome | None = ...,
         binding: Global___Binding | None = ...,
+        by_hand: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["binding", b"binding", "fingerprint", b"fingerprint", "lease", b"lease", "outcome", b"outcome", "ttl", b"ttl"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "binding", b"binding", "fingerprint", b"fingerprint", "lease", b"lease", "on_unclear", b"on_unclear", "outcome", b"outcome", "owner", b"owner", "state", b"state", "ttl", b"ttl"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "binding", b"binding", "by_hand", b"by_hand", "fingerprint", b"fingerprint", "lease", b"lease", "on_unclear", b"on_unclear", "outcome", b"outcome", "owner", b"owner", "state", b"state", "ttl", b"ttl"]) -> None: ...
 
 Global___Record: typing_extensions.TypeAlias = Record
 
