@@ -17,13 +17,18 @@ from hypothesis import strategies as st
 from idem_grpc_pb.v1 import record_pb2, token_pb2
 from tests_pb.v1 import ledger_pb2
 
-from idem_grpc import Operation, Policy, Reason
+from idem_grpc import OnUnclear, Operation, Policy, Reason
 from idem_grpc.cli.facts import as_lines, facts
 from idem_grpc.digest import digest, store_key, token_key
+from idem_grpc.fingerprint import Fingerprint
+from idem_grpc.judge import judge, judge_late
 from idem_grpc.keytext import is_sendable
-from idem_grpc.record import Record, State
+from idem_grpc.policy import Rules
+from idem_grpc.record import LONGEST, Record, State
 from idem_grpc.stores.contract import look
+from idem_grpc.stores.protocol import checked_swap
 from idem_grpc.swap import Held
+from idem_grpc.verdicts import Call, Claim, GiveUp
 from tests.cli.conftest import place, run, store
 from tests.server.client import Answer, Kind
 from tests.server.harness import FACES, open_store
@@ -255,6 +260,22 @@ def test_the_reader_raises_nothing_and_what_it_reads_can_be_sent_and_shown(value
     for show in (True, False):
         for line in as_lines(facts(b"name", Held(value, left), record, show_response=show)):
             assert line.isprintable()
+
+
+TAKEN = [Rules.of("/a.B/C", [Policy(on_unclear=unclear)]) for unclear in OnUnclear]
+
+
+@pytest.mark.parametrize("rules", TAKEN)
+@settings(max_examples=500, deadline=None)
+@given(value=records.filter(bool) | st.binary(min_size=1), left=st.floats(0, allow_nan=False))
+def test_whatever_is_found_a_call_knows_what_to_do_and_every_store_can_do_it(rules, value, left):
+    for fingerprint in (Fingerprint(b"raw"), None):
+        call = Call(b"name", b"8 bytes.", fingerprint, rules)
+        for verdict in (judge(call, Held(value, left)), judge_late(call, Held(value, left))):
+            if isinstance(verdict, (Claim, GiveUp)):
+                swap = verdict.swap
+                checked_swap(swap.key, swap.expected, swap.new, swap.ttl, swap.max_left)
+                assert swap.max_left is None or 0 <= swap.max_left <= LONGEST
 
 
 # -- tokens
