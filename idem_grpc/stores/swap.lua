@@ -6,7 +6,8 @@
 -- Errors are returned rather than raised, and the place cut off, since Redis 6 puts it before their code.
 local function failed(reply) return type(reply) == 'table' and reply.err end
 local function failure(reply) return {err = (reply.err:gsub('^@user_script: %d+: %-?', ''))} end
-local held = redis.pcall('GET', KEYS[1]) or ''
+local value = redis.pcall('GET', KEYS[1])
+local held = value == '' and '\255' or value or '' -- nobody writes an empty value: it is no record
 if failed(held) then return failure(held) end
 local left = redis.call('PTTL', KEYS[1])
 local expected, new, ttl, max_left = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])

@@ -151,6 +151,20 @@ def test_an_owner_that_comes_late_finds_such_a_record(start, url, kind, errors):
     assert not errors
 
 
+def test_an_empty_value_in_redis_is_unreadable(face, start, redis_server, kind, key, errors, run):
+    server = start(redis_server.url)
+    request = order()
+    assert server.client.call(kind, request, key).ok
+    name = store_key(server.store.namespace, kind.path, b"", key)
+    redis_server.client().set(server.store.namespace.encode() + b":" + name, b"")
+    assert server.client.call(kind, request, key).reason is Reason.OUTCOME_UNKNOWN
+    assert not errors
+    place = ("--store", redis_server.url, "--namespace", server.store.namespace, "--raw", name.decode())
+    assert "UNREADABLE" in run("inspect", *place).stdout
+    assert run("forget", *place, "--yes").exit_code == 0
+    assert server.client.call(kind, request, key).ok
+
+
 FOREIGN = [
     "value = 'an operator''s note'",
     "value = CAST(x'ff' AS TEXT)",
