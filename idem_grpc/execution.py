@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import Context, ContextVar
 from dataclasses import dataclass, field
 from math import inf
 from threading import Lock
@@ -165,6 +165,16 @@ def current() -> Execution | None:
 
 current_run = _current.get
 """The same, for interceptors."""
+
+
+def adopt(variables: Context) -> None:
+    """Set the variables of this context as they are in that of a handler, but for ``current()``."""
+    for variable, value in variables.items():
+        if variable is not _current and variable.get(_UNSET) is not value:
+            variable.set(value)
+
+
+_UNSET = object()
 
 
 @contextmanager

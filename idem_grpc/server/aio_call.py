@@ -7,6 +7,7 @@ comes to an end that the flow knows how to go on from.
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable
+from contextvars import Context, copy_context
 from functools import partial
 from typing import Any
 from weakref import WeakMethod
@@ -14,6 +15,7 @@ from weakref import WeakMethod
 import grpc
 
 from idem_grpc.elapsed import elapsed
+from idem_grpc.execution import adopt
 from idem_grpc.flow import flow
 from idem_grpc.outcome import Metadata
 from idem_grpc.policy import OnCancel, Rules
@@ -80,6 +82,7 @@ class AioCall:
         self._answer: Answer | None = None
         self._recorded: Recording | None = None
         self._promise: Promise | None = None
+        self._variables: Context | None = None
         self._handling: asyncio.Task[Any] | None = None
         self._reading: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
@@ -89,6 +92,8 @@ class AioCall:
         try:
             self._begin(plan, tasks)
             await self._pipe.take()
+            if self._variables is not None:
+                adopt(self._variables)
             answer = self._result()
             await self._end(answer)
             return self._outside.wrap(answer.messages[0] if answer.messages else b"")
@@ -104,12 +109,16 @@ class AioCall:
             self._begin(plan, tasks)
             while (item := await self._pipe.take()) is not None:
                 part, written = item
+                if part.variables is not None:
+                    adopt(part.variables)
                 await self._open(part.opening)
                 if part.plain:
                     disable_compression(self._context)
                 yield self._outside.wrap(part.message)
                 sent += 1
                 self._pipe.written(written)
+            if self._variables is not None:
+                adopt(self._variables)
             answer = self._result()
             for message in answer.messages[sent:]:
                 await self._open(answer.opening)
@@ -360,7 +369,8 @@ class AioCall:
             recording.sends(message)
             self._streamed = admitted.call.owner
             ahead = opening(recording.initial_metadata, admitted.call.owner)
-            await self._pipe.write(Part(message, ahead, recording.take_plain()))
+            variables = copy_context() if self._handling is asyncio.current_task() else None
+            await self._pipe.write(Part(message, ahead, recording.take_plain(), variables))
 
         async def receive(end: object) -> Any:
             recording.raise_if_over()
@@ -377,6 +387,7 @@ class AioCall:
             return await serve(self._handler, admitted.request, recording, threads, start, send, receive)
         finally:
             self._handling = None
+            self._variables = copy_context()
 
     async def _compare(self, wanted: Compare, admitted: Admitted) -> Compared:
         rules = admitted.call.rules

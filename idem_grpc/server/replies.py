@@ -1,5 +1,6 @@
 """What is sent for a reply of the flow: a status, a body and our trailing metadata."""
 
+from contextvars import Context
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -34,11 +35,12 @@ class Answer(grpc.Status):
 
 class Part(NamedTuple):
     """A response of a stream on its way. ``opening`` goes out ahead of it if it is the first;
-    one that is ``plain`` is not compressed."""
+    one that is ``plain`` is not compressed; ``variables`` are those of its handler by then."""
 
     message: bytes
     opening: Metadata
     plain: bool = False
+    variables: Context | None = None
 
 
 def opening(initial_metadata: Metadata, owner: bytes) -> Metadata:

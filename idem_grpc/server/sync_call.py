@@ -8,12 +8,13 @@ import logging
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from typing import Any
 
 import grpc
 
 from idem_grpc.elapsed import elapsed
+from idem_grpc.execution import adopt
 from idem_grpc.flow import flow
 from idem_grpc.outcome import Metadata
 from idem_grpc.policy import Rules
@@ -70,6 +71,7 @@ class SyncCall:
         self._is_opened = False
         self._streamed = b""
         self._recorded: Recording | None = None
+        self._variables: Context | None = None
         self._promise: Promise | None = None
         self._wake = threading.Event()
         self._gone = threading.Event()
@@ -96,6 +98,8 @@ class SyncCall:
             try:
                 while (part := self._outlet.take()) is not None:
                     self._open(part.opening)
+                    if part.variables is not None:
+                        adopt(part.variables)
                     if part.plain:
                         disable_compression(self._context)
                     yield self._outside.wrap(part.message)
@@ -108,6 +112,8 @@ class SyncCall:
                         self._log_failure()
             if self._gone.is_set():
                 return
+            if self._variables is not None:
+                adopt(self._variables)
             try:
                 answer = pending.result()
             finally:
@@ -296,10 +302,13 @@ class SyncCall:
                     recording.sends(message)
                     self._streamed = admitted.call.owner
                     ahead = opening(recording.initial_metadata, admitted.call.owner)
-                    self._outlet.put(Part(message, ahead, recording.take_plain()))
+                    self._outlet.put(Part(message, ahead, recording.take_plain(), copy_context()))
             return recording.returned(None)
         except BaseException as error:  # the thread is the pool's: nothing may end it but the call
             return recording.raised(error, doing)
+        finally:
+            if self._handler.response_streaming:  # on a thread of its own
+                self._variables = copy_context()
 
     def _next(self, incoming: Incoming) -> Any:
         raw = self._read(incoming)

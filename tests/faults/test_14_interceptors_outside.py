@@ -12,6 +12,7 @@ from tests_pb.v1 import ledger_pb2 as pb
 from idem_grpc import OnUnclear, Policy, Reason, current
 from idem_grpc.record import State
 from tests.faults.beside import Beside, ask, status
+from tests.faults.handlers import behavior_of, like
 from tests.server.kinds import ALL, kinds
 from tests.server.ledger import Gate, order
 from tests.streams.scripts import Cross, Do, Read, Send
@@ -164,21 +165,6 @@ class Looks:
         assert message.ByteSize() == len(message.SerializeToString())
         self.sizes.append(message.ByteSize())
         return message
-
-
-def like(handler, behavior, *, bare=False):
-    words = [
-        "stream" if streams else "unary"
-        for streams in (handler.request_streaming, handler.response_streaming)
-    ]
-    make = getattr(grpc, f"{'_'.join(words)}_rpc_method_handler")
-    return (
-        make(behavior) if bare else make(behavior, handler.request_deserializer, handler.response_serializer)
-    )
-
-
-def behavior_of(handler):
-    return handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
 
 
 class SyncLooks(grpc.ServerInterceptor, Looks):

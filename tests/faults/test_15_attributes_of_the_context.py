@@ -8,6 +8,7 @@ import pytest
 from idem_grpc import OnCancel, Policy
 from idem_grpc.record import State
 from tests.faults.beside import ask
+from tests.faults.handlers import behavior_of, like
 from tests.server.kinds import ALL, kinds
 from tests.server.ledger import Gate
 from tests.streams.scripts import Cross, Do, Read, Send
@@ -49,19 +50,6 @@ class Signed:
 
     def may(self, what: str) -> str:
         return f"{self.user} may {what} from {self._context.peer()}"
-
-
-def like(handler, behavior):
-    words = [
-        "stream" if streams else "unary"
-        for streams in (handler.request_streaming, handler.response_streaming)
-    ]
-    make = getattr(grpc, f"{'_'.join(words)}_rpc_method_handler")
-    return make(behavior, handler.request_deserializer, handler.response_serializer)
-
-
-def behavior_of(handler):
-    return handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
 
 
 class SyncSigns(grpc.ServerInterceptor):
