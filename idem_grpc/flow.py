@@ -32,6 +32,7 @@ from idem_grpc.steps import (
     Ended,
     Event,
     Execute,
+    Full,
     Outage,
     Pause,
     Reply,
@@ -180,6 +181,9 @@ def _arrive(
             return _claimed(call, claim, seen)
         if isinstance(seen, Outage):
             return (yield from _without_store(call, verdict, seen))
+        if isinstance(seen, Full):
+            yield Reply(Problem(Reason.OVERLOADED))
+            return None
         assert isinstance(seen, Held)
         verdict = judge(call, seen, waited=waited)
 

@@ -34,6 +34,7 @@ class Reason(StrEnum):
     OUTCOME_UNKNOWN = "OUTCOME_UNKNOWN"
     RESPONSE_NOT_KEPT = "RESPONSE_NOT_KEPT"
     STORE_UNAVAILABLE = "STORE_UNAVAILABLE"
+    OVERLOADED = "OVERLOADED"
     LEASE_LOST = "LEASE_LOST"
     MISCONFIGURED = "MISCONFIGURED"
     ETAG_MISMATCH = "ETAG_MISMATCH"
@@ -80,6 +81,10 @@ _MEANING = {
     Reason.STORE_UNAVAILABLE: (
         Code.UNAVAILABLE,
         "the idempotency store cannot be reached: nothing was run; send it again",
+    ),
+    Reason.OVERLOADED: (
+        Code.UNAVAILABLE,
+        "too many runs are under way whose callers have left: nothing was run; send it again",
     ),
     Reason.LEASE_LOST: (
         Code.ABORTED,

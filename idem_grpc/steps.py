@@ -97,6 +97,11 @@ class Outage:
 
 
 @dataclass(frozen=True, slots=True)
+class Full:
+    """Nothing was sent: the call would be claimed, and too many runs are under way for another to begin."""
+
+
+@dataclass(frozen=True, slots=True)
 class Waited:
     """``reply`` is the run's, if it made one here. ``more``: the call may wait on.
 
@@ -134,6 +139,6 @@ class Compared:
     same: bool
 
 
-Event = Swapped | Held | Outage | Waited | TooLate | Ended | Compared | None
+Event = Swapped | Held | Outage | Full | Waited | TooLate | Ended | Compared | None
 
 Steps = Generator[Step, Event, None]

@@ -51,6 +51,7 @@ REFUSALS = {
     Reason.OUTCOME_PENDING: 409,  # for the client the same: it ran, and the answer is on its way
     Reason.LEASE_LOST: 409,
     Reason.STORE_UNAVAILABLE: 503,
+    Reason.OVERLOADED: 503,
     Reason.OUTCOME_UNKNOWN: 500,  # nobody can tell the client more before somebody has looked
     Reason.RESPONSE_NOT_KEPT: 410,
     Reason.SCOPE_UNKNOWN: 401,

@@ -204,7 +204,7 @@ def attempts(
             tokens.put_back()
             return False
         is_renewed = may_renew and failure.reason is Reason.TOKEN_UNKNOWN and not failure.of_run
-        may_renew = may_renew and failure.reason is Reason.STORE_UNAVAILABLE
+        may_renew = may_renew and failure.reason in _NOTHING_RAN
         if not (is_renewed or _is_worth_it(failure, retry, is_cut_short)):
             return False
         if failure.reason not in _FREE:
@@ -231,6 +231,8 @@ def attempts(
             return True
         yield Backoff(wait)
 
+
+_NOTHING_RAN = (Reason.STORE_UNAVAILABLE, Reason.OVERLOADED)
 
 _FREE = (Reason.IN_PROGRESS, Reason.OUTCOME_PENDING)
 """The call itself is well, and its answer is on its way: neither an attempt nor a token is lost."""

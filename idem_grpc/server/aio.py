@@ -30,6 +30,8 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
     functions, which run on a thread. A duplicate that waits costs no thread, so
     ``max_waiters`` is 1000 by default.
 
+    max_detached: as there. Set it where ``maximum_concurrent_rpcs`` is set, to which a call does not
+        count whose caller has left, while its handler goes on. Default 1000.
     executor: runs plain functions, one thread for each while it lasts. Give it the server's own
         ``migration_thread_pool``, which an interceptor cannot see. It stays yours to shut down, after
         ``drain``. Default: up to 32 threads of the interceptor's own, which end with ``drain``.
@@ -44,12 +46,13 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
         policies: Mapping[str, Policy] = {},
         default: Policy = Policy(),  # noqa: B008 -- it is frozen
         max_waiters: int = 1000,
+        max_detached: int = 1000,
         executor: Executor | None = None,
         reporter: Reporter | None = None,
     ) -> None:
         if not isinstance(store, AsyncStore):
             raise TypeError(f"store={store!r}: give a store of idem_grpc.aio.open_store")
-        check_watch(max_waiters, reporter)
+        check_watch(max_waiters, max_detached, reporter)
         check_executor(executor)
         self.store = store
         self._on_loop = store.blocking if isinstance(store.blocking, OnLoop) else None
@@ -62,6 +65,7 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
             policies=policies,
             default=default,
             max_waiters=max_waiters,
+            max_detached=max_detached,
             reporter=reporter,
         )
 

@@ -36,6 +36,7 @@ from idem_grpc.steps import (
     Ended,
     Event,
     Execute,
+    Full,
     Outage,
     Pause,
     Reply,
@@ -81,6 +82,8 @@ class AioCall:
         self._streamed = b""
         self._answer: Answer | None = None
         self._recorded: Recording | None = None
+        self._run: Run | None = None
+        self._waits = False
         self._promise: Promise | None = None
         self._variables: Context | None = None
         self._handling: asyncio.Task[Any] | None = None
@@ -178,10 +181,16 @@ class AioCall:
         """The RPC is over: nothing more is waited for on its account."""
         self._pipe.leave()
         self._wake.set()
+        self._detach()
         if self._reading is not None:
             self._reading.cancel()
         if self._recorded is not None and self._recorded.caller_left():
             self._cancel_handler()
+
+    def _detach(self) -> None:
+        """Count the run as one whose caller has left, unless it only waits for another, and so ends now."""
+        if self._run is not None and not self._waits:
+            self._run.detach()
 
     def _cancel_handler(self) -> None:
         """Once: what it awaits after that, to end in good order, is its own affair."""
@@ -227,6 +236,7 @@ class AioCall:
         self._raw = None
         self._patience = self._protection.patience(rules, self._context.time_remaining())
         with self._protection.running(admitted.call, self._patience) as run:
+            self._run = run
             reply, answer = await self._drive(admitted)
             run.end(reply)
         if self._pipe.is_gone:
@@ -262,13 +272,16 @@ class AioCall:
                 case Pause():
                     raise AssertionError("a flow pauses only after its reply")
 
-    async def _swap(self, swap: Swap) -> Swapped | Held | Outage:
+    async def _swap(self, swap: Swap) -> Swapped | Held | Outage | Full:
         availability = self._protection.availability
         try:
             if self._promise is not None:
                 return once_claimed(await availability.attempt_async(self._store, swap))
-            if self._protection.keeper.is_full:
-                return unless_claimable(swap, await availability.attempt_async(self._store, look_at(swap)))
+            if self._pipe.is_gone:
+                self._detach()
+            if (no_room := self._protection.no_room) is not None:
+                seen = await availability.attempt_async(self._store, look_at(swap))
+                return unless_claimable(swap, seen, no_room)
             return await availability.attempt_async(self._store, swap)
         except asyncio.CancelledError:
             return Outage()
@@ -299,12 +312,15 @@ class AioCall:
         return Waited(run.reply, more=False)
 
     async def _sleep(self, seconds: float) -> None:
+        self._waits = True
         try:
             await asyncio.wait_for(self._wake.wait(), seconds)
         except TimeoutError:
             pass
         except asyncio.CancelledError:
             self._leave()
+        finally:
+            self._waits = False
 
     async def _execute(self, execute: Execute, admitted: Admitted, sent: float) -> Ended | TooLate:
         rules = admitted.call.rules

@@ -22,7 +22,7 @@ from idem_grpc.server.availability import Availability
 from idem_grpc.server.keeper import Keeper, Promise
 from idem_grpc.server.replies import Answer, answer
 from idem_grpc.server.runs import Run, Runs
-from idem_grpc.steps import Outage, Reply, Steps, Wait
+from idem_grpc.steps import Full, Outage, Reply, Steps, Wait
 from idem_grpc.stores.protocol import Store
 from idem_grpc.swap import Held, Swap, Swapped
 from idem_grpc.verdicts import Call
@@ -46,6 +46,7 @@ class Protection:
         policies: Mapping[str, Policy],
         default: Policy,
         max_waiters: int,
+        max_detached: int,
         reporter: Reporter | None,
     ) -> None:
         if max_waiters < 0:
@@ -53,9 +54,16 @@ class Protection:
         self.admission = Admission(blocking.namespace, scope, services, policies, default)
         self.availability = Availability()
         self.keeper = Keeper(blocking, self.availability)
-        self.runs = Runs()
+        self.runs = Runs(max_detached)
         self._reporter = reporter or Reporter()
         self._places = threading.Semaphore(max_waiters)
+
+    @property
+    def no_room(self) -> Outage | Full | None:
+        """What a call is told that would run now, if it may not."""
+        if self.keeper.is_full:
+            return Outage(sent=False)
+        return Full() if self.runs.is_full else None
 
     def plan(self, details: grpc.HandlerCallDetails) -> tuple[Rules | Reply, Metadata] | None:
         """The rules to protect a call by, or the reply that refuses it, and the call's metadata.
@@ -151,9 +159,11 @@ def look_at(swap: Swap) -> Swap:
     return Swap(swap.key, swap.new, swap.new, swap.ttl)
 
 
-def unless_claimable(swap: Swap, seen: Swapped | Held | Outage) -> Swapped | Held | Outage:
-    """What a call that may not claim makes of a look: where it would have claimed, nothing was sent."""
-    return Outage(sent=False) if isinstance(seen, Held) and seen.value == swap.expected else seen
+def unless_claimable(
+    swap: Swap, seen: Swapped | Held | Outage, instead: Outage | Full
+) -> Swapped | Held | Outage | Full:
+    """What a call that may not claim makes of a look: ``instead``, where it would have claimed."""
+    return instead if isinstance(seen, Held) and seen.value == swap.expected else seen
 
 
 def once_claimed(seen: Swapped | Held | Outage) -> Swapped | Held | Outage:

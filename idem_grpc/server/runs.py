@@ -18,17 +18,18 @@ Wake = Callable[[], object]
 class Run:
     """The flow of one keyed call. ``reply`` is None until it has replied, and if it broke."""
 
-    __slots__ = ("_is_over", "_lock", "_waiters", "reply")
+    __slots__ = ("_is_attached", "_is_detached", "_is_over", "_runs", "_waiters", "reply")
 
-    def __init__(self, lock: threading.Condition) -> None:
+    def __init__(self, runs: "Runs") -> None:
         self.reply: Reply | None = None
-        self._is_over = False
-        self._lock = lock
+        self._is_attached = True
+        self._is_over = self._is_detached = False
+        self._runs = runs
         self._waiters: list[Wake] | None = None  # made for the first duplicate that waits
 
     def join(self, wake: Wake) -> None:
         """Have ``wake`` called once the run is over; at once if it is. To be followed by ``leave``."""
-        with self._lock:
+        with self._runs.lock:
             if not self._is_over:
                 self._waiters = self._waiters or []
                 self._waiters.append(wake)
@@ -37,15 +38,25 @@ class Run:
 
     def leave(self, wake: Wake) -> None:
         """Forget a waiter, and so all that it holds."""
-        with self._lock:
+        with self._runs.lock:
             if self._waiters and wake in self._waiters:
                 self._waiters.remove(wake)
 
+    def detach(self) -> None:
+        """The caller has left. Does nothing if the run is over."""
+        if self._is_attached:  # without the lock: most runs are over by then
+            with self._runs.lock:
+                if self._is_attached:
+                    self._is_attached, self._is_detached = False, True
+                    self._runs.add_detached()
+
     def end(self, reply: Reply | None) -> None:
         """The run has replied; with None, it broke."""
-        with self._lock:
-            self.reply, self._is_over = reply, True
+        with self._runs.lock:
+            self.reply, self._is_over, self._is_attached = reply, True, False
             waiters, self._waiters = self._waiters, None
+            if self._is_detached:
+                self._runs.detached -= 1
         for wake in waiters or ():
             try:
                 wake()
@@ -54,20 +65,46 @@ class Run:
 
 
 class Runs:
-    """Of use to threads and to an event loop."""
+    """Of use to threads and to an event loop.
 
-    def __init__(self) -> None:
+    ``detached`` is how many runs go on whose callers have left: ``max_detached`` of them, beyond
+    which no run should begin. A run is counted from the moment at which its caller leaves.
+    """
+
+    def __init__(self, max_detached: int) -> None:
+        self.detached = 0
+        self._max_detached = max_detached
+        self._times_full = 0
         self._runs: dict[bytes, Run] = {}
         self._disowned: set[bytes] = set()
-        self._ended = threading.Condition()
+        self.lock = threading.RLock()
+        self._ended = threading.Condition(self.lock)
         self._awaiting: set[Future[None]] = set()
 
     def start(self, owner: bytes) -> Run:
         """Register a flow before its first swap, so that none who finds its record misses it."""
-        run = Run(self._ended)
-        with self._ended:
+        run = Run(self)
+        with self.lock:
             self._runs[owner] = run
         return run
+
+    @property
+    def is_full(self) -> bool:
+        """Whether so many runs go on without their callers that no further one should begin."""
+        return self.detached >= self._max_detached
+
+    def add_detached(self) -> None:
+        """Count a run whose caller leaves. The caller of this holds ``lock``."""
+        self.detached += 1
+        if self.detached == self._max_detached:
+            self._times_full += 1
+            if self._times_full & (self._times_full - 1) == 0:
+                logger.warning(
+                    "%d runs go on whose callers have left, as many as max_detached allows (%d times by now):"
+                    " calls that would run are refused until one ends",
+                    self.detached,
+                    self._times_full,
+                )
 
     def find(self, owner: bytes) -> Run | None:
         """The flow of ``owner``, if it is one of this process, not over, and within its time."""

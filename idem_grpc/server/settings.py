@@ -9,9 +9,10 @@ from idem_grpc.policy import Policy, contradiction, whole_number
 from idem_grpc.reporter import Reporter
 
 
-def check_watch(max_waiters: object, reporter: object) -> None:
-    """Who waits and who is told. Raises ValueError or TypeError, saying what to give."""
+def check_watch(max_waiters: object, max_detached: object, reporter: object) -> None:
+    """Who waits, who goes on and who is told. Raises ValueError or TypeError, saying what to give."""
     whole_number("ServerInterceptor", "max_waiters", max_waiters, smallest=0)
+    whole_number("ServerInterceptor", "max_detached", max_detached, smallest=1)
     if reporter is not None and not isinstance(reporter, Reporter):
         raise TypeError(f"reporter={reporter!r}: give an instance of a subclass of idem_grpc.Reporter")
 

@@ -34,6 +34,9 @@ class ServerInterceptor(grpc.ServerInterceptor):
     max_waiters: how many duplicates may wait for a running call on a thread of the server's
         pool, whose size is not known here: a quarter of it is good. The others are told
         IN_PROGRESS at once. Default 2.
+    max_detached: how many runs may go on whose callers have left. When there are so many, a call that
+        would run is refused with OVERLOADED; replays and duplicates are served. Each of them holds
+        a thread of the server's pool, which so bounds them too. Default 1000.
     reporter: is told of every keyed call.
 
     Raises ValueError or TypeError for settings that are wrong or contradict each other.
@@ -48,13 +51,14 @@ class ServerInterceptor(grpc.ServerInterceptor):
         policies: Mapping[str, Policy] = {},
         default: Policy = Policy(),  # noqa: B008 -- it is frozen
         max_waiters: int = 2,
+        max_detached: int = 1000,
         reporter: Reporter | None = None,
     ) -> None:
         if not isinstance(store, Store):
             raise TypeError(
                 f"store={store!r}: give a store of idem_grpc.open_store (idem_grpc.aio has its own)"
             )
-        check_watch(max_waiters, reporter)
+        check_watch(max_waiters, max_detached, reporter)
         self.store = store
         self.protection = Protection(
             store,
@@ -63,6 +67,7 @@ class ServerInterceptor(grpc.ServerInterceptor):
             policies=policies,
             default=default,
             max_waiters=max_waiters,
+            max_detached=max_detached,
             reporter=reporter,
         )
 

@@ -34,6 +34,7 @@ from idem_grpc.steps import (
     Ended,
     Event,
     Execute,
+    Full,
     Outage,
     Pause,
     Reply,
@@ -72,6 +73,8 @@ class SyncCall:
         self._streamed = b""
         self._recorded: Recording | None = None
         self._variables: Context | None = None
+        self._run: Run | None = None
+        self._waits = False
         self._promise: Promise | None = None
         self._wake = threading.Event()
         self._gone = threading.Event()
@@ -188,6 +191,7 @@ class SyncCall:
         if not self._context.add_callback(self._leave):
             self._leave()
         with self._protection.running(admitted.call, self._patience) as run:
+            self._run = run
             reply, answer = self._drive(admitted)
             run.end(reply)
         return answer
@@ -197,9 +201,15 @@ class SyncCall:
         self._gone.set()
         self._patience.gone = True
         self._wake.set()
+        self._detach()
         self._outlet.close()
         if self._recorded is not None:
             self._recorded.caller_left()
+
+    def _detach(self) -> None:
+        """Count the run as one whose caller has left, unless it only waits for another, and so ends now."""
+        if self._run is not None and not self._waits:
+            self._run.detach()
 
     def _drive(self, admitted: Admitted) -> tuple[Reply, Answer]:
         steps = flow(admitted.call)
@@ -226,12 +236,14 @@ class SyncCall:
                 case Pause():
                     raise AssertionError("a flow pauses only after its reply")
 
-    def _swap(self, swap: Swap) -> Swapped | Held | Outage:
+    def _swap(self, swap: Swap) -> Swapped | Held | Outage | Full:
         availability = self._protection.availability
         if self._promise is not None:
             return once_claimed(availability.attempt(self._store, swap))
-        if self._protection.keeper.is_full:
-            return unless_claimable(swap, availability.attempt(self._store, look_at(swap)))
+        if self._gone.is_set():
+            self._detach()
+        if (no_room := self._protection.no_room) is not None:
+            return unless_claimable(swap, availability.attempt(self._store, look_at(swap)), no_room)
         return availability.attempt(self._store, swap)
 
     def _wait(self, wait: Wait) -> Waited:
@@ -240,7 +252,7 @@ class SyncCall:
             return self._wait_here(run)
         if self._patience.left() == 0:
             return Waited(more=False)
-        self._wake.wait(self._patience.until_poll(wait))
+        self._sleep(self._patience.until_poll(wait))
         return Waited()
 
     def _take_over(self, takeover: TakeOver) -> Waited:
@@ -255,9 +267,14 @@ class SyncCall:
             return Waited(more=False)
         wake = self._wake.set
         run.join(wake)
-        self._wake.wait(self._patience.left())
+        self._sleep(self._patience.left())
         run.leave(wake)
         return Waited(run.reply, more=False)
+
+    def _sleep(self, seconds: float) -> None:
+        self._waits = True
+        self._wake.wait(seconds)
+        self._waits = False
 
     def _execute(self, execute: Execute, admitted: Admitted, sent: float) -> Ended | TooLate:
         execution = admitted.execution(execute.record, sent)

@@ -12,7 +12,20 @@ from idem_grpc.outcome import Code, Outcome
 from idem_grpc.policy import OnOutage
 from idem_grpc.problem import Problem, Reason
 from idem_grpc.record import OnUnclear, Record, State
-from idem_grpc.steps import Ended, Event, Execute, Outage, Pause, Reply, Step, TakeOver, TooLate, Wait, Waited
+from idem_grpc.steps import (
+    Ended,
+    Event,
+    Execute,
+    Full,
+    Outage,
+    Pause,
+    Reply,
+    Step,
+    TakeOver,
+    TooLate,
+    Wait,
+    Waited,
+)
 from idem_grpc.swap import Held, Swap, Swapped
 from idem_grpc.verdicts import UNKNOWN_TTL
 from tests.core.test_judge import (
@@ -257,6 +270,17 @@ class TestOnlyTheDeathOfAProcessLeavesRunningBehind:
     def test_a_claim_that_never_left_the_process_is_not_given_back(self, there):
         flow = Driven().then(Outage(sent=False))
         assert flow.step == Reply(Problem(Reason.STORE_UNAVAILABLE))
+        assert flow.then(None).step is None
+
+    @pytest.mark.parametrize("call", [ME, STRICT, TRUSTING])
+    def test_a_call_for_which_there_is_no_room_runs_nothing_and_gives_nothing_back(self, call):
+        flow = Driven(call).then(Full())
+        assert flow.step == Reply(Problem(Reason.OVERLOADED))
+        assert flow.then(None).step is None
+
+    def test_a_call_that_would_take_over_runs_nothing_where_there_is_no_room(self):
+        flow = Driven().then(held(RUNNING, DEAD), Waited(), Full())
+        assert flow.step == Reply(Problem(Reason.OVERLOADED))
         assert flow.then(None).step is None
 
     def test_a_store_that_is_set_up_wrongly_is_not_asked_again(self):

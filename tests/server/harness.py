@@ -51,6 +51,7 @@ class Server:
         workers: int = 32,
         plain: bool = False,
         protected: bool = True,
+        maximum_concurrent_rpcs: int | None = None,
         **interceptor: Any,
     ) -> None:
         self.ledger = ledger or Ledger()
@@ -58,6 +59,7 @@ class Server:
         self._before, self._after, self._handlers = before, after, handlers
         self._protected = protected
         self._credentials, self._workers, self._plain = credentials, workers, plain
+        self._maximum_concurrent_rpcs = maximum_concurrent_rpcs
         self._settings = {"scope": idem_grpc.SHARED, **interceptor}
         self._clients: list[Client] = []
         self._start()
@@ -118,6 +120,7 @@ class SyncServer(Server):
             ThreadPoolExecutor(self._workers),
             interceptors=self._interceptors(),
             options=MESSAGE_SIZE,
+            maximum_concurrent_rpcs=self._maximum_concurrent_rpcs,
         )
         self._add_everything(self._server, Servicer(self.ledger))
         self._server.start()
@@ -153,6 +156,7 @@ class AsyncServer(Server):
             ThreadPoolExecutor(self._workers),
             interceptors=self._interceptors(),
             options=MESSAGE_SIZE,
+            maximum_concurrent_rpcs=self._maximum_concurrent_rpcs,
         )
         servicer = Servicer(self.ledger) if self._plain else AsyncServicer(self.ledger)
         self._add_everything(self._server, servicer)

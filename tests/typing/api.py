@@ -125,6 +125,7 @@ interceptor = ServerInterceptor(
     policies=POLICIES,
     default=Policy(lease=10),
     max_waiters=8,
+    max_detached=16,
     reporter=Metrics(),
 )
 ServerInterceptor(store, scope=SHARED)
