@@ -14,6 +14,7 @@ What holds, whatever happens:
   that the store is misused: its driver decides how often a mistake is worth another try.
 """
 
+import itertools
 import logging
 import math
 from collections.abc import Generator, Iterator
@@ -51,6 +52,8 @@ LONGEST_POLL = 1.0
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 5.0
 SHORTEST_TTL = 0.001
+MOST_STARTS = 3
+"""How often a call tries to start its handler in time, before it gives its claim back."""
 FENCE_TTL = 60.0
 """Seconds for which a key that was given back unused is kept; a claim that was sent before lands earlier."""
 
@@ -78,19 +81,20 @@ def flow(call: Call) -> Steps:
     """All that is done for one keyed call."""
     claim = call.first_claim()
     claimed = yield from _arrive(call, claim, claim)
-    if claimed is None:
+    if claimed is not None and call.rate_key and (yield from _is_one_too_many(call, claimed)):
         return
-    if call.rate_key and (yield from _is_one_too_many(call, claimed)):
+    starts = itertools.count(1)
+    while claimed is not None:
+        ended = yield claimed.execute()
+        if isinstance(ended, TooLate):
+            claimed = yield from _renew(call, claimed, is_last=next(starts) == MOST_STARTS)
+            continue
+        assert isinstance(ended, Ended)
+        if ended.ending is Ending.DECIDED:
+            yield from _keep(call, claimed, ended)
+        else:
+            yield from _release(call, claimed, ended)
         return
-    while isinstance(ended := (yield claimed.execute()), TooLate):
-        claimed = yield from _renew(call, claimed)
-        if claimed is None:
-            return
-    assert isinstance(ended, Ended)
-    if ended.ending is Ending.DECIDED:
-        yield from _keep(call, claimed, ended)
-    else:
-        yield from _release(call, claimed, ended)
 
 
 def _is_one_too_many(call: Call, claimed: _Claimed) -> Generator[Step, Event, bool]:
@@ -121,9 +125,12 @@ def _is_one_too_many(call: Call, claimed: _Claimed) -> Generator[Step, Event, bo
     return True
 
 
-def _renew(call: Call, claimed: _Claimed) -> Generator[Step, Event, _Claimed | None]:
-    """Look again at a claim whose handler was not started in time: somebody may have taken it over."""
-    seen = yield _look(claimed.swap)
+def _renew(call: Call, claimed: _Claimed, *, is_last: bool) -> Generator[Step, Event, _Claimed | None]:
+    """Look again at a claim whose handler was not started in time: somebody may have taken it over.
+
+    ``is_last``: that happened so often that the store is too slow for the lease, which is as good as away.
+    """
+    seen = Outage() if is_last else (yield _look(claimed.swap))
     if isinstance(seen, Swapped):
         return claimed
     claim = Claim(claimed.record, claimed.swap, claimed.first_of_request)

@@ -61,6 +61,9 @@ class Promise:
     def start(self) -> None:
         """Called right before the handler. Raises NotStarted if the lease has run out, or nearly so."""
         if self.is_protected and not self.lease.may_start:
+            logger.warning(
+                "a handler is not started yet: half of its lease of %g s was over by then", self.lease.seconds
+            )
             raise NotStarted
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from idem_grpc.endings import Ending
 from idem_grpc.fingerprint import Fingerprint
-from idem_grpc.flow import LONGEST_PAUSE, flow
+from idem_grpc.flow import LONGEST_PAUSE, MOST_STARTS, flow
 from idem_grpc.outcome import Code, Outcome
 from idem_grpc.policy import OnOutage
 from idem_grpc.problem import Problem, Reason
@@ -421,6 +421,23 @@ class TestAHandlerThatCouldNotStartInTime:
             State.OPEN,
             ME.first_claim().swap.new,
         )
+
+    def test_gives_its_claim_back_if_the_store_is_too_slow_each_time(self):
+        flow = self.late()
+        for _ in range(MOST_STARTS - 2):
+            flow.then(Swapped(DEAD), TooLate())
+            assert flow.swap().expected == flow.swap().new
+        flow.then(Swapped(DEAD), TooLate())
+        assert flow.step == Reply(Problem(Reason.STORE_UNAVAILABLE))
+        assert (flow.then(None).record().state, flow.swap().expected) == (
+            State.OPEN,
+            ME.first_claim().swap.new,
+        )
+
+    def test_runs_without_the_store_where_the_policy_rather_runs(self):
+        claim = TRUSTING.first_claim()
+        flow = self.late(TRUSTING).then(*[Swapped(DEAD), TooLate()] * (MOST_STARTS - 1))
+        assert flow.step == Execute(claim.record, claim.swap, acknowledged=False)
 
     def test_a_wrong_request_may_be_corrected_under_a_claim_that_was_made_twice(self):
         flow = self.late(STRICT).then(held(mine(UNKNOWN)), Swapped(1.0), Ended(FAILURE, Ending.MENDABLE))

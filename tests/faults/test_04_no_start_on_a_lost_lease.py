@@ -1,19 +1,22 @@
 """A handler does not start under a lease that has run out, or nearly so: its call looks again."""
 
+import asyncio
 import signal
 import subprocess
 import sys
 import time
+from threading import Event
 
 import pytest
 
-from idem_grpc import OnUnclear, Policy, Reason
+from idem_grpc import OnOutage, OnUnclear, Policy, Reason
 from idem_grpc.digest import store_key
 from idem_grpc.record import Record, State
 from idem_grpc.stores.contract import look
 from tests.cli.conftest import ENTRY
 from tests.faults.redis_proxy import RedisProxy
 from tests.server.client import Kind
+from tests.server.harness import open_store
 from tests.server.ledger import order, run
 from tests.server.processes import ENVIRONMENT, ServerProcess
 from tests.support.namespaces import time_shifted
@@ -31,6 +34,26 @@ def proxy(redis_server):
         yield proxy
 
 
+class Slow:
+    """Makes a store answer no swap within so many seconds."""
+
+    def __init__(self, store, seconds):
+        self.store, self._seconds, self._swap = store, seconds, store.swap
+        store.swap = self.swap
+
+    def swap(self, *arguments):
+        seen = self._swap(*arguments)
+        Event().wait(self._seconds)
+        return seen
+
+
+class AsyncSlow(Slow):
+    async def swap(self, *arguments):
+        seen = await self._swap(*arguments)
+        await asyncio.sleep(self._seconds)
+        return seen
+
+
 def lapsed(server, kind, key):
     """Wait until the lease of a claim has run out. Returns its record."""
     name = store_key(server.store.namespace, kind.path, b"", key)
@@ -43,6 +66,19 @@ def lapsed(server, kind, key):
         )
 
     return until(found)
+
+
+@pytest.mark.parametrize("unprotected", [False, True], ids=["refuse", "run"])
+def test_a_call_ends_though_its_store_is_always_too_slow_for_its_lease(start, face, unprotected, kind, key):
+    store = open_store(face, "memory:", key)
+    policy = Policy(lease=0.01, retention=600, on_outage=OnOutage.RUN if unprotected else OnOutage.REFUSE)
+    server = start(store=(Slow if face == "sync" else AsyncSlow)(store, 0.02).store, default=policy)
+    request = order()
+    answer = server.client.call(kind, request, key)
+    assert answer.reason is (None if unprotected else Reason.STORE_UNAVAILABLE)
+    assert len(server.ledger.runs(request)) == unprotected
+    until(lambda: server.drain(0) == 0)
+    assert server.record(key, kind).state is (State.DONE if unprotected else State.OPEN)
 
 
 @pytest.mark.parametrize("plain", [False, True], ids=["own-style", "plain-functions"])
