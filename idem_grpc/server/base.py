@@ -134,7 +134,7 @@ class Protection:
         except StopIteration:
             runs.end(owner)
         else:
-            self.keeper.finish(steps, step, lambda: runs.end(owner), promise, call.rules.retention)
+            self.keeper.finish(steps, step, lambda: runs.end(owner), promise, call.rules)
 
     @contextmanager
     def running(self, call: Call, patience: "Patience") -> Iterator[Run]:

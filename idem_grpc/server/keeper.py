@@ -21,6 +21,7 @@ from time import monotonic
 
 from idem_grpc.elapsed import elapsed
 from idem_grpc.execution import Lease
+from idem_grpc.policy import Rules
 from idem_grpc.server.availability import Availability, is_worth_a_line
 from idem_grpc.steps import Outage, Pause, Step, Steps
 from idem_grpc.stores.protocol import Store, StoreUnavailable
@@ -106,12 +107,12 @@ class Keeper:
         return self._outcomes >= MAX_OUTCOMES or self._outcome_bytes >= MAX_OUTCOME_BYTES
 
     def finish(
-        self, steps: Steps, step: Step, then: Callable[[], None], promise: Promise | None, memory: float
+        self, steps: Steps, step: Step, then: Callable[[], None], promise: Promise | None, rules: Rules
     ) -> None:
         """Bring a flow to its end that has replied and now asks for ``step``; then call ``then``.
 
         ``promise`` is that of its run, None if nothing was run: then a claim is given back. Its
-        lease is renewed until the end. ``memory``: seconds after which its end is of no use.
+        lease is renewed until the end, which is of no use any more once the retention is over.
 
         Of the claims to give back, those over MAX_GIVE_BACKS are left for their leases to run out. No
         outcome of a protected run is dropped: while ``is_full``, no further run may begin.
@@ -145,7 +146,7 @@ class Keeper:
             then()
 
         pause = step.seconds if isinstance(step, Pause) else 0.0
-        self._tails.start(pause, _Tail(steps, step, end, elapsed() + memory))
+        self._tails.start(pause, _Tail(steps, step, end, rules))
 
     def _count(self, is_run: bool, number: int, size: int) -> None:
         with self._lock:
@@ -412,11 +413,12 @@ class _Limit(_Job):
 
 
 class _Tail(_Job):
-    def __init__(self, steps: Steps, step: Step, then: Callable[[], None], ends: float) -> None:
+    def __init__(self, steps: Steps, step: Step, then: Callable[[], None], rules: Rules) -> None:
         self._steps = steps
         self._step = step
         self._then = then
-        self._ends = ends
+        self._ends = elapsed() + rules.retention
+        self.interval = rules.lease / (RENEWALS_PER_LEASE * PROBES_PER_RENEWAL)  # before others take over
         self._mistakes = 0
 
     def swap(self) -> Swap | None:

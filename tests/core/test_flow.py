@@ -436,7 +436,9 @@ class TestAHandlerThatCouldNotStartInTime:
 
     def test_runs_without_the_store_where_the_policy_rather_runs(self):
         claim = TRUSTING.first_claim()
-        flow = self.late(TRUSTING).then(*[Swapped(DEAD), TooLate()] * (MOST_STARTS - 1))
+        flow = self.late(TRUSTING)
+        for _ in range(MOST_STARTS - 1):
+            flow.then(Swapped(DEAD), TooLate())
         assert flow.step == Execute(claim.record, claim.swap, acknowledged=False)
 
     def test_a_wrong_request_may_be_corrected_under_a_claim_that_was_made_twice(self):

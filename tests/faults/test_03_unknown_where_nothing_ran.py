@@ -6,6 +6,7 @@ import pytest
 from idem_grpc import KeyRule, OnUnclear, Policy, Reason
 from idem_grpc.digest import store_key, token_key
 from idem_grpc.record import Binding, Record, State
+from idem_grpc.server import keeper
 from idem_grpc.stores.contract import look
 from tests.faults.redis_proxy import RedisProxy
 from tests.server.client import Kind
@@ -21,6 +22,12 @@ OPERATION = "pay"
 @pytest.fixture
 def proxy(redis_server):
     with RedisProxy(redis_server.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def own_proxy(own_redis_server):
+    with RedisProxy(own_redis_server.port) as proxy:
         yield proxy
 
 
@@ -94,3 +101,23 @@ def test_a_claim_that_the_client_library_sends_again_after_its_lease_is_the_call
     assert len(slow.ledger.runs(request)) == 1
     assert other.client.call(kind, request, key).essence == answer.essence
     assert not other.ledger.runs(request)
+
+
+def test_a_claim_whose_reply_was_lost_in_an_outage_is_given_back_before_others_take_it_for_dead(
+    own_proxy, own_redis_server, start, known, monkeypatch, policy, kind, key
+):
+    monkeypatch.setattr(keeper, "FIRST_PAUSE", keeper.LONGEST_PAUSE)  # as in an outage that has lasted
+    cut_off = start(own_proxy.url + NEVER, default=policy)
+    other = start(own_redis_server.url + NEVER, default=policy)
+    record, request = known(other), order()
+    cut_off.client.call(kind, order(), "warm-up")
+    own_proxy.allow(0)
+    assert cut_off.client.call(kind, request, key).reason is Reason.STORE_UNAVAILABLE
+    assert record().state is State.RUNNING, "the claim took effect"
+    own_redis_server.pause()
+    assert other.client.call(kind, order(), "see-the-outage").reason is Reason.STORE_UNAVAILABLE
+    own_proxy.allow(None)
+    own_redis_server.resume()
+    assert other.client.persist(kind, request, key).ok
+    assert len(other.ledger.runs(request)) == 1
+    assert not cut_off.ledger.runs(request)

@@ -1,5 +1,6 @@
 """An outage of the store that all see costs no second run, however long it lasts."""
 
+from dataclasses import replace
 from threading import Thread
 
 import grpc
@@ -8,6 +9,7 @@ import pytest
 from idem_grpc import OnUnclear, Policy, Reason
 from idem_grpc.digest import store_key
 from idem_grpc.record import Record, State
+from idem_grpc.server import keeper
 from idem_grpc.stores.contract import look
 from tests.server.client import Kind
 from tests.server.kinds import kinds
@@ -107,6 +109,27 @@ def test_outcomes_that_wait_for_the_store_are_written_before_anybody_takes_over(
     assert all(answers[each].replayed for each in sent)
     assert all(len(owner.ledger.runs(request)) == 1 for request in sent.values())
     assert not [run for run in other.ledger.all_runs if run.request in sent.values()]
+
+
+def test_outcomes_that_wait_for_the_store_are_written_though_their_runs_would_be_past_max_run(
+    redis, start, monkeypatch, policy, kind, key
+):
+    monkeypatch.setattr(keeper, "FIRST_PAUSE", keeper.LONGEST_PAUSE)  # as in an outage that has lasted
+    brief = replace(policy, max_run=LEASE)
+    owner, other = (start(redis.url + IMPATIENT, default=brief) for _ in range(2))
+    request = order(run(gate=AT_WORK))
+    call = owner.client.begin(kind, request, key)
+    until(lambda: owner.ledger.all_runs)
+    with redis.client() as client:
+        client.config_set("maxmemory", 1)  # a store that takes no more, and so no command in flight either
+        owner.ledger.gate(AT_WORK).open()
+        assert call.answer().reason is Reason.OUTCOME_PENDING
+        until(lambda: owner.ledger.all_runs[0].execution.lease.run_left < -LEASE)
+        assert other.client.call(kind, order(), "see-the-outage").reason is Reason.STORE_UNAVAILABLE
+        client.config_set("maxmemory", 0)
+    assert Duplicates(other, kind, {key: request}).answers()[key].replayed
+    assert len(owner.ledger.runs(request)) == 1
+    assert not other.ledger.runs(request)
 
 
 def test_a_run_whose_owner_died_is_taken_over_once_owners_had_time_to_renew(
