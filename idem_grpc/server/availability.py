@@ -4,7 +4,6 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from math import inf
-from time import monotonic
 
 from idem_grpc.elapsed import elapsed
 from idem_grpc.steps import Outage
@@ -26,6 +25,10 @@ SETTLING = 0.5
 """The part of a lease for which nobody is taken for dead after an outage. Owners renew as soon as they
 reach the store again, and look for it more often than that."""
 
+SHORT = 1 / 3
+"""The part of a lease that an outage lasts at least, from the last write to the next answer, for that: an
+owner who renewed three times a lease before has as much left, and more."""
+
 
 class Availability:
     """Shared by the calls of one interceptor and the threads of its keeper.
@@ -42,7 +45,10 @@ class Availability:
         self._is_open = False
         self._probe = -inf
         self._away_since = 0.0
-        self._back_since = -inf
+        self._wrote = self._wrote_before = -inf
+        self._outages: list[
+            tuple[float, float]
+        ] = []  # for how long nothing was written, and when it was again
         self._failures = 0
         self._failed_at = -inf
         self._is_logged = False
@@ -54,7 +60,7 @@ class Availability:
         A caller that is admitted reports what came of it. While the breaker is open, that is the one
         who finds out.
         """
-        now = monotonic()
+        now = elapsed()
         if self._is_open:
             with self._lock:
                 if now < self._probe + LONGEST_PROBE:
@@ -72,26 +78,31 @@ class Availability:
         if began == self._probe:
             self._probe = -inf
 
-    def answered(self) -> None:
-        """The store did what it was asked."""
+    def answered(self, began: float, *seen: Swapped | Held) -> None:
+        """The store did what it was asked by swaps that began then."""
+        if any(isinstance(each, Swapped) for each in seen):
+            self._wrote = began
         if not self._is_away:
             return
         with self._lock:
             was_away = self._is_away
             self._is_away = self._is_open = False
             self._probe = -inf
-            self._back_since = elapsed()
+            back = elapsed()
+            length = back - self._wrote_before
+            longer = [each for each in self._outages if each[0] > length and _holds_any(*each, back)]
+            self._outages = [*longer, (length, back)]
             is_logged, self._is_logged = self._is_logged, False
         if was_away:  # and no other thread was first
             if is_logged:
-                seconds = self._back_since - self._away_since
+                seconds = back - self._away_since
                 logger.warning("the idempotency store answers again, after %.1f s", seconds)
             for resume in self.on_return:
                 resume()
 
     def failed(self, error: BaseException, began: float) -> Outage:
         """The swap that began then raised. Returns what a flow makes of that."""
-        seconds = monotonic() - began
+        seconds = elapsed() - began
         if isinstance(error, StoreError) and not isinstance(error, StoreUnavailable):
             self._mistakes += 1
             if is_worth_a_line(self._mistakes):
@@ -107,7 +118,7 @@ class Availability:
         silent = not (isinstance(error, StoreUnavailable) and error.answered)
         with self._lock:
             if not self._is_away:
-                self._is_away, self._away_since = True, elapsed()
+                self._is_away, self._away_since, self._wrote_before = True, elapsed(), self._wrote
             # A store may do one thing and refuse another, in turn: then it is the same outage.
             self._failures = self._failures + 1 if elapsed() - self._failed_at < ONE_OUTAGE else 1
             self._failed_at = elapsed()
@@ -123,11 +134,13 @@ class Availability:
     def hold(self, lease: float) -> float:
         """Seconds for which no run with a lease of ``lease`` seconds may be taken for dead.
 
-        After an outage that this process saw, owners first get the time to renew.
+        After an outage that this process saw, owners first get the time to renew. One that was so short
+        that it kept no owner from renewing in time holds nobody: with many calls, some swap always fails.
         """
         if self._is_away:
             return lease * SETTLING
-        return max(0.0, self._back_since + lease * SETTLING - elapsed())
+        ends = (back + lease * SETTLING for length, back in self._outages if length >= lease * SHORT)
+        return max(0.0, max(ends, default=0.0) - elapsed())
 
     def attempt(self, store: Store, swap: Swap) -> Swapped | Held | Outage:
         """Send a swap, unless the store is known to keep its callers waiting."""
@@ -138,7 +151,7 @@ class Availability:
             seen = store.swap(swap.key, swap.expected, swap.new, swap.ttl, swap.max_left)
         except Exception as error:
             return self.failed(error, began)
-        self.answered()
+        self.answered(began, seen)
         return seen
 
     async def attempt_async(self, store: AsyncStore, swap: Swap) -> Swapped | Held | Outage:
@@ -153,7 +166,7 @@ class Availability:
         except BaseException:
             self.cancelled(began)
             raise
-        self.answered()
+        self.answered(began, seen)
         return seen
 
     def attempt_many(self, store: Store, swaps: Sequence[Swap]) -> Sequence[Swapped | Held] | Outage:
@@ -165,7 +178,7 @@ class Availability:
             seen = store.swap_many(swaps)
         except Exception as error:
             return self.failed(error, began)
-        self.answered()
+        self.answered(began, *seen)
         return seen
 
     async def attempt_many_async(
@@ -182,8 +195,13 @@ class Availability:
         except BaseException:
             self.cancelled(began)
             raise
-        self.answered()
+        self.answered(began, *seen)
         return seen
+
+
+def _holds_any(length: float, back: float, now: float) -> bool:
+    """Whether an outage still holds back those who would take over the longest lease that it concerns."""
+    return now - back < length / SHORT * SETTLING
 
 
 def is_worth_a_line(count: int) -> bool:

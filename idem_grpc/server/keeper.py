@@ -17,7 +17,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from math import inf
-from time import monotonic
 
 from idem_grpc.elapsed import elapsed
 from idem_grpc.execution import Lease
@@ -327,28 +326,29 @@ class _Worker:
 
 def attempt_all(store: Store, swaps: Sequence[Swap], availability: Availability) -> list[Seen]:
     """Send swaps in one batch. Where one of them is at fault, they are sent again one by one."""
-    began = monotonic()
+    began = elapsed()
     if len(swaps) > 1:
         try:
-            answers: list[Seen] = [seen for _, seen in zip(swaps, store.swap_many(swaps), strict=True)]
+            seen = store.swap_many(swaps)
+            answers: list[Seen] = [each for _, each in zip(swaps, seen, strict=True)]
         except StoreUnavailable as error:
             return [availability.failed(error, began)] * len(swaps)
         except Exception:
             logger.warning("a batch of swaps failed, and is sent one by one", exc_info=True)
         else:
-            availability.answered()
+            availability.answered(began, *seen)
             return answers
     return [_attempt(store, swap, availability) for swap in swaps]
 
 
 def _attempt(store: Store, swap: Swap, availability: Availability) -> Seen:
     """Send a swap past the breaker: the keeper's threads look for the store one at a time anyway."""
-    began = monotonic()
+    began = elapsed()
     try:
         seen = store.swap(swap.key, swap.expected, swap.new, swap.ttl, swap.max_left)
     except Exception as error:
         return availability.failed(error, began)
-    availability.answered()
+    availability.answered(began, seen)
     return seen
 
 

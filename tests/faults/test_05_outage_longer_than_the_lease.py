@@ -6,12 +6,13 @@ from threading import Thread
 import grpc
 import pytest
 
-from idem_grpc import OnUnclear, Policy, Reason
+from idem_grpc import OnUnclear, Policy, Reason, StoreUnavailable
 from idem_grpc.digest import store_key
 from idem_grpc.record import Record, State
 from idem_grpc.server import keeper
 from idem_grpc.stores.contract import look
 from tests.server.client import Kind
+from tests.server.harness import open_store
 from tests.server.kinds import kinds
 from tests.server.ledger import order, run
 from tests.server.processes import ServerProcess
@@ -155,3 +156,42 @@ def test_a_run_whose_owner_died_is_taken_over_once_owners_had_time_to_renew(
     else:
         assert answer.ok
         assert len(other.ledger.runs(request)) == 1
+
+
+class Unsteady:
+    """Makes a store fail whenever it is told to, once."""
+
+    def __init__(self, store):
+        self.store = store
+        self.fails = False
+        self._swap = store.swap
+        store.swap = self.swap
+
+    def fail(self):
+        fails, self.fails = self.fails, False
+        if fails:
+            raise StoreUnavailable("a packet was lost")
+
+    def swap(self, *arguments):
+        self.fail()
+        return self._swap(*arguments)
+
+
+class AsyncUnsteady(Unsteady):
+    async def swap(self, *arguments):
+        self.fail()
+        return await self._swap(*arguments)
+
+
+def test_a_swap_that_fails_now_and_then_keeps_nobody_from_taking_over_from_the_dead(start, face, kind, key):
+    """With many calls, some swap always fails: those who died would never be taken for dead."""
+    unsteady = (Unsteady if face == "sync" else AsyncUnsteady)(open_store(face, "memory:", key))
+    server = start(store=unsteady.store, default=Policy(lease=60, wait=0, retention=600))
+    dead = Record(state=State.RUNNING, attempt=1, owner=b"dead", lease=60.0, ttl=600.0)
+    name = store_key(server.store.namespace, kind.path, b"", key)
+    server.store.swap(name, None, dead.to_bytes(), 539.0)
+    assert server.client.call(kind, order(), f"{key}-before").ok
+    unsteady.fails = True
+    assert server.client.call(kind, order(), f"{key}-fails").reason is Reason.STORE_UNAVAILABLE
+    assert server.client.call(kind, order(), f"{key}-after").ok
+    assert server.client.call(kind, order(), key).ok

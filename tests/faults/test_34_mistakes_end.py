@@ -1,12 +1,11 @@
 """What the store refuses as a mistake is refused with that reason, and nothing repeats without end."""
 
-from time import monotonic
-
 import grpc
 import pytest
 
 from idem_grpc import Policy, Reason, StoreUnavailable
 from idem_grpc.digest import store_key
+from idem_grpc.elapsed import elapsed
 from idem_grpc.server import keeper
 from idem_grpc.server.availability import Availability
 from tests.server.ledger import order, run
@@ -74,8 +73,8 @@ def test_the_log_counts_the_failures_of_a_store_that_does_one_thing_and_refuses_
     """At maxmemory, claims are refused while leases are renewed."""
     availability = Availability()
     for _ in range(100):
-        availability.failed(StoreUnavailable("out of memory", answered=True), monotonic())
-        availability.answered()
+        availability.failed(StoreUnavailable("out of memory", answered=True), elapsed())
+        availability.answered(elapsed())
     lines = [record.getMessage() for record in caplog.records]
     assert sum("did not answer" in line for line in lines) == 7, "at the 1st, 2nd, 4th and so on"
     assert sum("answers again" in line for line in lines) == 7

@@ -7,6 +7,7 @@ import pytest
 from idem_grpc_pb.v1.token_pb2 import IssueTokensResponse
 
 from idem_grpc import OnOutage, Policy, Reason, StoreUnavailable
+from idem_grpc.elapsed import elapsed
 from idem_grpc.record import Record, State
 from idem_grpc.server import keeper
 from tests.faults.redis_proxy import RedisProxy
@@ -105,7 +106,7 @@ def test_one_call_at_a_time_finds_out_whether_the_store_is_back(own_redis_server
     availability = server.interceptor.protection.availability
     assert availability.admits() is not None, "one may find out"
     for _ in range(3):
-        availability.failed(StoreUnavailable("begun before"), monotonic() - 1)
+        availability.failed(StoreUnavailable("begun before"), elapsed() - 1)
         assert availability.admits() is None, "and nobody else meanwhile"
     own_redis_server.resume()
 
