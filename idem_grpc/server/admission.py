@@ -48,7 +48,7 @@ def metadata_of(details: Any) -> Metadata:
     Details may be of any class, and name and value of an entry may be bytes. Raises Refused
     for entries that are no pairs.
     """
-    given = details.invocation_metadata
+    given = getattr(details, "invocation_metadata", None)
     try:
         entries = () if given is None else tuple(given)
         return entries if _are_usual(entries) else tuple(map(_pair, entries))
@@ -160,7 +160,7 @@ class Admission:
                 f"scope={scope!r}: give SHARED, PEER, metadata('name') or a function of CallInfo,"
                 " which says who shares keys and answers"
             )
-        if inspect.iscoroutinefunction(scope):
+        if inspect.iscoroutinefunction(scope) or inspect.iscoroutinefunction(type(scope).__call__):
             raise TypeError(
                 f"scope={scope!r}: give a plain function; what has to wait belongs into an interceptor"
                 " outside, which passes on what it finds as metadata"

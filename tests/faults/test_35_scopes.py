@@ -147,6 +147,15 @@ def test_a_scope_that_is_a_coroutine_function_is_refused_at_construction(start):
         start(scope=scope)
 
 
+def test_an_object_that_is_called_as_a_coroutine_is_refused_at_construction(start):
+    class Scope:
+        async def __call__(self, call):
+            return "tenant"
+
+    with pytest.raises(TypeError, match="a plain function"):
+        start(scope=Scope())
+
+
 def test_an_operation_that_cannot_be_encoded_is_refused_at_construction():
     with pytest.raises(ValueError, match="operation='\\\\ud800'"):
         Policy(operation="\ud800")
