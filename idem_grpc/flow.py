@@ -200,7 +200,7 @@ def _told(call: Call, event: Waited, owner: bytes) -> Generator[Step, Event, boo
     if event.reply is not None and event.reply.is_shared:
         yield from _replay(call, event.reply)
     elif event.reply is not None or not event.more:
-        yield Reply(Problem(Reason.IN_PROGRESS), owner)
+        yield Reply(Problem(Reason.IN_PROGRESS, is_free=event.reply is not None), owner)
     else:
         return False
     return True

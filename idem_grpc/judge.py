@@ -152,6 +152,10 @@ def _reject_stranger(_: Finding) -> Verdict:
     return Reject(Problem(Reason.TOKEN_MISMATCH))  # which is not told whether the token was used
 
 
+def _share_failure(finding: Finding) -> Verdict:
+    return Reject(Problem(Reason.IN_PROGRESS, is_free=True), finding.record.owner)
+
+
 def _reject(reason: Reason) -> Callable[[Finding], Verdict]:
     return lambda finding: Reject(Problem(reason), finding.record.owner)
 
@@ -169,7 +173,7 @@ ARRIVAL = (
     Rule(
         (State.ABSENT, State.OPEN),
         _waited,
-        _reject(Reason.IN_PROGRESS),
+        _share_failure,
         "the run that this call waited for left nothing: its failure is shared, not repeated",
     ),
     Rule((State.ABSENT,), _always, _claim, "never seen: claim"),

@@ -4,6 +4,7 @@ Every refusal is a google.rpc.Status with an ErrorInfo of our domain, so that a
 client in any language can tell it from a failure of the service itself.
 """
 
+import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -100,18 +101,43 @@ _MEANING = {
 
 
 @dataclass(frozen=True, slots=True)
+class Outlook:
+    """What is known of when a refused call is worth sending again, in seconds.
+
+    ``time_left``: until the caller's deadline. ``elapsed``: how long the run that is in progress has
+    lasted, as far as this process knows. ``lease``, ``wait`` and ``max_run`` are the policy's.
+    """
+
+    time_left: float = math.inf
+    elapsed: float = 0.0
+    lease: float = 0.0
+    wait: float = 0.0
+    max_run: float = math.inf
+
+
+NOTHING_KNOWN = Outlook()
+
+
+@dataclass(frozen=True, slots=True)
 class Problem:
-    """A refusal: its reason, and optionally a sentence in place of the usual one."""
+    """A refusal: its reason, and optionally a sentence in place of the usual one.
+
+    ``is_free``: no run is in progress any more, and the call may be run when it comes again.
+    """
 
     reason: Reason
     message: str = ""
+    is_free: bool = False
 
     def outcome(
-        self, previous_attempts: int = 0, uniform: Callable[[float, float], float] = random.uniform
+        self,
+        previous_attempts: int = 0,
+        uniform: Callable[[float, float], float] = random.uniform,
+        outlook: Outlook = NOTHING_KNOWN,
     ) -> Outcome:
         """The refusal as an answer. ``previous_attempts`` is the client's own count of them."""
         code, usual = _MEANING[self.reason]
-        delay = pushback_ms(previous_attempts, uniform) if self.reason.retryable else None
+        delay = pushback_ms(previous_attempts, uniform, outlook) if self.reason.retryable else None
         return status_outcome(code, self.message or usual, delay, self.reason)
 
 
@@ -131,14 +157,36 @@ def status_outcome(
     return Outcome(code, message, trailing_metadata=(*trailing, (STATUS_DETAILS, status.SerializeToString())))
 
 
-def pushback_ms(previous_attempts: int, uniform: Callable[[float, float], float] = random.uniform) -> int:
-    """How long a client shall wait: min(10 s, 250 ms x 4^n), give or take a fifth.
+_FIRST = 0.25
+_SHORTEST = 0.01
+_GROWTH = 5
+_LAST = 3
+"""Previous attempts of a client that has one attempt left: gRPC's own retries (A6) make five at most."""
 
-    gRPC's own retries (A6) make at most five attempts, so the wait grows fast enough
-    to outlast a handler; the jitter is that of A6, and keeps duplicates apart.
+
+def pushback_ms(
+    previous_attempts: int,
+    uniform: Callable[[float, float], float] = random.uniform,
+    outlook: Outlook = NOTHING_KNOWN,
+) -> int:
+    """How long a client shall wait: 250 ms, five times more with each attempt, give or take a fifth.
+
+    The longer a run has lasted, the longer it may still last: from the second attempt on the
+    wait is half of that at least. The last wait has to be long enough for all that can be
+    waited for: four times what the run has lasted, a takeover after a whole lease, and what a
+    duplicate may wait on the server. None goes beyond the end that ``max_run`` sets to a run, or
+    beyond the caller's deadline. The jitter is that of A6, and keeps duplicates apart.
     """
-    wait: int = min(10_000, 250 * 4 ** min(previous_attempts, 8))
-    return round(wait * uniform(0.8, 1.2))
+    wait: float = _FIRST * _GROWTH ** min(previous_attempts, _LAST)
+    if previous_attempts >= _LAST:
+        # The shortest of these, by jitter, must not be too short.
+        wait = max(wait, 4 * outlook.elapsed, 1.25 * outlook.lease, 1.25 * outlook.wait)
+    elif previous_attempts:
+        wait = max(wait, outlook.elapsed / 2)
+    wait = max(min(wait, outlook.max_run + outlook.lease - outlook.elapsed), _FIRST)
+    wait = max(min(wait, 0.75 * outlook.time_left), _SHORTEST)
+    jittered: float = wait * uniform(0.8, 1.2)
+    return round(1000 * jittered)
 
 
 def reason_in(status_details: bytes) -> Reason | None:

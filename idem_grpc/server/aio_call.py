@@ -24,7 +24,7 @@ from idem_grpc.server.aio_handler import serve
 from idem_grpc.server.aio_pipe import Pipe
 from idem_grpc.server.aio_threads import Threads
 from idem_grpc.server.arities import Handler, Outside, behavior_of, is_async, serialized
-from idem_grpc.server.base import Protection, look_at, once_claimed, unless_claimable
+from idem_grpc.server.base import Patience, Protection, look_at, once_claimed, unless_claimable
 from idem_grpc.server.keeper import NotStarted, Promise
 from idem_grpc.server.recording import CallerGone, Recording, disable_compression
 from idem_grpc.server.replies import Answer, Part, opening
@@ -164,9 +164,9 @@ class AioCall:
             return self._flow.result()
         return self._answer
 
-    def _answered(self, reply: Reply) -> Answer:
+    def _answered(self, reply: Reply, patience: Patience | None = None) -> Answer:
         """What is sent for a reply: asked once, whether or not the caller is still there."""
-        return self._protection.answer(reply, self._caller, self._handler, self._streamed)
+        return self._protection.answer(reply, self._caller, self._handler, self._streamed, patience)
 
     async def _stop(self) -> None:
         self._leave()
@@ -266,7 +266,7 @@ class AioCall:
                 case Compare() as wanted:
                     event = await self._compare(wanted, admitted)
                 case Reply() as reply:
-                    answer = self._answered(reply)
+                    answer = self._answered(reply, self._patience)
                     self._protection.finish(steps, admitted.call, self._promise)
                     return reply, answer
                 case Pause():

@@ -1,6 +1,7 @@
 """What the interceptors for grpc and for grpc.aio have in common: all that is not I/O."""
 
 import logging
+import math
 import random
 import threading
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,10 +11,11 @@ from time import monotonic
 import grpc
 from google.protobuf.descriptor import ServiceDescriptor
 
+from idem_grpc.elapsed import elapsed
 from idem_grpc.execution import KeyedExecution, running
 from idem_grpc.outcome import Code, Metadata, Outcome
 from idem_grpc.policy import Policy, Rules
-from idem_grpc.problem import Problem, Reason
+from idem_grpc.problem import NOTHING_KNOWN, Outlook, Problem, Reason
 from idem_grpc.reporter import Reporter
 from idem_grpc.scope import Scope
 from idem_grpc.server.admission import Admission, Caller, Refused, metadata_of
@@ -80,8 +82,15 @@ class Protection:
         except Refused as refused:
             return Reply(refused.answer), metadata
 
-    def answer(self, reply: Reply, caller: Caller, handler: Handler, streamed: bytes = b"") -> Answer:
-        """What is sent for a reply, which is also reported.
+    def answer(
+        self,
+        reply: Reply,
+        caller: Caller,
+        handler: Handler,
+        streamed: bytes = b"",
+        patience: "Patience | None" = None,
+    ) -> Answer:
+        """What is sent for a reply, which is also reported. ``patience`` is that of a call with a flow.
 
         ``streamed`` is the owner of the run whose responses were sent already, if any: they
         cannot be followed by the end of another. A record whose answer has more or fewer messages
@@ -91,12 +100,27 @@ class Protection:
             reply = Reply(Problem(Reason.LEASE_LOST), reply.owner)
         if isinstance(reply.answer, Outcome) and not _fits(reply.answer, handler):
             reply = Reply(Problem(Reason.OUTCOME_UNKNOWN), reply.owner)
-        sent, event = answer(reply, caller)
+        refusal = reply.answer
+        outlook = (
+            self._outlook(refusal, reply.owner, patience) if isinstance(refusal, Problem) else NOTHING_KNOWN
+        )
+        sent, event = answer(reply, caller, outlook)
         try:
             self._reporter.replied(event)
         except Exception:
             logger.exception("the reporter raised")
         return sent
+
+    def _outlook(self, refusal: Problem, owner: bytes, patience: "Patience | None") -> Outlook:
+        """What is known of when a call that was refused is worth sending again."""
+        if patience is None:
+            return NOTHING_KNOWN
+        time_left = patience.deadline - monotonic()
+        if refusal.reason is not Reason.IN_PROGRESS or refusal.is_free:
+            return Outlook(time_left)
+        run, rules = self.runs.find(owner), patience.rules
+        lasted = 0.0 if run is None else elapsed() - run.began
+        return Outlook(time_left, lasted, rules.lease, rules.wait, rules.max_run)
 
     @contextmanager
     def keeping(
@@ -151,7 +175,7 @@ class Protection:
 
     def patience(self, rules: Rules, remaining: float | None) -> "Patience":
         """How long a call with ``remaining`` seconds to its deadline may wait for another."""
-        return Patience(self._places, rules.wait if remaining is None else min(rules.wait, remaining))
+        return Patience(self._places, rules, math.inf if remaining is None else remaining)
 
 
 def look_at(swap: Swap) -> Swap:
@@ -177,11 +201,17 @@ def _fits(outcome: Outcome, handler: Handler) -> bool:
 
 
 class Patience:
-    """How long one call may wait for the run of another, and in which place."""
+    """How long one call may wait for the run of another, and in which place.
 
-    def __init__(self, places: threading.Semaphore, seconds: float) -> None:
+    ``remaining`` is the time to its ``deadline``.
+    """
+
+    def __init__(self, places: threading.Semaphore, rules: Rules, remaining: float) -> None:
         self._places = places
-        self._ends = monotonic() + seconds
+        self.rules = rules
+        now = monotonic()
+        self.deadline = now + remaining
+        self._ends = now + min(rules.wait, remaining)
         self._has_place = False
         self.gone = False
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import grpc
 
 from idem_grpc.outcome import Code, Metadata, Outcome
-from idem_grpc.problem import PUSHBACK, Problem
+from idem_grpc.problem import NOTHING_KNOWN, PUSHBACK, Outlook, Problem
 from idem_grpc.reporter import Replied
 from idem_grpc.server.admission import Caller
 from idem_grpc.steps import Reply
@@ -53,10 +53,13 @@ def _without(metadata: Metadata, *names: str) -> Metadata:
     return tuple(pair for pair in metadata if pair[0] not in names)
 
 
-def answer(reply: Reply, caller: Caller) -> tuple[Answer, Replied]:
-    """A reply as it is sent to ``caller``, and as it is reported."""
+def answer(reply: Reply, caller: Caller, outlook: Outlook = NOTHING_KNOWN) -> tuple[Answer, Replied]:
+    """A reply as it is sent to ``caller``, and as it is reported. ``outlook`` is that of a refusal."""
     given = reply.answer
-    outcome = given if isinstance(given, Outcome) else given.outcome(caller.previous_attempts)
+    if isinstance(given, Outcome):
+        outcome = given
+    else:
+        outcome = given.outcome(caller.previous_attempts, outlook=outlook)
     run = reply.owner.hex()
     trailing = outcome.trailing_metadata
     if isinstance(given, Outcome):

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 
+from idem_grpc.elapsed import elapsed
 from idem_grpc.steps import Reply
 
 logger = logging.getLogger("idem_grpc")
@@ -16,11 +17,15 @@ Wake = Callable[[], object]
 
 
 class Run:
-    """The flow of one keyed call. ``reply`` is None until it has replied, and if it broke."""
+    """The flow of one keyed call, which ``began`` at a time of the clock ``elapsed``.
 
-    __slots__ = ("_is_attached", "_is_detached", "_is_over", "_runs", "_waiters", "reply")
+    ``reply`` is None until it has replied, and if it broke.
+    """
+
+    __slots__ = ("_is_attached", "_is_detached", "_is_over", "_runs", "_waiters", "began", "reply")
 
     def __init__(self, runs: "Runs") -> None:
+        self.began = elapsed()
         self.reply: Reply | None = None
         self._is_attached = True
         self._is_over = self._is_detached = False

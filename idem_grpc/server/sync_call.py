@@ -20,7 +20,7 @@ from idem_grpc.outcome import Metadata
 from idem_grpc.policy import Rules
 from idem_grpc.server.admission import Admitted, Caller, Refused
 from idem_grpc.server.arities import Handler, Outside, behavior_of, closed_after, serialized
-from idem_grpc.server.base import Protection, look_at, once_claimed, unless_claimable
+from idem_grpc.server.base import Patience, Protection, look_at, once_claimed, unless_claimable
 from idem_grpc.server.contexts import SyncContext
 from idem_grpc.server.keeper import NotStarted, Promise
 from idem_grpc.server.outlet import Outlet
@@ -126,9 +126,9 @@ class SyncCall:
             yield self._outside.wrap(message)
         self._end(answer)
 
-    def _answered(self, reply: Reply) -> Answer:
+    def _answered(self, reply: Reply, patience: Patience | None = None) -> Answer:
         """What is sent for a reply: asked once, whether or not the caller is still there."""
-        return self._protection.answer(reply, self._caller, self._handler, self._streamed)
+        return self._protection.answer(reply, self._caller, self._handler, self._streamed, patience)
 
     def _beside(self, rules: Rules) -> Future[Answer]:
         pending = Future[Answer]()
@@ -230,7 +230,7 @@ class SyncCall:
                 case Compare() as wanted:
                     event = self._compare(wanted, admitted)
                 case Reply() as reply:
-                    answer = self._answered(reply)
+                    answer = self._answered(reply, self._patience)
                     self._protection.finish(steps, admitted.call, self._promise)
                     return reply, answer
                 case Pause():

@@ -182,7 +182,7 @@ class TestACallerWhoWaitedForAnAttemptAndSeesItFailGetsThatFailure:
     def test_in_another_process_it_is_told_to_send_the_call_again(self, left_behind):
         flow = self.waiting().then(Waited(), left_behind)
         assert isinstance(flow.step, Reply)
-        assert flow.step.answer == Problem(Reason.IN_PROGRESS)
+        assert flow.step.answer == Problem(Reason.IN_PROGRESS, is_free=True)
         assert flow.then(None).step is None
 
     def test_the_answer_is_replayed(self):
@@ -412,7 +412,7 @@ class TestAHandlerThatCouldNotStartInTime:
         assert self.late().then(held(DONE)).step == Reply(ANSWER, b"other", replayed=True)
 
     def test_does_not_repeat_a_run_that_took_it_over_and_failed(self):
-        assert self.late().then(held(OPEN)).step == Reply(Problem(Reason.IN_PROGRESS), b"other")
+        assert self.late().then(held(OPEN)).step == Reply(Problem(Reason.IN_PROGRESS, is_free=True), b"other")
 
     def test_gives_its_claim_back_if_the_store_is_away(self):
         flow = self.late().then(Outage(sent=False))

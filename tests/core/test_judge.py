@@ -78,7 +78,10 @@ def mine(record: Record) -> Record:
 
 ON_ARRIVAL: dict[str, tuple[Finding, Verdict]] = {
     "an absent token": (found(None, by=TOKEN), rejected(Reason.TOKEN_UNKNOWN, b"")),
-    "the run that this call waited for": (found(OPEN, waited=True), rejected(Reason.IN_PROGRESS)),
+    "the run that this call waited for": (
+        found(OPEN, waited=True),
+        Reject(Problem(Reason.IN_PROGRESS, is_free=True), b"other"),
+    ),
     "never seen": (found(None), claimed(found(None))),
     "nobody can tell": (unreadable(), rejected(Reason.OUTCOME_UNKNOWN, b"")),
     "a token has one use": (

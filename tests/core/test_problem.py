@@ -80,25 +80,25 @@ def test_a_refusal_is_a_rich_status_that_agrees_with_itself(reason):
 def test_only_what_may_succeed_later_says_when(reason):
     outcome = Problem(reason).outcome(previous_attempts=1, uniform=lambda low, high: 1.0)
     delays = [info.retry_delay.ToMilliseconds() for info in unpacked(outcome, error_details_pb2.RetryInfo)]
-    assert delays == ([1000] if reason.retryable else [])
-    assert outcome.trailer(PUSHBACK) == ("1000" if reason.retryable else None)
+    assert delays == ([1250] if reason.retryable else [])
+    assert outcome.trailer(PUSHBACK) == ("1250" if reason.retryable else None)
 
 
 def test_a_sentence_of_its_own():
     assert Problem(Reason.KEY_INVALID, "two keys").outcome().details == "two keys"
 
 
-def test_the_pushback_grows_fourfold_to_ten_seconds():
+def test_the_pushback_grows_fivefold_up_to_the_last_attempt():
     waits = [pushback_ms(n, lambda low, high: 1.0) for n in range(6)]
-    assert waits == [250, 1000, 4000, 10_000, 10_000, 10_000]
+    assert waits == [250, 1250, 6250, 31_250, 31_250, 31_250]
 
 
 @given(st.integers(0, 10**9))
 def test_the_pushback_is_jittered_by_a_fifth(attempts):
-    middle = min(10_000, 250 * 4 ** min(attempts, 20))
-    assert 0.8 * middle <= pushback_ms(attempts) <= 1.2 * middle
-    assert pushback_ms(attempts, lambda low, high: low) == 0.8 * middle
-    assert pushback_ms(attempts, lambda low, high: high) == 1.2 * middle
+    middle = 250 * 5 ** min(attempts, 3)
+    assert round(0.8 * middle) <= pushback_ms(attempts) <= round(1.2 * middle)
+    assert pushback_ms(attempts, lambda low, high: low) == round(0.8 * middle)
+    assert pushback_ms(attempts, lambda low, high: high) == round(1.2 * middle)
 
 
 def test_a_refusal_is_known_by_our_domain():

@@ -88,4 +88,4 @@ def test_a_run_whose_own_caller_left_says_nothing_to_those_who_wait_for_it(endin
     left = running().then(Ended(FAILURE, ending, caller_left=True), Swapped(1.0)).step
     assert left == Reply(FAILURE, b"me", requests=ME.fingerprint, is_shared=False)
     waiting = Driven().then(held(RUNNING), Waited(replace(left, owner=b"other")))
-    assert waiting.step == Reply(Problem(Reason.IN_PROGRESS), b"other")
+    assert waiting.step == Reply(Problem(Reason.IN_PROGRESS, is_free=True), b"other")

@@ -124,11 +124,10 @@ def test_each_attempt_is_told_to_wait_longer(start, kind):
 
     def after(attempts):
         metadata = [("grpc-previous-rpc-attempts", str(attempts))]
-        return server.client.call(kind, request, "key", metadata=metadata).pushback
+        return server.client.call(kind, request, "key", metadata=metadata, timeout=None).pushback
 
     waits = [after(attempts) for attempts in range(4)]
-    assert 2 * waits[0] < waits[1] < waits[2] / 2
-    assert 8 <= waits[3] <= 12, "ten seconds at the most, give or take a fifth"
+    assert 2 * waits[0] < waits[1] < waits[2] / 2 < waits[3] / 4
 
 
 @pytest.mark.parametrize("kind", [Kind.UNARY, Kind.SERVER_STREAM], ids=lambda kind: kind.value)
