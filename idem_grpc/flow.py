@@ -214,12 +214,12 @@ def _replay(call: Call, reply: Reply) -> Steps:
     elif isinstance(answer, Outcome) and requests is not None:
         same = call.fingerprint is not None and requests.matches(call.fingerprint)
         if call.fingerprint is None:
-            event = yield Compare(answer, requests, reply.owner)
+            event = yield Compare(answer, requests, reply.run)
             assert isinstance(event, Compared)
             same = event.same
         if not same:
             answer = Problem(Reason.KEY_REUSED)
-    yield Reply(answer, reply.owner, replayed=isinstance(answer, Outcome))
+    yield Reply(answer, reply.owner, replayed=isinstance(answer, Outcome), protected=reply.protected)
 
 
 def _claimed(call: Call, claim: Claim, seen: Swapped) -> _Claimed:
@@ -286,7 +286,7 @@ def _keep(call: Call, claimed: _Claimed, ended: Ended) -> Steps:
     call = replace(call, fingerprint=shown)
     done = replace(claimed.record, state=State.DONE, outcome=kept, fingerprint=shown)
     keep = Swap(call.key, claimed.swap.new, done.to_bytes(), call.rules.retention)
-    mine = Reply(ended.outcome, call.owner, requests=shown)
+    mine = Reply(ended.outcome, call.owner, requests=shown, protected=claimed.acknowledged)
     replied = False
     pauses = _growing(FIRST_PAUSE, 2, LONGEST_PAUSE)
     while True:
@@ -325,7 +325,13 @@ def _release(call: Call, claimed: _Claimed, ended: Ended) -> Steps:
     release = Swap(call.key, claimed.swap.new, left.to_bytes(), ttl)
     seen = yield release
     shown = ended.requests or claimed.record.fingerprint
-    yield Reply(ended.outcome, call.owner, requests=shown, is_shared=not ended.caller_left)
+    yield Reply(
+        ended.outcome,
+        call.owner,
+        requests=shown,
+        is_shared=not ended.caller_left,
+        protected=claimed.acknowledged,
+    )
     if not claimed.acknowledged and not isinstance(seen, Swapped):
         yield from _give_back(call, claimed.swap, left, ttl)
         return

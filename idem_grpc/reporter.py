@@ -11,7 +11,9 @@ class Replied:
     """A keyed call was answered with ``code``.
 
     ``replayed``: the answer is that of another call's run. ``reason`` is set when the
-    call was refused. ``run`` is the id of the run that the answer tells of, or empty.
+    call was refused. ``run`` is the id of the run that the answer is of, or empty. ``protected``
+    is False if that run began without its claim, while the store was away under ``OnOutage.RUN``:
+    another may have run the call too, and the caller is told no run id.
     """
 
     method: str
@@ -19,6 +21,7 @@ class Replied:
     replayed: bool
     reason: Reason | None
     run: str
+    protected: bool = True
 
 
 class Reporter:

@@ -50,12 +50,12 @@ class Compare:
     """Read the call's request stream as far as ``requests`` goes, and see that it is the same.
 
     Each response of ``outcome`` whose turn comes may be sent meanwhile, to a client that
-    takes turns; they tell of the run of ``owner``. The event is Compared.
+    takes turns; they tell of ``run``, if any. The event is Compared.
     """
 
     outcome: Outcome
     requests: Fingerprint
-    owner: bytes
+    run: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,8 @@ class Reply:
 
     ``replayed`` tells that another call's run made the answer, and ``requests``, for a
     request stream, what it answers. ``is_shared`` is False for an answer that is of no use
-    to those who wait for the same. There is no event.
+    to those who wait for the same. ``protected`` is False for that of a run that began without its
+    claim. There is no event.
     """
 
     answer: Outcome | Problem
@@ -72,6 +73,12 @@ class Reply:
     replayed: bool = False
     requests: Fingerprint | None = None
     is_shared: bool = True
+    protected: bool = True
+
+    @property
+    def run(self) -> bytes:
+        """The owner of the run that the caller is told of, if any."""
+        return self.owner if self.protected else b""
 
 
 @dataclass(frozen=True, slots=True)

@@ -377,6 +377,7 @@ class AioCall:
         other task that is, is cancelled, as grpc does, lest it wait for what that will not send.
         """
         incoming = recording.incoming
+        run = admitted.call.owner if promise.is_protected else b""
         if is_async(behavior_of(self._handler)):
             self._handling = asyncio.current_task()
 
@@ -384,7 +385,7 @@ class AioCall:
             message = serialized(self._handler, response)
             recording.sends(message)
             self._streamed = admitted.call.owner
-            ahead = opening(recording.initial_metadata, admitted.call.owner)
+            ahead = opening(recording.initial_metadata, run)
             variables = copy_context() if self._handling is asyncio.current_task() else None
             await self._pipe.write(Part(message, ahead, recording.take_plain(), variables))
 
@@ -409,7 +410,7 @@ class AioCall:
         rules = admitted.call.rules
         incoming = Incoming(self._caller.method, rules, self._handler.request_deserializer)
         comparing = compare(incoming, wanted, has_turns=bool(self._handler.response_streaming))
-        ahead = opening(wanted.outcome.initial_metadata, wanted.owner)
+        ahead = opening(wanted.outcome.initial_metadata, wanted.run)
         try:
             async with asyncio.timeout(rules.max_run):
                 response = next(comparing)

@@ -43,9 +43,10 @@ class Part(NamedTuple):
     variables: Context | None = None
 
 
-def opening(initial_metadata: Metadata, owner: bytes) -> Metadata:
-    """The initial metadata of a stream of responses that tell of the run of ``owner``."""
-    return (*_without(initial_metadata, RUN, REPLAYED), (RUN, owner.hex()))
+def opening(initial_metadata: Metadata, run: bytes) -> Metadata:
+    """The initial metadata of a stream of responses, which tell of ``run``, if any."""
+    own = _without(initial_metadata, RUN, REPLAYED)
+    return (*own, (RUN, run.hex())) if run else own
 
 
 def _without(metadata: Metadata, *names: str) -> Metadata:
@@ -66,17 +67,17 @@ def answer(reply: Reply, caller: Caller, outlook: Outlook = NOTHING_KNOWN) -> tu
         trailing = _without(trailing, RUN, REPLAYED)
         if given.code in _RETRY_MEETS_THE_SAME:
             trailing = _without(trailing, PUSHBACK)
-    if run:
+    if reply.run:
         trailing += ((RUN, run),)
-    if reply.replayed:
+    if reply.replayed and reply.protected:
         trailing += ((REPLAYED, "true"),)
     sent = Answer(
         code=grpc.StatusCode[outcome.code.name],
         details=outcome.details,
         initial_metadata=_without(outcome.initial_metadata, RUN, REPLAYED),
-        opening=opening(outcome.initial_metadata, reply.owner),
+        opening=opening(outcome.initial_metadata, reply.run),
         messages=outcome.messages,
         trailing_metadata=trailing,
     )
     reason = given.reason if isinstance(given, Problem) else None
-    return sent, Replied(caller.method, outcome.code, reply.replayed, reason, run)
+    return sent, Replied(caller.method, outcome.code, reply.replayed, reason, run, reply.protected)

@@ -293,7 +293,7 @@ class SyncCall:
         try:
             with self._protection.keeping(promise, execution, execute.record.owner, self._caller):
                 promise.start()
-                ended = self._handle(recording, admitted)
+                ended = self._handle(recording, admitted, promise)
                 recording.run_callbacks()
         except NotStarted:
             self._recorded = None
@@ -304,9 +304,10 @@ class SyncCall:
         promise.size = ended.outcome.size
         return ended
 
-    def _handle(self, recording: Recording, admitted: Admitted) -> Ended:
+    def _handle(self, recording: Recording, admitted: Admitted, promise: Promise) -> Ended:
         incoming = recording.incoming
         request = admitted.request if incoming is None else iter(lambda: self._next(incoming), _END)
+        run = admitted.call.owner if promise.is_protected else b""
         doing = "calling application"
         try:
             response = behavior_of(self._handler)(request, SyncContext(recording))
@@ -318,7 +319,7 @@ class SyncCall:
                     message = serialized(self._handler, each)
                     recording.sends(message)
                     self._streamed = admitted.call.owner
-                    ahead = opening(recording.initial_metadata, admitted.call.owner)
+                    ahead = opening(recording.initial_metadata, run)
                     self._outlet.put(Part(message, ahead, recording.take_plain(), copy_context()))
             return recording.returned(None)
         except BaseException as error:  # the thread is the pool's: nothing may end it but the call
@@ -356,7 +357,7 @@ class SyncCall:
         rules = admitted.call.rules
         incoming = Incoming(self._caller.method, rules, self._handler.request_deserializer)
         comparing = compare(incoming, wanted, has_turns=bool(self._handler.response_streaming))
-        ahead = opening(wanted.outcome.initial_metadata, wanted.owner)
+        ahead = opening(wanted.outcome.initial_metadata, wanted.run)
         try:
             with self._protection.keeper.limiting(rules.max_run, self._context.cancel):
                 response = next(comparing)

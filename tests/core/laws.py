@@ -102,6 +102,10 @@ class Laws:
     def _replies(self, at: "At", number: int, node: "Node") -> None:
         assert len(node.replies) == 1, f"{number} answers twice"
         reply = node.replies[0]
+        if node.unacknowledged and reply.owner == node.call.owner and isinstance(reply.answer, Outcome):
+            assert not reply.protected, f"{number} ran without its claim, and says that it was protected"
+        else:
+            assert reply.protected or _runs_unseen(at, reply), f"{number} says that a run was not protected"
         if isinstance(reply.answer, Problem):
             self._refuses(at, number, node, reply.answer.reason)
         elif reply.answer.code is Code.RESOURCE_EXHAUSTED:

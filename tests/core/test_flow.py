@@ -318,20 +318,34 @@ class TestTheEndOfAHandler:
 class TestRunningWhileTheStoreIsAway:
     def test_the_call_runs_and_is_answered_and_its_outcome_is_kept_later(self):
         flow = Driven(TRUSTING).then(Outage(), DECIDED, Outage())
-        assert flow.step == MY_REPLY
+        assert flow.step == replace(MY_REPLY, protected=False)
         assert flow.then(None, None).record().state is State.DONE
         assert flow.then(NOTHING).swap().expected is None
         assert flow.then(Swapped(0.0)).step is None
+
+    def test_its_answer_is_not_protected_even_where_it_is_kept_at_once(self):
+        flow = Driven(TRUSTING).then(Outage(), DECIDED, Swapped(0.0))
+        assert flow.step == replace(MY_REPLY, protected=False)
+
+    def test_who_shares_its_answer_is_told_no_more(self):
+        shared = replace(MY_REPLY, protected=False)
+        flow = Driven().then(held(RUNNING), Waited(shared))
+        assert flow.step == replace(shared, replayed=True, requests=None)
+
+    def test_the_answer_of_another_run_that_stands_is_protected(self):
+        flow = Driven(TRUSTING).then(Outage(), DECIDED, held(DONE))
+        assert isinstance(flow.step, Reply)
+        assert (flow.step.replayed, flow.step.protected) == (True, True)
 
     def test_its_own_claim_may_come_late(self):
         flow = Driven(TRUSTING).then(Outage(), DECIDED, NOTHING)
         flow.then(Held(TRUSTING.first_claim().swap.new, RETENTION))
         assert flow.swap().expected == TRUSTING.first_claim().swap.new
-        assert flow.then(Swapped(RETENTION)).step == MY_REPLY
+        assert flow.then(Swapped(RETENTION)).step == replace(MY_REPLY, protected=False)
 
     def test_a_claim_of_which_nothing_is_known_is_given_back(self):
         flow = Driven(TRUSTING).then(Outage(), UNCLEAR, NOTHING)
-        assert flow.step == Reply(FAILURE, b"me", requests=ME.fingerprint)
+        assert flow.step == Reply(FAILURE, b"me", requests=ME.fingerprint, protected=False)
         assert flow.then(None).swap().expected == TRUSTING.first_claim().swap.new
         assert flow.then(NOTHING).swap().expected is None
         assert flow.then(Swapped(0.0)).step is None

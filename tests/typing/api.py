@@ -113,6 +113,7 @@ class Metrics(Reporter):
         assert_type(event.replayed, bool)
         assert_type(event.code.name, str)
         assert_type(event.run, str)
+        assert_type(event.protected, bool)
 
     def lease_lost(self, method: str, run: str) -> None:
         assert_type((method, run), tuple[str, str])
