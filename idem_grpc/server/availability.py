@@ -113,8 +113,6 @@ class Availability:
                 self._is_open = False  # that was an answer, though a useless one
                 self._reported(began)
             return Outage(misused=True)
-        if not isinstance(error, StoreError):
-            logger.error("the idempotency store raised what no store should", exc_info=error)
         silent = not (isinstance(error, StoreUnavailable) and error.answered)
         with self._lock:
             if not self._is_away:
@@ -128,7 +126,10 @@ class Availability:
                 self._is_open = True
             self._reported(began)
         if is_worth_a_line(failures):
-            logger.warning("the idempotency store did not answer (%d times by now): %s", failures, error)
+            trace = None if isinstance(error, StoreError) else error  # which no store should raise
+            logger.warning(
+                "the idempotency store did not answer (%d times by now): %s", failures, error, exc_info=trace
+            )
         return Outage()
 
     def hold(self, lease: float) -> float:

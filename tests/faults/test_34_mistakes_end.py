@@ -78,3 +78,11 @@ def test_the_log_counts_the_failures_of_a_store_that_does_one_thing_and_refuses_
     lines = [record.getMessage() for record in caplog.records]
     assert sum("did not answer" in line for line in lines) == 7, "at the 1st, 2nd, 4th and so on"
     assert sum("answers again" in line for line in lines) == 7
+
+
+def test_the_log_counts_what_no_store_should_raise(caplog):
+    availability = Availability()
+    for _ in range(100):
+        availability.failed(ConnectionError("of the store's own library"), elapsed())
+    assert len(caplog.records) == 7
+    assert all(record.exc_info for record in caplog.records)
