@@ -15,7 +15,7 @@ import grpc
 from idem_grpc.client.aio_call import StreamStreamCall, StreamUnaryCall, UnaryStreamCall, UnaryUnaryCall
 from idem_grpc.client.aio_course import Continuation, Course, sending
 from idem_grpc.client.aio_requests import Requests
-from idem_grpc.client.aio_status import at_once
+from idem_grpc.client.aio_status import at_once, is_unsent
 from idem_grpc.client.answers import replayed_in
 from idem_grpc.client.common import Channel, once, with_key
 from idem_grpc.client.keying import Chosen, KeySource, checked
@@ -109,10 +109,11 @@ class _Channel:
 
         def over(call: Any) -> None:
             end()
-            if (code := at_once(call.code())) is not None:
-                self._channel.ended(code, at_once(call.trailing_metadata()), chosen.source, key)
+            code = at_once(call.code())
+            if code is not None and not is_unsent(code, at_once(call.details())):
+                ended(code, at_once(call.trailing_metadata()), chosen.source, key)
 
-        over = once(over)  # grpc calls back each time that it sets a status
+        ended = once(self._channel.ended)  # grpc calls back each time that it sets a status
         if call.done():  # as one is that an interceptor further in made of a mere response
             over(call)
         else:

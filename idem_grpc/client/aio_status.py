@@ -26,7 +26,7 @@ class Status:
 
     async def settled(self, error: grpc.aio.AioRpcError) -> tuple[grpc.aio.AioRpcError, grpc.StatusCode]:
         """An error of the attempt, and the code by which to tell whether to send the call again."""
-        if not _is_unsent(error.code(), error.details()):
+        if not is_unsent(error.code(), error.details()):
             return error, error.code()
         with suppress(TimeoutError):
             await asyncio.wait_for(self._came.wait(), _GRACE)
@@ -37,7 +37,7 @@ class Status:
 
     def _take_down(self, attempt: Any) -> None:
         code, details = at_once(attempt.code()), at_once(attempt.details())
-        if code is not None and not _is_unsent(code, details):
+        if code is not None and not is_unsent(code, details):
             self._true = grpc.aio.AioRpcError(
                 code,
                 at_once(attempt.initial_metadata()),
@@ -48,7 +48,8 @@ class Status:
             self._came.set()
 
 
-def _is_unsent(code: grpc.StatusCode, details: str | None) -> bool:
+def is_unsent(code: grpc.StatusCode, details: str | None) -> bool:
+    """Whether this is what grpc.aio says of a request that was being sent as the call ended."""
     return code is grpc.StatusCode.INTERNAL and details == _UNSENT
 
 

@@ -214,17 +214,29 @@ def test_a_store_that_forgets_again(forgetful, connect, kind):
     assert forgetful.runs == 6
 
 
-@some_kinds
 @pytest.mark.parametrize("settings", [{"retry": None}, {"retry": Retry(max_attempts=1)}])
-def test_without_retries_the_next_call_takes_a_new_one(forgetful, connect, kind, settings):
+def test_without_retries_the_next_call_takes_a_new_one(forgetful, connect, face, kind, settings):
     client = connect(forgetful, **settings)
     client.answer(kind)
     forgetful.forget()
-    with refused(UNKNOWN):
-        client.answer(kind)
-    assert client.answer(kind)
+    if face == "aio" and kind.has_request_stream:
+        # While a request is being sent, grpc.aio says INTERNAL in place of the refusal.
+        with pytest.raises(grpc.RpcError):
+            client.answer(kind)
+        until(lambda: succeeds(client, kind))
+    else:
+        with refused(UNKNOWN):
+            client.answer(kind)
+        assert client.answer(kind)
+        assert forgetful.attempts == 3
     assert forgetful.runs == 2
-    assert forgetful.attempts == 3
+
+
+def succeeds(client, kind):
+    try:
+        return client.answer(kind)
+    except grpc.RpcError:
+        return None
 
 
 @pytest.mark.parametrize("kind", [Kind.CLIENT_STREAM, Kind.BIDI], indirect=True, ids=lambda kind: kind.value)
