@@ -9,7 +9,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-MAX_THREADS = 32
+MAX_THREADS = 128
 """The most threads of an interceptor that is given no executor. They are made as they are needed."""
 
 
