@@ -34,7 +34,7 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
         count whose caller has left, while its handler goes on. Default 1000.
     executor: runs plain functions, one thread for each while it lasts. Give it the server's own
         ``migration_thread_pool``, which an interceptor cannot see. It stays yours to shut down, after
-        ``drain``. Default: up to 32 threads of the interceptor's own, which end with ``drain``.
+        ``drain``. Default: up to 128 threads of the interceptor's own, which end with ``drain``.
     """
 
     def __init__(

@@ -355,7 +355,9 @@ class AioCall:
         try:
             serving: Awaitable[Any] = self._serve(recording, admitted, promise)
             if stops and is_async(behavior_of(self._handler)):
-                serving = self._handling = asyncio.ensure_future(serving)
+                serving = handling = asyncio.ensure_future(serving)
+                self._handling = None if handling.done() else handling  # as an eager task may be
+                del handling
                 if self._pipe.is_gone:  # since before there was a handler to cancel
                     self._cancel_handler()
             response = await serving
