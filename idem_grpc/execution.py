@@ -184,7 +184,10 @@ def running(execution: KeyedExecution) -> Iterator[None]:
     try:
         yield
     finally:
-        _current.reset(token)
+        try:  # noqa: SIM105 -- which takes longer
+            _current.reset(token)
+        except ValueError:  # of another context: a coroutine that was dropped is collected anywhere
+            pass
 
 
 def identity_of(key: bytes, record: Record) -> bytes:

@@ -24,7 +24,14 @@ from idem_grpc.server.aio_handler import serve
 from idem_grpc.server.aio_pipe import Pipe
 from idem_grpc.server.aio_threads import Threads
 from idem_grpc.server.arities import Handler, Outside, behavior_of, is_async, serialized
-from idem_grpc.server.base import Patience, Protection, look_at, once_claimed, unless_claimable
+from idem_grpc.server.base import (
+    Patience,
+    Protection,
+    cut_off,
+    look_at,
+    once_claimed,
+    unless_claimable,
+)
 from idem_grpc.server.keeper import NotStarted, Promise
 from idem_grpc.server.recording import CallerGone, Recording, disable_compression
 from idem_grpc.server.replies import Answer, Part, opening
@@ -86,6 +93,10 @@ class AioCall:
         self._waits = False
         self._promise: Promise | None = None
         self._variables: Context | None = None
+        self._stop_by: BaseException | None = None
+        self._is_dropped = False
+        self._ended: Ended | None = None
+        self._replied: tuple[Reply, Answer] | None = None
         self._handling: asyncio.Task[Any] | None = None
         self._reading: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
@@ -171,11 +182,12 @@ class AioCall:
     async def _stop(self) -> None:
         self._leave()
         flow, self._flow = self._flow, None
-        if flow is not None and flow.done():
-            self._log_failure()
         reading, self._reading = self._reading, None
         if reading is not None:
             await asyncio.gather(reading, return_exceptions=True)
+        if flow is not None and flow.done():
+            self._log_failure()
+            self._raise_stop()
 
     def _leave(self) -> None:
         """The RPC is over: nothing more is waited for on its account."""
@@ -207,6 +219,7 @@ class AioCall:
 
     async def _end(self, answer: Answer) -> None:
         """Send the status of an answer, by the methods that interceptors outside look at."""
+        self._raise_stop()
         if answer.initial_metadata:
             await self._open(answer.initial_metadata)
         elif self._recorded is not None and not self._is_opened:
@@ -237,10 +250,18 @@ class AioCall:
         self._patience = self._protection.patience(rules, self._context.time_remaining())
         with self._protection.running(admitted.call, self._patience) as run:
             self._run = run
-            reply, answer = await self._drive(admitted)
+            try:
+                reply, answer = await self._drive(admitted)
+            except GeneratorExit:
+                if self._replied is None:
+                    raise
+                reply, answer = self._replied
             run.end(reply)
         if self._pipe.is_gone:
             self._log_failure()
+            if self._stop_by is not None and (task := asyncio.current_task()) is not None:
+                task.add_done_callback(asyncio.Task.exception)  # the loop gets it, and nobody awaits it
+            self._raise_stop()
         return answer
 
     def _log_failure(self) -> None:
@@ -252,25 +273,50 @@ class AioCall:
         event: Event = None
         sent = 0.0
         while True:
-            match steps.send(event):
-                case Swap() as swap:
-                    if swap.key == admitted.call.key:
-                        sent = elapsed()
-                    event = await self._swap(swap)
-                case Wait() as wait:
-                    event = await self._wait(wait)
-                case TakeOver() as takeover:
-                    event = await self._take_over(takeover)
-                case Execute() as execute:
-                    event = await self._execute(execute, admitted, sent)
-                case Compare() as wanted:
-                    event = await self._compare(wanted, admitted)
-                case Reply() as reply:
-                    answer = self._answered(reply, self._patience)
-                    self._protection.finish(steps, admitted.call, self._promise)
-                    return reply, answer
-                case Pause():
-                    raise AssertionError("a flow pauses only after its reply")
+            step = steps.send(event)
+            if isinstance(step, Reply):
+                answer = self._answered(step, self._patience)
+                self._protection.finish(steps, admitted.call, self._promise)
+                if self._is_dropped:
+                    self._replied = step, answer
+                return step, answer
+            if isinstance(step, Swap) and step.key == admitted.call.key:
+                sent = elapsed()
+            if self._is_dropped or (self._stop_by is not None and isinstance(step, Execute)):
+                event = cut_off(step)
+                continue
+            try:
+                match step:
+                    case Swap() as swap:
+                        event = await self._swap(swap)
+                    case Wait() as wait:
+                        event = await self._wait(wait)
+                    case TakeOver() as takeover:
+                        event = await self._take_over(takeover)
+                    case Execute() as execute:
+                        event = await self._execute(execute, admitted, sent)
+                    case Compare() as wanted:
+                        event = await self._compare(wanted, admitted)
+                    case Pause():
+                        raise AssertionError("a flow pauses only after its reply")
+            except (KeyboardInterrupt, SystemExit) as stop:
+                self._stop_by = stop
+                event = cut_off(step)
+            except GeneratorExit:  # the event loop drops this coroutine, which may wait for nothing more
+                if isinstance(step, Execute) and self._ended is None:
+                    raise
+                self._is_dropped = True
+                event = self._ended or cut_off(step)
+
+    def _raise_stop(self) -> None:
+        """Raise what is to end the process, once, if the handler raised it."""
+        stop, self._stop_by = self._stop_by, None
+        if stop is None:
+            return
+        try:
+            raise stop
+        finally:
+            del stop  # which has this frame, and would keep it
 
     async def _swap(self, swap: Swap) -> Swapped | Held | Outage | Full:
         availability = self._protection.availability
@@ -344,7 +390,12 @@ class AioCall:
         except NotStarted:
             self._recorded = None
             return TooLate()
-        except Exception as error:  # the handler's own are caught: its lease could not be kept
+        except GeneratorExit:
+            self._promise = promise
+            raise
+        except (Exception, KeyboardInterrupt, SystemExit) as error:  # and not the handler's own
+            if not isinstance(error, Exception):
+                self._stop_by = error
             ended = recording.raised(error)
         self._promise = promise
         promise.size = ended.outcome.size
@@ -365,10 +416,11 @@ class AioCall:
             return recording.returned(None if streams else lambda: serialized(self._handler, response))
         except NotStarted:
             raise
-        except GeneratorExit:  # the event loop drops this coroutine, which may not go on
-            raise
         except BaseException as error:
-            return recording.raised(error)
+            if isinstance(error, GeneratorExit) and not is_async(behavior_of(self._handler)):
+                raise  # the event loop drops this coroutine; the handler runs on a thread, and goes on
+            self._ended = recording.raised(self._stop_by or error)
+            return self._ended
         finally:
             del serving  # a task has its exception, and that has this frame
 
@@ -404,6 +456,9 @@ class AioCall:
         try:
             threads, start = self._threads, promise.start
             return await serve(self._handler, admitted.request, recording, threads, start, send, receive)
+        except (KeyboardInterrupt, SystemExit) as stop:  # which, from a task, would end the loop at once
+            self._stop_by = stop
+            raise _Stopped from None
         finally:
             self._handling = None
             self._variables = copy_context()
@@ -426,3 +481,7 @@ class AioCall:
             return Compared(end.value)
         except (CallerGone, Refused, TimeoutError, asyncio.CancelledError):
             return Compared(same=False)
+
+
+class _Stopped(Exception):
+    """Stands for an exception that is to end the process, until the store knows how the run ended."""

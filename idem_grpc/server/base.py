@@ -12,6 +12,7 @@ import grpc
 from google.protobuf.descriptor import ServiceDescriptor
 
 from idem_grpc.elapsed import elapsed
+from idem_grpc.endings import Ending
 from idem_grpc.execution import KeyedExecution, running
 from idem_grpc.outcome import Code, Metadata, Outcome
 from idem_grpc.policy import Policy, Rules
@@ -24,7 +25,21 @@ from idem_grpc.server.availability import Availability
 from idem_grpc.server.keeper import Keeper, Promise
 from idem_grpc.server.replies import Answer, answer
 from idem_grpc.server.runs import Run, Runs
-from idem_grpc.steps import Full, Outage, Reply, Steps, Wait
+from idem_grpc.steps import (
+    Compare,
+    Compared,
+    Ended,
+    Event,
+    Execute,
+    Full,
+    Outage,
+    Reply,
+    Step,
+    Steps,
+    TakeOver,
+    Wait,
+    Waited,
+)
 from idem_grpc.stores.protocol import Store
 from idem_grpc.swap import Held, Swap, Swapped
 from idem_grpc.verdicts import Call
@@ -176,6 +191,21 @@ class Protection:
     def patience(self, rules: Rules, remaining: float | None) -> "Patience":
         """How long a call with ``remaining`` seconds to its deadline may wait for another."""
         return Patience(self._places, rules, math.inf if remaining is None else remaining)
+
+
+def cut_off(step: Step) -> Event:
+    """What came of a step that is not done any more, or could not be waited for to its end."""
+    match step:
+        case Swap():
+            return Outage()
+        case Wait() | TakeOver():
+            return Waited(more=False)
+        case Compare():
+            return Compared(same=False)
+        case Execute():
+            return Ended(Outcome(Code.UNAVAILABLE, "the server stops: nothing was run"), Ending.NOT_NOW)
+        case _:
+            raise AssertionError(f"{step} is for the keeper")
 
 
 def look_at(swap: Swap) -> Swap:

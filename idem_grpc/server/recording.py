@@ -146,7 +146,7 @@ class Recording:
         for callback in callbacks:
             try:
                 callback()
-            except Exception:
+            except BaseException:  # nor does grpc.aio let any through
                 logger.exception("Exception in a callback at the end of %s", self.caller.method)
 
     # What becomes of it.
