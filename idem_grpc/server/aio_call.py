@@ -183,11 +183,13 @@ class AioCall:
         self._leave()
         flow, self._flow = self._flow, None
         reading, self._reading = self._reading, None
-        if reading is not None:
-            await asyncio.gather(reading, return_exceptions=True)
-        if flow is not None and flow.done():
-            self._log_failure()
-            self._raise_stop()
+        try:
+            if reading is not None:
+                await asyncio.gather(reading, return_exceptions=True)
+        finally:
+            if flow is not None and flow.done():
+                self._log_failure()
+                self._raise_stop()
 
     def _leave(self) -> None:
         """The RPC is over: nothing more is waited for on its account."""
@@ -219,7 +221,8 @@ class AioCall:
 
     async def _end(self, answer: Answer) -> None:
         """Send the status of an answer, by the methods that interceptors outside look at."""
-        self._raise_stop()
+        if self._stop_by is not None:  # and there is none: _stop raises it
+            return
         if answer.initial_metadata:
             await self._open(answer.initial_metadata)
         elif self._recorded is not None and not self._is_opened:
