@@ -1,7 +1,7 @@
 """The interceptor for asyncio servers, ``grpc.aio.server``."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import Executor
 from contextlib import aclosing, suppress
 from typing import Any
@@ -17,6 +17,7 @@ from idem_grpc.server.aio_call import AioCall
 from idem_grpc.server.aio_threads import Threads
 from idem_grpc.server.arities import Handler, raw_handler
 from idem_grpc.server.base import Protection
+from idem_grpc.server.misplaced import refusing
 from idem_grpc.server.passed_on import TOKEN_SERVICE, with_details
 from idem_grpc.server.replies import Answer
 from idem_grpc.server.settings import check_executor, check_watch
@@ -24,7 +25,8 @@ from idem_grpc.stores.protocol import AsyncStore, OnLoop
 
 
 class ServerInterceptor(grpc.aio.ServerInterceptor):
-    """As ``idem_grpc.ServerInterceptor``, for a ``grpc.aio.server``.
+    """As ``idem_grpc.ServerInterceptor``, for a ``grpc.aio.server``. A ``grpc.server`` that is given
+    this one refuses every call, with MISCONFIGURED.
 
     ``store`` is one of ``idem_grpc.aio.open_store``. Handlers may be coroutines, or plain
     functions, which run on a thread. A duplicate that waits costs no thread, so
@@ -81,7 +83,19 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
             self._threads.close()
         return left
 
-    async def intercept_service(
+    def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Coroutine[Any, Any, Handler | None]:
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:  # grpc.server takes anything for an interceptor, and asks nothing of it before
+            refused: Any = refusing(continuation(handler_call_details), handler_call_details.method)
+            return refused  # type: ignore[no-any-return]  # a handler, as is wanted there
+        return self._intercept(continuation, handler_call_details)
+
+    async def _intercept(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
         handler_call_details: grpc.HandlerCallDetails,
