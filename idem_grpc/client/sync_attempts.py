@@ -16,7 +16,8 @@ from typing import Any, Protocol
 import grpc
 
 from idem_grpc.client.common import ANOTHER_RUN, NO_RUN, NO_TOKEN, TOO_LARGE, Handed, Trial
-from idem_grpc.client.grpc_calls import CancelledCall, is_local_failure
+from idem_grpc.client.foreign_calls import ForeignFuture
+from idem_grpc.client.grpc_calls import CancelledCall, is_call, is_local_failure
 from idem_grpc.client.keying import end_left, leave
 from idem_grpc.client.retry import Backoff, Renewal
 from idem_grpc.client.sync_requests import Requests
@@ -260,7 +261,8 @@ class Attempts:
         if is_local_failure(call):
             self._give_up(f"the last of them could not be sent: {call.exception()!r}")
         else:
-            self._begin(call)
+            # A future that is done by now looks like the response of a blocking call, which this is not.
+            self._begin(call if is_call(call) else ForeignFuture(call))
 
     def _give_up(self, note: str) -> None:
         with self._changed:

@@ -1,7 +1,6 @@
 """A handler does not start under a lease that has run out, or nearly so: its call looks again."""
 
 import asyncio
-import signal
 import subprocess
 import sys
 import time
@@ -166,11 +165,11 @@ def test_a_process_that_is_stopped_between_claim_and_handler_does_not_run_it_lat
         proxy.allow(0)
         late = stopped.client.begin(Kind.UNARY, request, key)
         until(lambda: proxy.held)
-        stopped.signal(signal.SIGSTOP)
+        stopped.pause()
         proxy.allow(None)  # the confirmation comes in time, and is read when the process goes on
         answer = other.client.persist(Kind.UNARY, request, key)
         assert answer.ok
-        stopped.signal(signal.SIGCONT)
+        stopped.resume()
         assert late.answer().essence == answer.essence
         assert stopped.attempts(request) == []
     finally:

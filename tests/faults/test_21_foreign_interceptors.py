@@ -286,6 +286,14 @@ class FutureOnly(grpc.Future):  # type: ignore[type-arg]  # at run time it takes
         return self._call.cancelled()
 
 
+class OverAtOnce(FutureOnly):
+    """A future that is over when it is given, as a quick answer's may be."""
+
+    def __init__(self, send):
+        super().__init__(send)
+        self._call.exception(DEADLINE)
+
+
 class NotIterable(FutureOnly, grpc.Call):
     """A future and a call, but not an iterator, as grpc's own is."""
 
@@ -318,7 +326,7 @@ def raises_at_once(send):
     return call
 
 
-FUTURES = [FutureOnly, NotIterable, raises_at_once]
+FUTURES = [FutureOnly, OverAtOnce, NotIterable, raises_at_once]
 
 
 @on(SINGLE)

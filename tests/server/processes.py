@@ -3,6 +3,7 @@
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -86,9 +87,15 @@ class ServerProcess:
         self._process.stdin.write(gate + "\n")
         self._process.stdin.flush()
 
-    def signal(self, number: int) -> None:
-        """Send it a signal, such as SIGSTOP."""
-        self._process.send_signal(number)
+    def pause(self) -> None:
+        """SIGSTOP, and wait until all of its threads stand still."""
+        self._process.send_signal(signal.SIGSTOP)
+        threads = Path(f"/proc/{self._process.pid}/task")
+        until(lambda: all(_state(thread) == "T" for thread in threads.iterdir()))
+
+    def resume(self) -> None:
+        """SIGCONT."""
+        self._process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
         """SIGKILL, and all that it had said before is heard."""
@@ -113,3 +120,8 @@ class ServerProcess:
             else:
                 self._events.append(line.strip())
         self._port.put(None)
+
+
+def _state(thread: Path) -> str:
+    """The state of a thread, as proc(5) has it."""
+    return (thread / "stat").read_text().rpartition(")")[2].split()[0]
