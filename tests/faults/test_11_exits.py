@@ -26,6 +26,7 @@ from tests.server.kinds import ALL, kinds
 from tests.server.ledger import DEADLINE, Gate
 from tests.server.processes import ENVIRONMENT, ROOT
 from tests.streams.scripts import Cross, Do, Read, Send, handlers
+from tests.streams.servers import Conversation
 from tests.support.wait import until
 
 kind = kinds(*ALL)
@@ -186,8 +187,13 @@ def test_it_reaches_the_loop_when_the_caller_has_left(surviving, style, kind, ke
     seen: list[int] = []
     gate, stop = Gate(), SystemExit(STATUS)
     server = surviving(style, exiting(kind, stop, seen, gate=gate), kind)
-    assert not ask(server.client, kind, key, timeout=0.5).ok
-    gate.await_arrival()
+    call = Conversation(server.client, kind, key)
+    if kind.has_request_stream:
+        call.send(b"request")
+    call.end()
+    gate.await_arrival()  # once its request was read
+    call.cancel()
+    assert not call.answer().ok
     gate.open()
     assert server.ended_by.get(timeout=DEADLINE) is stop
     until(lambda: server.interceptor.protection.runs.left() == 0)
