@@ -246,6 +246,7 @@ def test_a_loop_that_is_dropped_with_its_coroutines_leaves_no_run(style, kind, k
     assert state_of(store.blocking, kind, key) is State.RUNNING
     for task in asyncio.all_tasks(loop):
         task.get_coro().close()
+    loop.run_until_complete(loop.shutdown_asyncgens())  # which the coroutines have left behind
     loop.close()
     left = State.OPEN if on_unclear is OnUnclear.RERUN else State.UNKNOWN
     until(lambda: state_of(store.blocking, kind, key) is left)
