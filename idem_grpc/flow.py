@@ -90,10 +90,10 @@ def flow(call: Call) -> Steps:
             claimed = yield from _renew(call, claimed, is_last=next(starts) == MOST_STARTS)
             continue
         assert isinstance(ended, Ended)
-        if ended.ending is Ending.DECIDED:
-            yield from _keep(call, claimed, ended)
-        else:
-            yield from _release(call, claimed, ended)
+        finish = _keep if ended.ending is Ending.DECIDED else _release
+        rest = finish(call, claimed, ended)
+        del claim, claimed, ended  # the rest may have to wait for the store, and holds what it needs
+        yield from rest
         return
 
 
@@ -286,8 +286,10 @@ def _keep(call: Call, claimed: _Claimed, ended: Ended) -> Steps:
     call = replace(call, fingerprint=shown)
     done = replace(claimed.record, state=State.DONE, outcome=kept, fingerprint=shown)
     keep = Swap(call.key, claimed.swap.new, done.to_bytes(), call.rules.retention)
-    mine = Reply(ended.outcome, call.owner, requests=shown, protected=claimed.acknowledged)
+    acknowledged = claimed.acknowledged
+    mine = Reply(ended.outcome, call.owner, requests=shown, protected=acknowledged)
     replied = False
+    del claimed, ended, kept, done
     pauses = _growing(FIRST_PAUSE, 2, LONGEST_PAUSE)
     while True:
         seen = yield keep
@@ -296,7 +298,7 @@ def _keep(call: Call, claimed: _Claimed, ended: Ended) -> Steps:
                 reply, is_over = mine, True
             case Outage():
                 pending = Reply(Problem(Reason.OUTCOME_PENDING), call.owner)
-                reply, is_over = pending if claimed.acknowledged else mine, seen.misused
+                reply, is_over = pending if acknowledged else mine, seen.misused
             case Held():
                 match judge_late(call, seen):
                     case Overwrite(expected, max_left):
@@ -314,9 +316,14 @@ def _keep(call: Call, claimed: _Claimed, ended: Ended) -> Steps:
         if not replied:
             yield reply
             replied = True
+        mine = reply = _REPLIED
         if is_over:
             return
         yield Pause(next(pauses))
+
+
+_REPLIED = Reply(Problem(Reason.OUTCOME_PENDING))
+"""Stands for what was replied, so that an outcome which waits for the store is held once, as bytes."""
 
 
 def _release(call: Call, claimed: _Claimed, ended: Ended) -> Steps:
@@ -332,13 +339,15 @@ def _release(call: Call, claimed: _Claimed, ended: Ended) -> Steps:
         is_shared=not ended.caller_left,
         protected=claimed.acknowledged,
     )
-    if not claimed.acknowledged and not isinstance(seen, Swapped):
-        yield from _give_back(call, claimed.swap, left, ttl)
+    claim, acknowledged, is_clear = claimed.swap, claimed.acknowledged, ended.ending is not Ending.UNCLEAR
+    del claimed, ended
+    if not acknowledged and not isinstance(seen, Swapped):
+        yield from _give_back(call, claim, left, ttl)
         return
     if isinstance(seen, Outage):
         yield Pause(FIRST_PAUSE)
         seen = yield from _insist(release)
-    if isinstance(seen, Held) and ended.ending is not Ending.UNCLEAR and left_unknown_by(call, seen):
+    if isinstance(seen, Held) and is_clear and left_unknown_by(call, seen):
         yield from _insist(replace(release, expected=seen.value))
 
 

@@ -90,7 +90,7 @@ class AioCall:
         self._answer: Answer | None = None
         self._recorded: Recording | None = None
         self._run: Run | None = None
-        self._waits = False
+        self._waits = self._has_claim = False
         self._promise: Promise | None = None
         self._variables: Context | None = None
         self._stop_by: BaseException | None = None
@@ -292,6 +292,7 @@ class AioCall:
                 match step:
                     case Swap() as swap:
                         event = await self._swap(swap)
+                        self._has_claim = self._has_claim or isinstance(event, Swapped)
                     case Wait() as wait:
                         event = await self._wait(wait)
                     case TakeOver() as takeover:
@@ -328,7 +329,7 @@ class AioCall:
                 return once_claimed(await availability.attempt_async(self._store, swap))
             if self._pipe.is_gone:
                 self._detach()
-            if (no_room := self._protection.no_room) is not None:
+            if not self._has_claim and (no_room := self._protection.no_room) is not None:
                 seen = await availability.attempt_async(self._store, look_at(swap))
                 return unless_claimable(swap, seen, no_room)
             return await availability.attempt_async(self._store, swap)

@@ -74,7 +74,7 @@ class SyncCall:
         self._recorded: Recording | None = None
         self._variables: Context | None = None
         self._run: Run | None = None
-        self._waits = False
+        self._waits = self._has_claim = False
         self._promise: Promise | None = None
         self._wake = threading.Event()
         self._gone = threading.Event()
@@ -221,6 +221,7 @@ class SyncCall:
                     if swap.key == admitted.call.key:
                         sent = elapsed()
                     event = self._swap(swap)
+                    self._has_claim = self._has_claim or isinstance(event, Swapped)
                 case Wait() as wait:
                     event = self._wait(wait)
                 case TakeOver() as takeover:
@@ -242,7 +243,7 @@ class SyncCall:
             return once_claimed(availability.attempt(self._store, swap))
         if self._gone.is_set():
             self._detach()
-        if (no_room := self._protection.no_room) is not None:
+        if not self._has_claim and (no_room := self._protection.no_room) is not None:
             return unless_claimable(swap, availability.attempt(self._store, look_at(swap)), no_room)
         return availability.attempt(self._store, swap)
 

@@ -11,9 +11,11 @@ from google.rpc import error_details_pb2
 import idem_grpc
 import idem_grpc.aio
 from idem_grpc import SHARED, OnCancel, OnOutage, OnUnclear, Policy, Reason, Reporter
-from idem_grpc.record import State
-from tests.server.client import Kind
+from idem_grpc.record import Record, State
+from tests.server.client import Kind, Pending
+from tests.server.harness import open_store
 from tests.server.ledger import DEADLINE, order, run
+from tests.streams.stores import barred
 from tests.support.wait import until
 
 BOUND, LIMIT, MANY = 5, 10, 60
@@ -170,6 +172,30 @@ def test_it_is_reported_and_places_come_back(start, plain, kind):
         until(lambda: detached(server) == 0)
         request = order()
         assert server.client.call(kind, request, request.order).ok
+
+
+@pytest.mark.parametrize("face", ["sync"], indirect=True)
+def test_a_run_that_has_its_claim_runs_though_there_is_no_room_by_now(face, start, kind):
+    """Even where its key is yet to be counted."""
+    gone = list[Pending]()
+
+    def bar(swap):
+        if is_claim(swap) and gone:
+            gone.pop().cancel()
+            until(lambda: detached(server) == 1)
+
+    store = barred(open_store(face, "memory:", "late"), bar)
+    server = start(store=store, max_detached=1, default=Policy(claim_rate=(100, 60)))
+    call, gate = begin(server, kind)
+    gate.await_arrival()
+    gone.append(call)
+    assert server.client.call(kind, order(), "key").ok
+    assert is_refused(server.client.call(kind, order(), "another"))
+    server.ledger.open_all()
+
+
+def is_claim(swap):
+    return swap.expected is None and Record.from_bytes(swap.new).state is State.RUNNING
 
 
 @pytest.mark.parametrize("wrong", [0, -1, 1.5, True, "8", None])
