@@ -158,10 +158,11 @@ def exiting(kind, stop, seen, *, gate=None):
 
 
 @asyncio_styles
-@pytest.mark.parametrize("stop", [SystemExit(STATUS), KeyboardInterrupt()], ids=repr)
+@pytest.mark.parametrize("stopping", [SystemExit, KeyboardInterrupt])
 @pytest.mark.parametrize("on_cancel", OnCancel)
-def test_a_loop_that_goes_on_has_no_run_left(surviving, style, kind, key, stop, on_cancel):
+def test_a_loop_that_goes_on_has_no_run_left(surviving, style, kind, key, stopping, on_cancel):
     seen: list[int] = []
+    stop = stopping(STATUS)  # made here: its traceback holds the server as long as it lives
     server = surviving(style, exiting(kind, stop, seen), kind, on_cancel=on_cancel)
     first = ask(server.client, kind, key, timeout=1)
     assert not first.ok

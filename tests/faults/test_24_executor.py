@@ -23,15 +23,19 @@ CALLS = 16
 
 
 class Noting(Ledger):
-    """A ledger that notes the threads of its runs, and how many are at work."""
+    """A ledger that notes the threads of its runs."""
 
     def __init__(self):
         super().__init__()
         self.threads = []
 
     def start(self, request, context):
-        self.threads.append(threading.current_thread().name)
+        self.threads.append(threading.current_thread())
         return super().start(request, context)
+
+    @property
+    def threads_alive(self):
+        return [thread for thread in self.threads if thread.is_alive()]
 
 
 @pytest.fixture
@@ -62,16 +66,12 @@ def all_ok(calls):
     return all(call.answer().ok for call in calls)
 
 
-def threads_named(prefix):
-    return [thread for thread in threading.enumerate() if thread.name.startswith(prefix)]
-
-
 def test_they_run_at_once_on_the_threads_they_are_given(serve, ledger, pool, kind):
     server = serve(executor=pool)
     calls = begin(server, kind, CALLS)
     until(lambda: len(ledger.threads) == CALLS)
     assert len(set(ledger.threads)) == CALLS
-    assert all(name.startswith("of the user") for name in ledger.threads)
+    assert all(thread.name.startswith("of the user") for thread in ledger.threads)
     ledger.gate("at work").open()
     assert all_ok(calls)
 
@@ -165,18 +165,18 @@ def test_threads_of_its_own_end_with_drain_and_are_made_again(serve, ledger, kin
     server = serve()
     for number in range(3):
         assert server.client.call(kind, order(), f"key-{number}").ok
-        assert threads_named("idem_grpc handler")
+        assert [thread.name for thread in ledger.threads_alive] == ["idem_grpc handler_0"]
         assert server.drain(DEADLINE) == 0
-        until(lambda: not threads_named("idem_grpc handler"))
+        until(lambda: not ledger.threads_alive)
 
 
 def test_threads_of_its_own_end_with_the_interceptor(serve, ledger):
     server = serve()
     assert server.client.call(Kind.UNARY, order(), "key").ok
-    (threads,) = [server.interceptor._threads]
-    del threads._own  # as where the interceptor is dropped, and nobody drained it
-    until(lambda: not threads_named("idem_grpc handler"))
-    threads._own = None
+    assert ledger.threads_alive
+    threads = server.interceptor._threads
+    threads._own = None  # as where the interceptor is dropped, and nobody drained it
+    until(lambda: not ledger.threads_alive)
 
 
 def test_a_pool_that_is_given_stays_the_users(serve, ledger, pool):

@@ -101,7 +101,7 @@ def assert_nothing_stays(server, **calls):
             call()
 
         with suppress(AssertionError):
-            until(lambda: not more(settled(server), before), deadline=5, step=0.05)
+            until(lambda: not more(settled(server), before), step=0.05)
         assert more(settled(server), before) == {}, name
 
 

@@ -189,8 +189,11 @@ def test_expired_records_are_swept_and_no_others(path):
 
 @pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning")  # from Python 3.13 on
 def test_sweeping_ends_with_the_store(url):
+    before = threading.enumerate()
+
     def sweepers():
-        return [thread for thread in threading.enumerate() if thread.name == "idem-sqlite-sweeper"]
+        new = [thread for thread in threading.enumerate() if thread not in before]
+        return [thread for thread in new if thread.name == "idem-sqlite-sweeper"]
 
     with open_store(url) as store:
         assert not sweepers()
