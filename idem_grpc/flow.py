@@ -44,7 +44,7 @@ from idem_grpc.steps import (
     Wait,
     Waited,
 )
-from idem_grpc.swap import Held, Swap, Swapped
+from idem_grpc.swap import Held, Swap, Swapped, renewal
 from idem_grpc.verdicts import UNKNOWN_TTL, Call, Claim, GiveUp, Overwrite, Reject, Replay, Verdict, WaitFor
 
 FIRST_POLL = 0.05
@@ -130,7 +130,7 @@ def _renew(call: Call, claimed: _Claimed, *, is_last: bool) -> Generator[Step, E
 
     ``is_last``: that happened so often that the store is too slow for the lease, which is as good as away.
     """
-    seen = Outage() if is_last else (yield _look(claimed.swap))
+    seen = Outage() if is_last else (yield renewal(claimed.swap))
     if isinstance(seen, Swapped):
         return claimed
     claim = Claim(claimed.record, claimed.swap, claimed.first_of_request)
@@ -174,7 +174,7 @@ def _arrive(
                 if (yield from _told(call, event, verdict.owner)):
                     return None
                 waited = True
-                seen = yield _look(claim.swap)
+                seen = yield renewal(claim.swap)
             case Replay(outcome, owner, requests):
                 yield from _replay(call, Reply(outcome, owner, requests=requests))
                 return None
@@ -229,11 +229,6 @@ def _claimed(call: Call, claim: Claim, seen: Swapped) -> _Claimed:
     left = max(seen.ttl_left, SHORTEST_TTL) if math.isfinite(seen.ttl_left) else call.rules.retention
     unused_ttl = left if is_unused_token else call.rules.retention
     return _Claimed(claim.record, claim.swap, claim.first_of_request, unused_ttl)
-
-
-def _look(claim: Swap) -> Swap:
-    """A swap that only looks: it renews a record that is not there."""
-    return Swap(claim.key, claim.new, claim.new, claim.ttl)
 
 
 def _without_store(

@@ -1,4 +1,4 @@
-"""What a flow asks of its driver, a Step, and what it is told came of it, an Event.
+"""What a flow asks of its driver, a Step, and what came of it, an Event.
 
 Swap is a step too, and Swapped and Held are events.
 """
@@ -77,7 +77,7 @@ class Reply:
 
     @property
     def run(self) -> bytes:
-        """The owner of the run that the caller is told of, if any."""
+        """The owner of the run whose id the caller gets, if any."""
         return self.owner if self.protected else b""
 
 

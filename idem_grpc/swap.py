@@ -20,6 +20,11 @@ class Swap:
     max_left: float | None = None
 
 
+def renewal(swap: Swap) -> Swap:
+    """The swap of what ``swap`` writes for itself: renews it if it is there, and otherwise only looks."""
+    return Swap(swap.key, swap.new, swap.new, swap.ttl)
+
+
 @dataclass(frozen=True, slots=True)
 class Swapped:
     """The key holds ``new``. ``ttl_left``: seconds left before the write, 0 if absent."""

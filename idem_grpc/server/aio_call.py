@@ -28,7 +28,6 @@ from idem_grpc.server.base import (
     Patience,
     Protection,
     cut_off,
-    look_at,
     once_claimed,
     unless_claimable,
 )
@@ -53,7 +52,7 @@ from idem_grpc.steps import (
     Waited,
 )
 from idem_grpc.stores.protocol import AsyncStore
-from idem_grpc.swap import Held, Swap, Swapped
+from idem_grpc.swap import Held, Swap, Swapped, renewal
 
 
 class AioCall:
@@ -330,7 +329,7 @@ class AioCall:
             if self._pipe.is_gone:
                 self._detach()
             if not self._has_claim and (no_room := self._protection.no_room) is not None:
-                seen = await availability.attempt_async(self._store, look_at(swap))
+                seen = await availability.attempt_async(self._store, renewal(swap))
                 return unless_claimable(swap, seen, no_room)
             return await availability.attempt_async(self._store, swap)
         except asyncio.CancelledError:

@@ -23,7 +23,7 @@ _FACTORIES = {
 
 
 class Raw:
-    """A message as interceptors outside of ours see it: its bytes, unparsed.
+    """A message as interceptors outside this one see it: its bytes, unparsed.
 
     It is no bytes object, which can be iterated: an interceptor may take that for a stream.
     """
@@ -41,7 +41,7 @@ class Raw:
 
 
 class Outside:
-    """How the messages of one call look outside of ours: as Raw, or as bytes.
+    """How the messages of one call look outside this interceptor: as Raw, or as bytes.
 
     They are bytes where an interceptor has left out the functions of our handler, as works
     without us for a service that deals in bytes.

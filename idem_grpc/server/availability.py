@@ -146,8 +146,10 @@ class Availability:
     def attempt(self, store: Store, swap: Swap) -> Swapped | Held | Outage:
         """Send a swap, unless the store is known to keep its callers waiting."""
         began = self.admits()
-        if began is None:
-            return Outage(sent=False)
+        return Outage(sent=False) if began is None else self.send(store, swap, began)
+
+    def send(self, store: Store, swap: Swap, began: float) -> Swapped | Held | Outage:
+        """Send a swap that begins now, at ``began``, and note what came of it."""
         try:
             seen = store.swap(swap.key, swap.expected, swap.new, swap.ttl, swap.max_left)
         except Exception as error:

@@ -66,8 +66,6 @@ class Protection:
         max_detached: int,
         reporter: Reporter | None,
     ) -> None:
-        if max_waiters < 0:
-            raise ValueError(f"max_waiters={max_waiters}: give 0 or more duplicates that may wait")
         self.admission = Admission(blocking.namespace, scope, services, policies, default)
         self.availability = Availability()
         self.keeper = Keeper(blocking, self.availability)
@@ -77,7 +75,7 @@ class Protection:
 
     @property
     def no_room(self) -> Outage | Full | None:
-        """What a call is told that would run now, if it may not."""
+        """What keeps a call from running now, if anything does."""
         if self.keeper.is_full:
             return Outage(sent=False)
         return Full() if self.runs.is_full else None
@@ -206,11 +204,6 @@ def cut_off(step: Step) -> Event:
             return Ended(Outcome(Code.UNAVAILABLE, "the server stops: nothing was run"), Ending.NOT_NOW)
         case _:
             raise AssertionError(f"{step} is for the keeper")
-
-
-def look_at(swap: Swap) -> Swap:
-    """A swap that only looks, for a call that may not claim: it renews a record that is not there."""
-    return Swap(swap.key, swap.new, swap.new, swap.ttl)
 
 
 def unless_claimable(

@@ -24,7 +24,7 @@ from idem_grpc.policy import Rules
 from idem_grpc.server.availability import Availability, is_worth_a_line
 from idem_grpc.steps import Outage, Pause, Step, Steps
 from idem_grpc.stores.protocol import Store, StoreUnavailable
-from idem_grpc.swap import Held, Swap, Swapped
+from idem_grpc.swap import Held, Swap, Swapped, renewal
 
 logger = logging.getLogger("idem_grpc")
 
@@ -62,7 +62,8 @@ class Promise:
         """Called right before the handler. Raises NotStarted if the lease has run out, or nearly so."""
         if self.is_protected and not self.lease.may_start:
             logger.warning(
-                "a handler is not started yet: half of its lease of %g s was over by then", self.lease.seconds
+                "a handler is not started yet: less than a quarter of its lease of %g s is left",
+                self.lease.seconds,
             )
             raise NotStarted
 
@@ -338,18 +339,8 @@ def attempt_all(store: Store, swaps: Sequence[Swap], availability: Availability)
         else:
             availability.answered(began, *seen)
             return answers
-    return [_attempt(store, swap, availability) for swap in swaps]
-
-
-def _attempt(store: Store, swap: Swap, availability: Availability) -> Seen:
-    """Send a swap past the breaker: the keeper's threads look for the store one at a time anyway."""
-    began = elapsed()
-    try:
-        seen = store.swap(swap.key, swap.expected, swap.new, swap.ttl, swap.max_left)
-    except Exception as error:
-        return availability.failed(error, began)
-    availability.answered(began, seen)
-    return seen
+    # Past the breaker: the keeper's threads look for the store one at a time anyway.
+    return [availability.send(store, swap, elapsed()) for swap in swaps]
 
 
 def _nothing() -> None:
@@ -358,8 +349,7 @@ def _nothing() -> None:
 
 class _Renewal(_Job):
     def __init__(self, promise: Promise, lose: Callable[[], None]) -> None:
-        swap = promise.swap
-        self._renewal = Swap(swap.key, swap.new, swap.new, swap.ttl)
+        self._renewal = renewal(promise.swap)
         self._lease = promise.lease
         self._lose = lose
         self._sent = 0.0

@@ -119,7 +119,7 @@ class Recording:
         assert self._outgoing is not None
         self._outgoing.add(message)
 
-    # What it is told.
+    # What it may know of its caller.
 
     def sees_caller_gone(self) -> bool:
         return self._rules.on_cancel is OnCancel.CANCEL and self.is_gone()
@@ -293,4 +293,4 @@ _GRPC_CODES = {Code[code.name]: code for code in grpc.StatusCode}
 
 
 class CallerGone(grpc.RpcError):
-    """The caller went away: its request stream is cut, or a handler that must stop is told so."""
+    """The caller went away: its request stream is cut, or its handler must stop."""

@@ -44,7 +44,7 @@ class Part(NamedTuple):
 
 
 def opening(initial_metadata: Metadata, run: bytes) -> Metadata:
-    """The initial metadata of a stream of responses, which tell of ``run``, if any."""
+    """The initial metadata of a stream of responses, with the id of ``run``, if any."""
     own = _without(initial_metadata, RUN, REPLAYED)
     return (*own, (RUN, run.hex())) if run else own
 

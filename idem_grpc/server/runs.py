@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 
 from idem_grpc.elapsed import elapsed
+from idem_grpc.server.availability import is_worth_a_line
 from idem_grpc.steps import Reply
 
 logger = logging.getLogger("idem_grpc")
@@ -103,7 +104,7 @@ class Runs:
         self.detached += 1
         if self.detached == self._max_detached:
             self._times_full += 1
-            if self._times_full & (self._times_full - 1) == 0:
+            if is_worth_a_line(self._times_full):
                 logger.warning(
                     "%d runs go on whose callers have left, as many as max_detached allows (%d times by now):"
                     " calls that would run are refused until one ends",

@@ -10,7 +10,7 @@ from idem_grpc.reporter import Reporter
 
 
 def check_watch(max_waiters: object, max_detached: object, reporter: object) -> None:
-    """Who waits, who goes on and who is told. Raises ValueError or TypeError, saying what to give."""
+    """Check limits and the reporter. Raises ValueError or TypeError, saying what to give."""
     whole_number("ServerInterceptor", "max_waiters", max_waiters, smallest=0)
     whole_number("ServerInterceptor", "max_detached", max_detached, smallest=1)
     if reporter is not None and not isinstance(reporter, Reporter):

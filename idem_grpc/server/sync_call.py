@@ -20,7 +20,7 @@ from idem_grpc.outcome import Metadata
 from idem_grpc.policy import Rules
 from idem_grpc.server.admission import Admitted, Caller, Refused
 from idem_grpc.server.arities import Handler, Outside, behavior_of, closed_after, serialized
-from idem_grpc.server.base import Patience, Protection, look_at, once_claimed, unless_claimable
+from idem_grpc.server.base import Patience, Protection, once_claimed, unless_claimable
 from idem_grpc.server.contexts import SyncContext
 from idem_grpc.server.keeper import NotStarted, Promise
 from idem_grpc.server.outlet import Outlet
@@ -44,7 +44,7 @@ from idem_grpc.steps import (
     Waited,
 )
 from idem_grpc.stores.protocol import Store
-from idem_grpc.swap import Held, Swap, Swapped
+from idem_grpc.swap import Held, Swap, Swapped, renewal
 
 logger = logging.getLogger("idem_grpc")
 
@@ -244,7 +244,7 @@ class SyncCall:
         if self._gone.is_set():
             self._detach()
         if not self._has_claim and (no_room := self._protection.no_room) is not None:
-            return unless_claimable(swap, availability.attempt(self._store, look_at(swap)), no_room)
+            return unless_claimable(swap, availability.attempt(self._store, renewal(swap)), no_room)
         return availability.attempt(self._store, swap)
 
     def _wait(self, wait: Wait) -> Waited:

@@ -108,9 +108,9 @@ def _mistake(path: str) -> str | None:
 
     It opens nothing: closing the file would drop the locks that SQLite has on it.
     """
+    if missing := _missing_folder(path):
+        return missing
     folder = os.path.dirname(path)
-    if not os.path.isdir(folder):
-        return f"there is no folder {folder} for the store {os.path.basename(path)}: make it first"
     others = [other for other in (path, f"{path}-wal", f"{path}-shm") if os.path.exists(other)]
     if (
         _may(folder, os.W_OK | os.X_OK)
@@ -124,14 +124,21 @@ def _mistake(path: str) -> str | None:
     )
 
 
+def _missing_folder(path: str) -> str | None:
+    """A sentence about the folder of ``path``, if there is none."""
+    folder = os.path.dirname(path)
+    if os.path.isdir(folder):
+        return None
+    return f"there is no folder {folder} for the store {os.path.basename(path)}: make it first"
+
+
 def _may(path: str, mode: int) -> bool:
     return os.access(path, mode, effective_ids=_WITH_EFFECTIVE_IDS)
 
 
 def _connect(path: str, synchronous: str, wait: float) -> sqlite3.Connection:
-    folder = os.path.dirname(path)
-    if not os.path.isdir(folder):
-        raise StoreError(f"there is no folder {folder} for the store {os.path.basename(path)}: make it first")
+    if missing := _missing_folder(path):
+        raise StoreError(missing)
     connection = sqlite3.connect(path, timeout=wait, isolation_level=None, check_same_thread=False)
     try:
         connection.execute("BEGIN")  # one view of a file that another process may be making
