@@ -15,14 +15,14 @@ def ask(client: Client, kind: Kind, key: str | None, requests: int = 1, **option
 
 
 class Beside:
-    """Two servers with the same handlers: ``ours``, and ``plain``, which has no interceptor of ours."""
+    """Two servers with the same handlers: ``ours``, and ``plain``, which has no idem_grpc."""
 
     def __init__(self, start: Any, **settings: Any) -> None:
         self.ours = start(**settings)
         self.plain = start(protected=False, **settings)
 
     def ask(self, kind: Kind, key: str, requests: int = 1) -> tuple[Answer, Answer]:
-        """The answers of ours and of the plain one."""
+        """The answers of both servers."""
         ours, plain = (ask(server.client, kind, key, requests) for server in (self.ours, self.plain))
         return ours, plain
 

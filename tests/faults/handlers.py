@@ -1,9 +1,41 @@
-"""Handlers as interceptors of others' make them, of the one that is inside."""
+"""Handlers of servers in these tests, and those that other interceptors make of the one inside."""
 
 from collections.abc import Callable
 from typing import Any
 
 import grpc
+
+from tests.server.client import Kind
+from tests.streams.scripts import Do, Read, Send
+
+
+def ending(
+    kind: Kind, way: Callable[[Any], Any], *, first: bytes | None = b"first", last: bytes | None = b"last"
+) -> dict[Kind, Any]:
+    """Scripts of a handler that reads one request, goes that ``way``, and answers if that did not end it.
+
+    A stream has the response ``first`` before that, and ``last`` after it; None is none.
+    """
+
+    def script(context: Any) -> Any:
+        yield Read()
+        if kind.has_response_stream and first is not None:
+            yield Send(first)
+        yield from way(context)
+        if kind.has_response_stream and last is not None:
+            yield Send(last)
+        return b"answer"
+
+    return {kind: script}
+
+
+def doing(kind: Kind, act: Callable[[Any], object]) -> dict[Kind, Any]:
+    """Scripts of a handler that reads one request, calls ``act`` with its context, and answers."""
+
+    def way(context: Any) -> Any:
+        yield Do(lambda: act(context))
+
+    return ending(kind, way, first=None, last=b"answer")
 
 
 def behavior_of(handler: Any) -> Any:

@@ -33,11 +33,6 @@ def policy(request):
 
 
 @pytest.fixture
-def redis(own_redis_server):
-    return own_redis_server
-
-
-@pytest.fixture
 def servers(redis, start, policy):
     """Two servers that share a store, as two processes do."""
     return [start(redis.url + IMPATIENT, default=policy) for _ in range(2)]
@@ -159,7 +154,7 @@ def test_a_run_whose_owner_died_is_taken_over_once_owners_had_time_to_renew(
 
 
 class Unsteady:
-    """Makes a store fail whenever it is told to, once."""
+    """Makes a store fail once, each time that this is asked for."""
 
     def __init__(self, store):
         self.store = store

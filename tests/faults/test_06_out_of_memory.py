@@ -20,17 +20,6 @@ AT_WORK = "at work"
 SHORT = Policy(lease=0.6, retention=600, wait=0)
 
 
-@pytest.fixture
-def redis(own_redis_server):
-    return own_redis_server
-
-
-@pytest.fixture
-def admin(redis):
-    with redis.client() as client:
-        yield client
-
-
 def fill(admin):
     """More is in use than the server may use; noeviction is its default."""
     admin.config_set("maxmemory", 1)

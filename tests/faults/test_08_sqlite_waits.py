@@ -396,7 +396,7 @@ def test_one_that_cannot_be_written_does_not_fail_the_others(opened, path):
 
 
 def test_reads_that_are_locked_out_wait_by_their_own_clocks_too(opened, path):
-    """By a process that has the file for itself, as none of ours does."""
+    """By a process that has the file for itself, as no store does."""
     opened.swap(b"key", None, b"one", TTL).result()
     opened.blocking._reading.drop()
     opened.blocking._writing.drop()

@@ -8,9 +8,10 @@ import grpc
 import pytest
 
 from tests.faults.beside import Beside, ask, status
+from tests.faults.handlers import ending
 from tests.server.client import Kind
 from tests.server.kinds import ALL, kinds
-from tests.streams.scripts import Do, Read, Send
+from tests.streams.scripts import Do, Read
 
 kind = kinds(*ALL)
 
@@ -181,21 +182,6 @@ WAYS = [
     raises,
     sets_metadata_and_raises,
 ]
-
-
-def ending(kind, way):
-    """A handler that reads one request, sends one response of a stream, ends that way, or else answers."""
-
-    def script(context):
-        yield Read()
-        if kind.has_response_stream:
-            yield Send(b"first")
-        yield from way(context)
-        if kind.has_response_stream:
-            yield Send(b"last")
-        return b"answer"
-
-    return {kind: script}
 
 
 @pytest.mark.parametrize("style", ["sync", "aio", "aio-read-write"], indirect=True)

@@ -1,4 +1,4 @@
-"""Interceptors outside of ours see how a keyed call ended, as they do without us."""
+"""Interceptors outside see how a keyed call ended, as they do on a server without idem_grpc."""
 
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,10 +18,11 @@ from py_grpc_prometheus.prometheus_server_interceptor import (  # type: ignore[i
 
 from idem_grpc import KeyRule, Policy, Reason, current
 from tests.faults.beside import ask
+from tests.faults.handlers import ending
 from tests.server.client import Answer, Kind
 from tests.server.kinds import ALL, kinds
 from tests.server.ledger import Gate
-from tests.streams.scripts import Cross, Do, Read, Send
+from tests.streams.scripts import Cross, Do
 from tests.streams.servers import Conversation
 from tests.support.wait import until
 
@@ -84,17 +85,6 @@ def keeps_an_exception(context):
 
 def answers(context):
     yield Do(int)
-
-
-def ending(kind, way):
-    def script(context):
-        yield Read()
-        if kind.has_response_stream:
-            yield Send(b"first")
-        yield from way(context)
-        return b"answer"
-
-    return {kind: script}
 
 
 class Outside:

@@ -1,4 +1,4 @@
-"""Interceptors outside of ours that look at messages, or make a status of an exception."""
+"""Interceptors outside that look at messages, or make a status of an exception."""
 
 from collections.abc import AsyncIterable, Iterable
 from typing import Any
@@ -12,7 +12,7 @@ from tests_pb.v1 import ledger_pb2 as pb
 from idem_grpc import OnUnclear, Policy, Reason, current
 from idem_grpc.record import State
 from tests.faults.beside import Beside, ask, status
-from tests.faults.handlers import behavior_of, like
+from tests.faults.handlers import behavior_of, ending, like
 from tests.server.kinds import ALL, kinds
 from tests.server.ledger import Gate, order
 from tests.streams.scripts import Cross, Do, Read, Send
@@ -30,19 +30,6 @@ def mapping(style: str, **settings: Any) -> Any:
     if style == "sync":
         return ExceptionToStatusInterceptor(**settings)
     return AsyncExceptionToStatusInterceptor(**settings)
-
-
-def ending(kind, way):
-    def script(context):
-        yield Read()
-        if kind.has_response_stream:
-            yield Send(b"first")
-        yield from way(context)
-        if kind.has_response_stream:
-            yield Send(b"last")
-        return b"answer"
-
-    return {kind: script}
 
 
 def answers(context):
@@ -153,7 +140,7 @@ def test_a_duplicate_that_waited_gets_the_status_without_it(start_scripted, styl
 
 
 class Looks:
-    """Looks at every message that goes by, as those do that tell a stream by what it can do."""
+    """Looks at every message, as interceptors do that recognise a stream by its methods."""
 
     def __init__(self) -> None:
         self.sizes: list[int] = []

@@ -8,10 +8,10 @@ import pytest
 from idem_grpc import OnCancel, Policy
 from idem_grpc.record import State
 from tests.faults.beside import ask
-from tests.faults.handlers import behavior_of, like
+from tests.faults.handlers import behavior_of, doing, like
 from tests.server.kinds import ALL, kinds
 from tests.server.ledger import Gate
-from tests.streams.scripts import Cross, Do, Read, Send
+from tests.streams.scripts import Cross, Read
 from tests.streams.servers import Conversation
 from tests.support.wait import until
 
@@ -28,7 +28,7 @@ OURS = [
     "writer",
     "initial_metadata",
 ]
-"""Names that a recording of ours has, or may have had, and that are anybody's on a context."""
+"""Names that a Recording has, or has had, and that anybody may use on a context."""
 
 
 class Signed:
@@ -97,19 +97,6 @@ class AsyncSigns(grpc.aio.ServerInterceptor):
 @pytest.fixture
 def signs(style) -> Any:
     return SyncSigns() if style == "sync" else AsyncSigns()
-
-
-def doing(kind, act):
-    """A handler that reads a request, calls ``act`` with its context, and answers."""
-
-    def script(context):
-        yield Read()
-        yield Do(lambda: act(context))
-        if kind.has_response_stream:
-            yield Send(b"answer")
-        return b"answer"
-
-    return {kind: script}
 
 
 def test_what_authentication_put_on_the_context_is_there(start_scripted, signs, kind, key):

@@ -2,6 +2,7 @@
 
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import grpc
@@ -10,10 +11,11 @@ from google.rpc import code_pb2
 
 import idem_grpc
 from idem_grpc.record import State
+from tests.faults import handlers
 from tests.faults.beside import Beside, ask, status
 from tests.server.client import Kind
 from tests.server.kinds import kinds
-from tests.streams.scripts import Do, Read
+from tests.streams.scripts import Do
 from tests.support.wait import until
 
 kind = kinds(Kind.UNARY, Kind.CLIENT_STREAM, Kind.SERVER_STREAM)
@@ -80,16 +82,7 @@ def raises_after_setting(code):
 
 WAYS = [sets, aborts, aborts_with_status, aborts_after_setting, raises_after_setting]
 
-
-def ending(kind, way):
-    """A handler that reads a request, ends that way, or else answers; of a stream, it sends nothing."""
-
-    def script(context):
-        yield Read()
-        yield from way(context)
-        return b"answer"
-
-    return {kind: script}
+ending = partial(handlers.ending, first=None, last=None)  # of a stream, it sends nothing
 
 
 def is_told_by_plain_grpc(style, kind, way):

@@ -53,7 +53,7 @@ class Noted(grpc.ServerInterceptor):
 
 
 class Forgetful:
-    """A server that issues tokens and takes them, until it is told to forget those that it issued."""
+    """A server that issues tokens and takes them, until it forgets those that it issued."""
 
     def __init__(self):
         self._clock = Clock()

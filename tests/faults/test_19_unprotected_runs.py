@@ -1,4 +1,4 @@
-"""A run that begins without its claim, as OnOutage.RUN allows, is told apart from one that is protected."""
+"""A run that begins without its claim, as OnOutage.RUN allows, is reported as unprotected."""
 
 import asyncio
 import threading

@@ -245,14 +245,22 @@ def test_the_budget_knows_of_calls_that_are_never_sent_again(script, stub_of, ki
     assert len(server.seen) == 3
 
 
+def passed_on(name):
+    """A method that passes its call on to the call inside."""
+
+    def method(self, *args, **options):
+        return getattr(self._call, name)(*args, **options)
+
+    return method
+
+
 class ResultOnly:
     """The least that grpc asks of what an interceptor gives for a method with one response."""
 
     def __init__(self, send):
         self._call = send()
 
-    def result(self, timeout=None):
-        return self._call.result(timeout)
+    result = passed_on("result")
 
 
 class FutureOnly(grpc.Future):  # type: ignore[type-arg]  # at run time it takes none
@@ -261,29 +269,16 @@ class FutureOnly(grpc.Future):  # type: ignore[type-arg]  # at run time it takes
     def __init__(self, send):
         self._call = send()
 
-    def result(self, timeout=None):
-        return self._call.result(timeout)
-
-    def exception(self, timeout=None):
-        return self._call.exception(timeout)
-
-    def traceback(self, timeout=None):
-        return self._call.traceback(timeout)
+    result = passed_on("result")
+    exception = passed_on("exception")
+    traceback = passed_on("traceback")
+    done = passed_on("done")
+    running = passed_on("running")
+    cancel = passed_on("cancel")
+    cancelled = passed_on("cancelled")
 
     def add_done_callback(self, fn):
         self._call.add_done_callback(lambda _: fn(self))
-
-    def done(self):
-        return self._call.done()
-
-    def running(self):
-        return self._call.running()
-
-    def cancel(self):
-        return self._call.cancel()
-
-    def cancelled(self):
-        return self._call.cancelled()
 
 
 class OverAtOnce(FutureOnly):
@@ -297,26 +292,13 @@ class OverAtOnce(FutureOnly):
 class NotIterable(FutureOnly, grpc.Call):
     """A future and a call, but not an iterator, as grpc's own is."""
 
-    def code(self):
-        return self._call.code()
-
-    def details(self):
-        return self._call.details()
-
-    def initial_metadata(self):
-        return self._call.initial_metadata()
-
-    def trailing_metadata(self):
-        return self._call.trailing_metadata()
-
-    def add_callback(self, callback):
-        return self._call.add_callback(callback)
-
-    def is_active(self):
-        return self._call.is_active()
-
-    def time_remaining(self):
-        return self._call.time_remaining()
+    code = passed_on("code")
+    details = passed_on("details")
+    initial_metadata = passed_on("initial_metadata")
+    trailing_metadata = passed_on("trailing_metadata")
+    add_callback = passed_on("add_callback")
+    is_active = passed_on("is_active")
+    time_remaining = passed_on("time_remaining")
 
 
 def raises_at_once(send):

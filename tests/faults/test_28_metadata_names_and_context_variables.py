@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 from idem_grpc import OnCancel, Policy, current
-from tests.faults.handlers import behavior_of, like
+from tests.faults.handlers import behavior_of, doing, like
 from tests.server.client import Kind
 from tests.server.kinds import ALL, kinds
 from tests.server.ledger import Gate
@@ -48,19 +48,6 @@ def ask(server, kind, key):
     if kind.has_request_stream:
         return say(server.client, kind, key, [b"one"])
     return Conversation(server.client, kind, key).answer()
-
-
-def doing(kind, act):
-    """Scripts of a handler that reads a request, acts, and answers."""
-
-    def script(context):
-        yield Read()
-        yield Do(lambda: act(context))
-        if kind.has_response_stream:
-            yield Send(b"answer")
-        return b"answer"
-
-    return {kind: script}
 
 
 def is_answered_twice(server, kind, key, way):

@@ -214,7 +214,7 @@ REFUSED = {Reason.KEY_REUSED, Reason.IN_PROGRESS, Reason.RESPONSE_NOT_KEPT, Reas
 
 
 def check(server: Any, kind: Kind, value: bytes) -> None:
-    """A call that finds ``value`` is answered by what that says, or is refused; nothing is raised."""
+    """A call that finds ``value`` gets the answer in it, or a refusal; nothing is raised."""
     key, request, errors = uuid4().hex, order(), list[logging.LogRecord]()
     put(server.store, store_key(server.store.namespace, kind.path, b"", key), value)
     with _noting(errors):

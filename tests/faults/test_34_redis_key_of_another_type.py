@@ -37,17 +37,6 @@ OTHERS = {
 }
 
 
-@pytest.fixture
-def redis(own_redis_server):
-    return own_redis_server
-
-
-@pytest.fixture
-def admin(redis):
-    with redis.client() as client:
-        yield client
-
-
 def swaps_of(key):
     yield from (Swap(key, None, b"one", TTL), Swap(key, b"one", b"two", TTL), Swap(key, b"one", b"one", TTL))
     yield from (Swap(key, b"one", None, TTL), Swap(key, b"one", b"two", TTL, 1.0))

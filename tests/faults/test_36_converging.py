@@ -133,7 +133,7 @@ def test_what_failed_may_be_run_as_soon_as_it_comes_again(start, face, key, tmp_
 
 
 def stock_client(address):
-    """Retries as our service config has it, and has nothing else of ours."""
+    """Retries as service_config says, and has nothing else of idem_grpc."""
     return Client(address, ("grpc.enable_retries", 1), ("grpc.service_config", CONFIG))
 
 
