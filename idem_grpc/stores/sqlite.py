@@ -52,6 +52,7 @@ _TOLERANCE = 0.001  # seconds; what rounding may add
 _PATIENCE = 5.0  # seconds that a swap may take in all while others have the file
 _FIRST_POLL = 0.001  # seconds
 _LONGEST_POLL = 0.025
+_TURN = 0.05  # seconds between two looks at whether waiting for a turn to write is of use
 _LOOK_EVERY = 1.0  # seconds between looks at whether the file is still where it was
 
 _FOREIGN = b"\xff"  # no record, in place of a row that no store wrote: without a value, or with times of text
@@ -216,12 +217,12 @@ class SqliteStore(Store):
         lock = self._writing.lock
         try:
             if not lock.acquire(blocking=False):
-                may_wait = write.is_patient or not self._is_stuck
-                if not may_wait or not lock.acquire(timeout=max(0.0, write.deadline - monotonic())):
-                    raise StoreUnavailable(f"{self.path} is locked: others are writing", answered=True)
+                self._await_turn(write)
+            was_stuck, self._is_stuck = self._is_stuck, False  # until this turn has found out
             try:
                 while write.answers is None:
-                    self._poll(self._writing, partial(self._write_batch, write), write.deadline)
+                    act = partial(self._write_batch, write, was_stuck)
+                    self._poll(self._writing, act, write.deadline)
             except FAILURES as error:
                 self._is_stuck = is_busy(error)
                 raise self._file.failure(error, wrote=True) from error
@@ -233,8 +234,21 @@ class SqliteStore(Store):
             raise
         return write.answers
 
-    def _write_batch(self, write: _Write, connection: sqlite3.Connection) -> None:
+    def _await_turn(self, write: _Write) -> None:
+        """Acquire the lock of ``_writing``, unless its holder finds that the file is still locked."""
+        while not self._writing.lock.acquire(timeout=max(0.0, min(_TURN, write.deadline - monotonic()))):
+            if monotonic() >= write.deadline or (self._is_stuck and not write.is_patient):
+                raise StoreUnavailable(f"{self.path} is locked: others are writing", answered=True)
+
+    def _write_batch(self, write: _Write, was_stuck: bool, connection: sqlite3.Connection) -> None:
         """Write ``write``, or those who have waited longest. If they fail, each is to be tried by itself."""
+        try:
+            self._write_waiting(write, connection)
+        except FAILURES as error:
+            self._is_stuck = was_stuck and is_busy(error)
+            raise
+
+    def _write_waiting(self, write: _Write, connection: sqlite3.Connection) -> None:
         if len(write.swaps) == 1 and (write.is_alone or len(self._waiting) == 1):
             answer = self._swap(connection, write.swaps[0], write.row)
             self._has_written()

@@ -165,6 +165,19 @@ class TestLockedByAnotherProcess:
         assert all(isinstance(one.result(), Swapped | Held) for one in claims(store, b"try"))
         store.close()
 
+    def test_nobody_is_refused_while_the_first_one_after_a_lock_is_written(self, url, path):
+        store = SyncStore(url)
+        store.swap(b"key", None, b"one", TTL).result()
+        with locked(path):
+            assert is_locked_out(store.swap(b"first", None, b"one", TTL))
+        sqlite = store.blocking
+        assert isinstance(sqlite, SqliteStore)
+        large = store.swap(b"large", None, bytes(50_000_000), TTL)
+        until(lambda: sqlite._writing.lock.locked() or large.done(), step=0.0001)
+        assert all(isinstance(one.result(), Swapped) for one in claims(store, b"later"))
+        assert isinstance(large.result(), Swapped)
+        store.close()
+
     def test_a_store_is_closed_while_a_call_waits(self, path):
         store = SqliteStore(path)
         store.swap(b"key", None, b"one", TTL)
