@@ -3,6 +3,7 @@
 import gc
 import threading
 from collections import Counter
+from time import monotonic
 from types import SimpleNamespace
 
 import grpc
@@ -10,6 +11,7 @@ import pytest
 from tests_pb.v1 import ledger_pb2 as pb
 
 from idem_grpc import Retry
+from idem_grpc.client import timer as timers
 from idem_grpc.client.grpc_calls import CancelledCall
 from idem_grpc.client.sync_attempts import Attempts
 from idem_grpc.client.sync_calls import RetriedCall
@@ -95,7 +97,14 @@ def test_calls_in_flight_and_waiting_are_left_to_the_collector(script, stub_of, 
 
 
 class TestTimer:
-    def test_what_is_due_first_is_done_first(self):
+    @pytest.fixture
+    def clock(self, monkeypatch):
+        """The clock of timers, which goes on when it is told to."""
+        clock = SimpleNamespace(now=monotonic())
+        monkeypatch.setattr(timers, "monotonic", lambda: clock.now)
+        return clock
+
+    def test_what_is_due_first_is_done_first(self, clock):
         mine = Timer()
         mine.start()
         done: list[int] = []
@@ -104,6 +113,8 @@ class TestTimer:
         mine.after(0.04, lambda: done.append(2))
         mine.after(0.02, lambda: done.append(1))
         mine.after(0, lambda: done.append(0))
+        until(lambda: done)  # and so it has seen the others, which came before
+        clock.now += 0.06
         assert over.wait(DEADLINE)
         assert done == [0, 1, 2]
 
@@ -116,7 +127,7 @@ class TestTimer:
         assert over.wait(DEADLINE)
         assert "a retry could not be made" in caplog.text
 
-    def test_what_is_cancelled_is_let_go_of_and_not_done(self):
+    def test_what_is_cancelled_is_let_go_of_and_not_done(self, clock):
         mine = Timer()
         mine.start()
         done: list[int] = []
@@ -126,6 +137,7 @@ class TestTimer:
             entry.cancel()
         over = threading.Event()
         mine.after(0.1, over.set)
+        clock.now += 0.1
         assert over.wait(DEADLINE)
         assert not done
 
@@ -141,8 +153,9 @@ class TestTimer:
 
     def test_one_thread_does_for_all(self):
         mine = Timer()
-        threads = threading.active_count()
+        before = threading.enumerate()
         for _ in range(100):
             mine.start()
             mine.after(600, print)
-        assert threading.active_count() == threads + 1
+        new = [thread for thread in threading.enumerate() if thread not in before]
+        assert [thread.name for thread in new].count("idem_grpc retries") == 1
