@@ -90,13 +90,15 @@ def test_nothing_blocks(script, stub_of, kind):
 
 
 def test_callbacks_come_when_all_attempts_are_over_and_once(script, stub_of, kind):
-    server = script(fail(), fail(), answer())
+    gate = threading.Event()
+    server = script(fail(), fail(), hang(gate))
     called: list[object] = []
     call = future(stub_of(server), kind)
     call.add_done_callback(lambda call: 1 / 0)  # of no concern to the others
     call.add_done_callback(lambda call: called.append(len(server.seen)))
     assert call.add_callback(lambda: called.append("plain"))
     last = ended(call)
+    gate.set()
     last.result(DEADLINE)
     assert called == [3, "plain"]
     assert ended(call).result(0) is call

@@ -143,9 +143,14 @@ class TestManners:
         assert read(call) == ([], None)
 
     def test_it_is_retried_though_nobody_reads(self, call_of):
-        call, server = call_of(fail(), fail(CODE.NOT_FOUND))
-        over = threading.Event()
+        def fail_later(requests, context):
+            assert gate.wait(DEADLINE)
+            yield from fail(CODE.NOT_FOUND)(requests, context)
+
+        gate, over = threading.Event(), threading.Event()
+        call, server = call_of(fail(), fail_later)
         assert call.add_callback(over.set)
+        gate.set()
         assert over.wait(DEADLINE)
         assert call.code() is CODE.NOT_FOUND
         assert len(server.seen) == 2
