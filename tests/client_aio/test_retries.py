@@ -1,6 +1,7 @@
 """When a call is sent again, and when it is not."""
 
 import asyncio
+from collections import Counter
 from time import monotonic
 
 import grpc
@@ -159,9 +160,10 @@ async def test_the_budget_is_that_of_the_channel():
 async def test_an_attempt_has_a_deadline_of_its_own(kind):
     retry = Retry(initial_backoff=0.01, attempt_timeout=0.2)
     hangs = Step(hangs=True, responses=0)
-    async with serving(hangs, Step()) as server, connected(server, retry=retry) as stub:
+    async with serving(hangs, Step(run="r")) as server, connected(server, retry=retry) as stub:
         assert await answer(kind, call(stub, kind, timeout=SECONDS))
-        assert [seen.time_remaining < 1 for seen in server.seen] == [True, True]
+        assert len(server.seen) >= 2  # it may have passed for another attempt
+        assert all(seen.time_remaining < 1 for seen in server.seen)
         assert len(set(server.keys)) == 1
 
 
@@ -174,11 +176,14 @@ async def test_without_one_an_attempt_has_the_deadline_of_the_call(kind):
 async def test_the_deadline_of_the_call_wins(kind):
     retry = Retry(initial_backoff=0.001, attempt_timeout=0.15, budget=None)
     async with serving(Step(hangs=True, responses=0)) as server, connected(server, retry=retry) as stub:
-        began = monotonic()
-        error = await error_of(kind, call(stub, kind, timeout=0.4))
-        assert error.code() is DEADLINE_EXCEEDED
-        assert monotonic() - began < 5
-        assert len(server.seen) >= 2
+        attempts, timeout = 0, 0.2
+        while attempts < 2:  # unless it passed before the second
+            timeout *= 2
+            began = monotonic()
+            error = await error_of(kind, call(stub, kind, timeout=timeout))
+            assert error.code() is DEADLINE_EXCEEDED
+            assert monotonic() - began < timeout + 5
+            attempts = max(Counter(server.keys).values(), default=0)
 
 
 async def test_an_attempt_timeout_is_not_for_calls_that_are_not_sent_again(kind):
