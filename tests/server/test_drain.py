@@ -61,7 +61,7 @@ def test_drain_of_an_idle_server_is_over_at_once(start, kind, key):
 
 @pytest.mark.parametrize("kind", [Kind.UNARY], indirect=True)
 def test_drain_waits_for_what_the_store_was_not_told_yet(own_redis_server, start, kind, key, gate):
-    server = start(own_redis_server.url + "?socket_timeout=0.2")
+    server = start(own_redis_server.url + "?socket_timeout=1")
     request = order(gate)
     call = server.client.begin(kind, request, key)
     server.ledger.gate(AT_WORK).await_arrival()

@@ -24,8 +24,7 @@ def everything(caplog):
 
 
 def test_no_token_is_logged(start, own_redis_server, everything):
-    url = own_redis_server.url + "?socket_timeout=0.2&socket_connect_timeout=0.2"
-    server = start(url, scope=idem_grpc.metadata(TENANT))
+    server = start(own_redis_server.url, scope=idem_grpc.metadata(TENANT))
     client = server.client
     tokens = [token.token for token in issue_many(client, count=20, metadata=ALICE)]
     rest = iter(tokens)

@@ -107,7 +107,7 @@ def test_a_key_of_the_callers_own_is_no_token(start, url):
 
 @pytest.mark.parametrize("method", ["IssueTokens", "GetToken", "RevokeToken"])
 def test_a_store_that_is_away(start, own_redis_server, method):
-    server = start(own_redis_server.url + "?socket_timeout=0.2&socket_connect_timeout=0.2")
+    server = start(own_redis_server.url)
     token = issue(server.client)
     asked = {
         "IssueTokens": wanted(),
