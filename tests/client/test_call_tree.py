@@ -18,6 +18,9 @@ from tests.server.ledger import DEADLINE, order, run
 from tests.server.processes import ENVIRONMENT, ROOT, ServerProcess
 from tests.support.wait import until
 
+# Milliseconds after which the second address is tried beside the first: as many as grpc allows.
+IN_TURN = ("grpc.happy_eyeballs_connection_attempt_delay_ms", 2000)
+
 
 class Root:
     """A process of tests.client.call_tree. As a context manager, it is gone afterwards."""
@@ -86,7 +89,7 @@ def stub_for():
 
         def stub_for(*roots):
             target = "ipv4:" + ",".join(root.address() for root in roots)
-            plain = stack.enter_context(grpc.insecure_channel(target))
+            plain = stack.enter_context(grpc.insecure_channel(target, [IN_TURN]))
             return ledger_pb2_grpc.LedgerServiceStub(
                 grpc.intercept_channel(plain, *client_interceptors(retry=Retry(budget=None)))
             )
