@@ -1,6 +1,7 @@
 """``idem-grpc inspect`` and ``list``."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -44,7 +45,8 @@ def test_a_run_is_shown_with_its_lease(run, place, store):
 
 def test_a_lease_that_ran_out_is_told(run, place, store):
     write(store, "k", RUNNING, ttl=TTL - LEASE - 10)
-    assert "RUNNING, lease ran out: its owner last wrote 40" in run("inspect", *place, "k", *KEY).stdout
+    shown = run("inspect", *place, "k", *KEY).stdout
+    assert re.search(r"RUNNING, lease ran out: its owner last wrote 4\d", shown), shown
 
 
 def test_an_answer_is_measured_and_not_shown_unless_asked_for(run, place, store):
@@ -154,7 +156,7 @@ def test_list_is_a_table(run, place, store):
     assert header.split()[:4] == ["KEY", "STATE", "ATTEMPT", "RUN"]
     assert line.startswith(name)
     assert header.index("RUN") == line.index(RUNNING.owner.hex())
-    assert header.index("SILENT") == line.index("40")
+    assert re.match(r"4\d", line[header.index("SILENT") :]), line
 
 
 def test_an_empty_list_says_so(run, place, store):
