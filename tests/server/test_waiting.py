@@ -1,5 +1,6 @@
 """Duplicates of a running call: who waits, where, how long, and for what."""
 
+from collections import Counter
 from functools import partial
 
 import grpc
@@ -79,7 +80,12 @@ def test_in_another_process_it_is_told_in_progress(face, start, url, kind, key, 
     request = order(run(code=grpc.StatusCode.ABORTED, gate="at work"))
     first = at_work(one, request)
     duplicates = [other.client.begin(kind, request, key) for _ in range(5)]
-    until(lambda: len(store.swaps) >= 10)  # each has looked at least once, or some of them often
+
+    def all_have_looked_again():
+        looks = Counter(swap.new for swap in list(store.swaps))  # each names itself in its own
+        return len(looks) == 5 and min(looks.values()) >= 2
+
+    until(all_have_looked_again)
     one.ledger.gate("at work").open()
     assert first.answer().code is grpc.StatusCode.ABORTED
     answers = [call.answer() for call in duplicates]
@@ -151,11 +157,18 @@ def test_a_place_to_wait_is_given_back(face, start, kind, key, at_work):
     def came(duplicates):
         return len(store.swaps) == 1 + duplicates
 
+    def has_place():
+        places = server.interceptor.protection._places
+        if is_free := places.acquire(blocking=False):
+            places.release()
+        return is_free
+
     for number in range(3):
         gone = server.client.begin(kind, request, key)
         until(partial(came, number + 1))
         gone.cancel()
         until(lambda: server.drain(0) == 1)  # all but the first are over
+        until(has_place)  # which is given back right after
     waiter = server.client.begin(kind, request, key)
     until(partial(came, 4))
     server.ledger.gate("at work").open()
