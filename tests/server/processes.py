@@ -91,7 +91,7 @@ class ServerProcess:
         """SIGSTOP, and wait until all of its threads stand still."""
         self._process.send_signal(signal.SIGSTOP)
         threads = Path(f"/proc/{self._process.pid}/task")
-        until(lambda: all(_state(thread) == "T" for thread in threads.iterdir()))
+        until(lambda: all(_stands_still(thread) for thread in threads.iterdir()))
 
     def resume(self) -> None:
         """SIGCONT."""
@@ -122,6 +122,9 @@ class ServerProcess:
         self._port.put(None)
 
 
-def _state(thread: Path) -> str:
-    """The state of a thread, as proc(5) has it."""
-    return (thread / "stat").read_text().rpartition(")")[2].split()[0]
+def _stands_still(thread: Path) -> bool:
+    """Whether a thread is stopped, as proc(5) has it, or has ended since it was listed."""
+    try:
+        return (thread / "stat").read_text().rpartition(")")[2].split()[0] == "T"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
