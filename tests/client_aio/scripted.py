@@ -19,6 +19,8 @@ from tests.server.ledger import SERVICE
 Pairs = Sequence[tuple[str, str | bytes]]
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 QUICK = idem_grpc.aio.Retry(initial_backoff=0.01, max_backoff=0.05)
+NOWHERE = "127.0.0.1:1"
+"""Where nobody listens. A port that was free a moment ago may be another test's by now."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,10 +38,8 @@ def server(store):
 
 @pytest.fixture
 def nowhere():
-    """The address of a server that is no more."""
-    gone = OnSync(open_store("sync", "memory:", "gone"))
-    gone.close()
-    return gone.address
+    """The address of no server, and of none that another test may start."""
+    return "127.0.0.1:1"
 
 
 def issued(store):
