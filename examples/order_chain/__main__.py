@@ -24,6 +24,9 @@ from idem_grpc import client_interceptors, keys
 LEASE = 2
 """Seconds of silence after which a run counts as dead. Users leave it at 30."""
 
+IN_TURN = ("grpc.happy_eyeballs_connection_attempt_delay_ms", 2000)
+"""The client is to call the Order server that is killed, though that may be slow to take its connection."""
+
 SERVER = "examples.order_chain.server"
 
 
@@ -103,7 +106,7 @@ def play(scene: Scene, shop: Shop) -> list[str]:
 def place_order(addresses: str) -> pb.PlaceOrderResponse:
     """One call of a client that knows both Order servers. Its interceptors send it again to the second."""
     by_order = client_interceptors(keys=keys.from_request("place:{order_id}"))
-    with grpc.intercept_channel(grpc.insecure_channel(addresses), *by_order) as channel:
+    with grpc.intercept_channel(grpc.insecure_channel(addresses, [IN_TURN]), *by_order) as channel:
         request = pb.PlaceOrderRequest(order_id="order-1", cents=1299, article="teapot")
         return pb_grpc.OrderServiceStub(channel).PlaceOrder(request, timeout=30)
 
