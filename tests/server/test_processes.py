@@ -15,7 +15,7 @@ from tests.support.wait import until
 
 pytestmark = pytest.mark.parametrize("url", ["sqlite", "redis"], indirect=True)
 AT_WORK = "at-work"
-SHORT = {"lease": 0.5, "retention": 600, "wait": 5}
+SHORT = {"lease": 2, "retention": 600, "wait": 5}  # and longer than a slow machine stands still
 
 
 kind = kinds(*FIRST_AND_LAST)
