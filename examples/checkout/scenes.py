@@ -109,7 +109,7 @@ def _double_click(shop: Shop, order: str) -> list[Answer]:
 
 
 def _lost_reply(shop: Shop, order: str) -> list[Answer]:
-    first = shop.pay(order, card="card-slow-receipt", timeout=1.5)
+    first = shop.pay(order, card="card-slow-receipt", timeout=4)
     shop.until(lambda: shop.ledger.payments(order), "the card is charged")
     too_late = first.result()
     shop.open_gate(order)

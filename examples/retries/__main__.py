@@ -37,7 +37,7 @@ def client(address: str) -> grpc.Channel:
     patient = Retry(
         initial_backoff=0.1,
         max_backoff=1,
-        attempt_timeout=1,  # what the server sees; the call's own deadline is the caller's patience
+        attempt_timeout=3,  # what the server sees; the call's own deadline is the caller's patience
     )
     return grpc.intercept_channel(
         grpc.insecure_channel(address),
