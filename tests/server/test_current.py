@@ -10,7 +10,7 @@ from tests.server.client import Kind
 from tests.server.ledger import order, run
 from tests.support.wait import until
 
-SHORT = Policy(lease=0.2, max_run=0.2, retention=600, wait=0)
+SHORT = Policy(lease=1, max_run=1, retention=600, wait=0)  # and time to compare streams on a slow machine
 
 
 def runs(server, request):
