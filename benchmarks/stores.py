@@ -16,6 +16,7 @@ from typing import Any
 from uuid import uuid4
 
 from idem_grpc.stores import AsyncStore, Store, open_async_store, open_store
+from idem_grpc.swap import Swap
 from tests.support.redis_server import RedisServer
 
 TTL = 3600.0
@@ -60,12 +61,12 @@ async def per_async_swap(store: AsyncStore, swaps: int) -> tuple[float, float]:
 
 def swap_all(store: Store, keys: list[bytes], value: bytes) -> None:
     for key in keys:
-        store.swap(key, None, value, TTL)
+        store.swap(Swap(key, None, value, TTL))
 
 
 async def async_swap_all(store: AsyncStore, keys: list[bytes], value: bytes) -> None:
     for key in keys:
-        await store.swap(key, None, value, TTL)
+        await store.swap(Swap(key, None, value, TTL))
 
 
 def timed(act: Callable[[], object]) -> float:
@@ -84,7 +85,7 @@ def bytes_per_record(server: RedisServer) -> int:
     """What a record with a value of 100 bytes takes in Redis, its key a digest of 32 bytes."""
     with open_store(server.url) as store, server.client() as client:
         key = uuid4().bytes + uuid4().bytes
-        store.swap(key, None, VALUE, TTL)
+        store.swap(Swap(key, None, VALUE, TTL))
         return int(client.memory_usage(b"idem:" + key) or 0)
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Swap:
     """A request to write ``new`` under ``key`` if ``expected`` is there.
 
@@ -25,14 +25,14 @@ def renewal(swap: Swap) -> Swap:
     return Swap(swap.key, swap.new, swap.new, swap.ttl)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Swapped:
     """The key holds ``new``. ``ttl_left``: seconds left before the write, 0 if absent."""
 
     ttl_left: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Held:
     """Nothing was changed, and this is what the key holds.
 

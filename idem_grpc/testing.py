@@ -18,7 +18,7 @@ from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from idem_grpc.stores.contract import TTL, StoreChecks, look, raises
+from idem_grpc.stores.contract import TTL, StoreChecks, raises
 from idem_grpc.stores.protocol import AsyncStore, Store, StoreError
 from idem_grpc.swap import Held, Swap, Swapped
 
@@ -54,11 +54,11 @@ class AsyncStoreContract(StoreChecks):
     def test_blocking_is_the_same_data(self) -> None:
         with _OnALoop(self.make_store()) as store:
             blocking = store.run(_blocking_of(store.inner))
-            store.swap(b"key", None, b"one", TTL)
-            assert isinstance(blocking.swap(b"key", b"one", b"two", TTL), Swapped)
-            assert look(store, b"key").value == b"two"
+            store.swap(Swap(b"key", None, b"one", TTL))
+            assert isinstance(blocking.swap(Swap(b"key", b"one", b"two", TTL)), Swapped)
+            assert store.read(b"key").value == b"two"
             blocking.check()
-        raises(StoreError, lambda: blocking.swap(b"key", None, b"one", TTL))
+        raises(StoreError, lambda: blocking.swap(Swap(b"key", None, b"one", TTL)))
 
     def test_a_cancelled_swap_does_no_harm(self) -> None:
         with _OnALoop(self.make_store()) as store:
@@ -68,13 +68,13 @@ class AsyncStoreContract(StoreChecks):
                 key = b"%d" % steps
                 swap = Swap(key, None, b"cancelled " + key, TTL)
                 is_many = steps % 2
-                swapping = inner.swap_many([swap]) if is_many else inner.swap(key, None, swap.new, TTL)
+                swapping = inner.swap_many([swap]) if is_many else inner.swap(Swap(key, None, swap.new, TTL))
                 task = asyncio.ensure_future(swapping)
                 for _ in range(steps):
                     await asyncio.sleep(0)
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
-                other = await inner.swap(b"other " + key, None, b"whole " + key, TTL)
+                other = await inner.swap(Swap(b"other " + key, None, b"whole " + key, TTL))
                 assert other == Swapped(0.0), "this is the answer to another swap"
 
             async def many() -> None:
@@ -82,17 +82,17 @@ class AsyncStoreContract(StoreChecks):
 
             store.run(many())
             for steps in range(60):
-                assert look(store, b"%d" % steps).value in (None, b"cancelled %d" % steps)
-                assert look(store, b"other %d" % steps).value == b"whole %d" % steps
+                assert store.read(b"%d" % steps).value in (None, b"cancelled %d" % steps)
+                assert store.read(b"other %d" % steps).value == b"whole %d" % steps
 
     def test_a_second_event_loop_has_the_same_data_or_is_refused(self) -> None:
         with _OnALoop(self.make_store()) as store:
-            store.swap(b"key", None, b"one", TTL)
+            store.swap(Swap(b"key", None, b"one", TTL))
             with asyncio.Runner() as second, suppress(StoreError):
-                held = second.run(store.inner.swap(b"key", None, b"two", TTL))
+                held = second.run(store.inner.swap(Swap(b"key", None, b"two", TTL)))
                 assert isinstance(held, Held)
                 assert held.value == b"one"
-            assert look(store, b"key").value == b"one"
+            assert store.read(b"key").value == b"one"
 
 
 async def _blocking_of(store: AsyncStore) -> Store:
@@ -116,15 +116,11 @@ class _OnALoop(Store):
             raise StoreError("this store is closed")
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
-    def swap(
-        self,
-        key: bytes,
-        expected: bytes | None,
-        new: bytes | None,
-        ttl: float,
-        max_left: float | None = None,
-    ) -> Swapped | Held:
-        return self.run(self.inner.swap(key, expected, new, ttl, max_left))
+    def swap(self, swap: Swap) -> Swapped | Held:
+        return self.run(self.inner.swap(swap))
+
+    def read(self, key: bytes) -> Held:
+        return self.run(self.inner.read(key))
 
     def swap_many(self, swaps: Sequence[Swap]) -> list[Swapped | Held]:
         return self.run(self.inner.swap_many(swaps))
@@ -147,7 +143,7 @@ class _OnALoop(Store):
         await self.inner.aclose()
         await self.inner.aclose()
         try:
-            await self.inner.swap(b"key", None, b"one", TTL)
+            await self.inner.swap(Swap(b"key", None, b"one", TTL))
         except StoreError:
             return
         raise AssertionError("a swap after aclose must raise StoreError")

@@ -200,7 +200,7 @@ def _change(store: Store, swap: Swap, held: Held, question: str, yes: bool) -> N
             click.echo(err=True)  # the question stands on this line when there is nobody to answer
             raise No("nothing was changed") from None
     try:
-        seen = store.swap(swap.key, swap.expected, swap.new, swap.ttl, swap.max_left)
+        seen = store.swap(swap)
     except StoreUnavailable as error:
         raise Away(f"the store did not answer, so it may be changed or not: {error}") from error
     if not isinstance(seen, Swapped):

@@ -151,7 +151,7 @@ class Availability:
     def send(self, store: Store, swap: Swap, began: float) -> Swapped | Held | Outage:
         """Send a swap that begins now, at ``began``, and note what came of it."""
         try:
-            seen = store.swap(swap.key, swap.expected, swap.new, swap.ttl, swap.max_left)
+            seen = store.swap(swap)
         except Exception as error:
             return self.failed(error, began)
         self.answered(began, seen)
@@ -163,7 +163,7 @@ class Availability:
         if began is None:
             return Outage(sent=False)
         try:
-            seen = await store.swap(swap.key, swap.expected, swap.new, swap.ttl, swap.max_left)
+            seen = await store.swap(swap)
         except Exception as error:
             return self.failed(error, began)
         except BaseException:
@@ -200,6 +200,33 @@ class Availability:
             raise
         self.answered(began, *seen)
         return seen
+
+    def attempt_read(self, store: Store, key: bytes) -> Sequence[Held] | Outage:
+        """Read a key, likewise. Returns what it holds as the only answer."""
+        began = self.admits()
+        if began is None:
+            return Outage(sent=False)
+        try:
+            held = store.read(key)
+        except Exception as error:
+            return self.failed(error, began)
+        self.answered(began, held)
+        return [held]
+
+    async def attempt_read_async(self, store: AsyncStore, key: bytes) -> Sequence[Held] | Outage:
+        """The same for asyncio."""
+        began = self.admits()
+        if began is None:
+            return Outage(sent=False)
+        try:
+            held = await store.read(key)
+        except Exception as error:
+            return self.failed(error, began)
+        except BaseException:
+            self.cancelled(began)
+            raise
+        self.answered(began, held)
+        return [held]
 
 
 def _holds_any(length: float, back: float, now: float) -> bool:

@@ -18,7 +18,7 @@ def check_swaps(store: Store) -> None:
     try:
         sent = next(probes)
         while True:
-            sent = probes.send(store.swap(sent.key, sent.expected, sent.new, sent.ttl, sent.max_left))
+            sent = probes.send(store.swap(sent))
     except StopIteration:
         pass
 
@@ -29,14 +29,9 @@ async def check_swaps_async(store: AsyncStore) -> None:
     try:
         sent = next(probes)
         while True:
-            sent = probes.send(await store.swap(sent.key, sent.expected, sent.new, sent.ttl, sent.max_left))
+            sent = probes.send(await store.swap(sent))
     except StopIteration:
         pass
-
-
-def look_at(key: bytes) -> Swap:
-    """A swap that changes nothing: nobody has written what it expects."""
-    return Swap(key, uuid4().bytes, uuid4().bytes, _TTL)
 
 
 def _probes(store: Store | AsyncStore) -> Probes:

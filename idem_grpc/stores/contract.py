@@ -15,13 +15,6 @@ TTL = 600.0  # seconds; longer than any test takes, so that what has it does not
 DEADLINE = 30.0  # seconds to wait for what must happen
 
 
-def look(store: Store, key: bytes) -> Held:
-    """What ``key`` holds: a swap that cannot take effect tells."""
-    held = store.swap(key, b"looked for " + uuid4().bytes, b"written " + uuid4().bytes, TTL)
-    assert isinstance(held, Held), f"swapped although {key!r} could not hold what was expected"
-    return held
-
-
 class StoreChecks:
     """The contract, written against a blocking store; idem_grpc.testing says how to run it."""
 
@@ -37,123 +30,137 @@ class StoreChecks:
 
     def test_an_absent_key_is_claimed(self) -> None:
         with self._open() as store:
-            assert store.swap(b"key", None, b"mine", TTL) == Swapped(0.0)
-            held = look(store, b"key")
+            assert store.swap(Swap(b"key", None, b"mine", TTL)) == Swapped(0.0)
+            held = store.read(b"key")
             assert held.value == b"mine"
             assert 0 < held.ttl_left <= TTL
 
     def test_a_held_key_is_not_claimed(self) -> None:
         with self._open() as store:
-            store.swap(b"key", None, b"mine", TTL)
-            held = store.swap(b"key", None, b"yours", TTL * 2)
+            store.swap(Swap(b"key", None, b"mine", TTL))
+            held = store.swap(Swap(b"key", None, b"yours", TTL * 2))
             assert isinstance(held, Held)
             assert held.value == b"mine"
             assert held.ttl_left <= TTL
-            assert look(store, b"key").value == b"mine"
+            assert store.read(b"key").value == b"mine"
 
     def test_many_swaps_are_answered_one_by_one(self) -> None:
         with self._open() as store:
-            store.swap(b"held", None, b"theirs", TTL)
+            store.swap(Swap(b"held", None, b"theirs", TTL))
             swaps = [Swap(key, None, b"mine", TTL) for key in (b"one", b"held", b"two")]
             one, held, two = store.swap_many(swaps)
             assert (one, two) == (Swapped(0.0), Swapped(0.0))
             assert isinstance(held, Held)
             assert held.value == b"theirs"
-            assert look(store, b"two").value == b"mine"
+            assert store.read(b"two").value == b"mine"
             assert store.swap_many([]) == []
+
+    def test_read_returns_what_a_key_holds_and_changes_nothing(self) -> None:
+        with self._open() as store:
+            assert store.read(b"key") == Held(None, 0.0)
+            store.swap(Swap(b"key", None, b"one", TTL))
+            held = store.read(b"key")
+            assert held.value == b"one"
+            assert 0 < held.ttl_left <= TTL
+            refused = store.swap(Swap(b"key", b"other", b"two", TTL))
+            assert isinstance(refused, Held)
+            assert (refused.value, refused.ttl_left <= held.ttl_left) == (b"one", True)
+            assert store.read(b"other") == Held(None, 0.0)
+            store.swap(Swap(b"key", b"one", None, TTL))
+            assert store.read(b"key") == Held(None, 0.0)
 
     def test_what_is_expected_is_replaced(self) -> None:
         with self._open() as store:
-            store.swap(b"key", None, b"one", TTL)
-            swapped = store.swap(b"key", b"one", b"two", TTL * 3)
+            store.swap(Swap(b"key", None, b"one", TTL))
+            swapped = store.swap(Swap(b"key", b"one", b"two", TTL * 3))
             assert isinstance(swapped, Swapped)
             assert 0 < swapped.ttl_left <= TTL, "ttl_left is what was left before the write"
-            held = look(store, b"key")
+            held = store.read(b"key")
             assert held.value == b"two"
             assert TTL < held.ttl_left <= TTL * 3
 
     def test_what_is_not_expected_is_left_alone(self) -> None:
         with self._open() as store:
-            assert store.swap(b"key", b"one", b"two", TTL) == Held(None, 0.0)
-            store.swap(b"key", None, b"three", TTL)
-            held = store.swap(b"key", b"one", b"two", TTL)
+            assert store.swap(Swap(b"key", b"one", b"two", TTL)) == Held(None, 0.0)
+            store.swap(Swap(b"key", None, b"three", TTL))
+            held = store.swap(Swap(b"key", b"one", b"two", TTL))
             assert isinstance(held, Held)
             assert held.value == b"three"
 
     def test_a_swap_may_be_sent_again(self) -> None:
         with self._open() as store:
-            store.swap(b"key", None, b"one", TTL)
-            assert isinstance(store.swap(b"key", None, b"one", TTL * 3), Swapped)
-            assert look(store, b"key").ttl_left > TTL, "its life is set again"
-            store.swap(b"key", b"one", b"two", TTL)
-            assert isinstance(store.swap(b"key", b"one", b"two", TTL), Swapped)
-            assert look(store, b"key").value == b"two"
+            store.swap(Swap(b"key", None, b"one", TTL))
+            assert isinstance(store.swap(Swap(b"key", None, b"one", TTL * 3)), Swapped)
+            assert store.read(b"key").ttl_left > TTL, "its life is set again"
+            store.swap(Swap(b"key", b"one", b"two", TTL))
+            assert isinstance(store.swap(Swap(b"key", b"one", b"two", TTL)), Swapped)
+            assert store.read(b"key").value == b"two"
 
     def test_a_swap_for_itself_renews(self) -> None:
         with self._open() as store:
-            store.swap(b"key", None, b"one", TTL)
-            swapped = store.swap(b"key", b"one", b"one", TTL * 3)
+            store.swap(Swap(b"key", None, b"one", TTL))
+            swapped = store.swap(Swap(b"key", b"one", b"one", TTL * 3))
             assert isinstance(swapped, Swapped)
             assert swapped.ttl_left <= TTL
-            assert look(store, b"key").ttl_left > TTL
+            assert store.read(b"key").ttl_left > TTL
 
     def test_none_deletes(self) -> None:
         with self._open() as store:
-            store.swap(b"key", None, b"one", TTL)
-            assert isinstance(store.swap(b"key", b"other", None, TTL), Held)
-            swapped = store.swap(b"key", b"one", None, TTL)
+            store.swap(Swap(b"key", None, b"one", TTL))
+            assert isinstance(store.swap(Swap(b"key", b"other", None, TTL)), Held)
+            swapped = store.swap(Swap(b"key", b"one", None, TTL))
             assert isinstance(swapped, Swapped)
             assert 0 < swapped.ttl_left <= TTL
-            assert look(store, b"key") == Held(None, 0.0)
-            assert store.swap(b"key", b"one", None, 0) == Swapped(0.0), "gone already is as good"
-            assert store.swap(b"key", None, b"two", TTL) == Swapped(0.0)
+            assert store.read(b"key") == Held(None, 0.0)
+            assert store.swap(Swap(b"key", b"one", None, 0)) == Swapped(0.0), "gone already is as good"
+            assert store.swap(Swap(b"key", None, b"two", TTL)) == Swapped(0.0)
 
     def test_max_left_bounds_what_may_be_replaced(self) -> None:
         with self._open() as store:
-            store.swap(b"key", None, b"one", TTL)
-            held = store.swap(b"key", b"one", b"two", TTL, max_left=TTL / 2)
+            store.swap(Swap(b"key", None, b"one", TTL))
+            held = store.swap(Swap(b"key", b"one", b"two", TTL, max_left=TTL / 2))
             assert isinstance(held, Held)
             assert held.value == b"one"
-            assert isinstance(store.swap(b"key", b"one", b"two", TTL, max_left=TTL), Swapped)
-            assert look(store, b"key").value == b"two"
+            assert isinstance(store.swap(Swap(b"key", b"one", b"two", TTL, max_left=TTL)), Swapped)
+            assert store.read(b"key").value == b"two"
 
     def test_max_left_bounds_a_deletion(self) -> None:
         with self._open() as store:
-            store.swap(b"key", None, b"one", TTL)
-            assert isinstance(store.swap(b"key", b"one", None, TTL, max_left=TTL / 2), Held)
-            assert isinstance(store.swap(b"key", b"one", None, TTL, max_left=TTL), Swapped)
+            store.swap(Swap(b"key", None, b"one", TTL))
+            assert isinstance(store.swap(Swap(b"key", b"one", None, TTL, max_left=TTL / 2)), Held)
+            assert isinstance(store.swap(Swap(b"key", b"one", None, TTL, max_left=TTL)), Swapped)
 
     def test_an_absent_key_has_nothing_left(self) -> None:
         with self._open() as store:
-            assert store.swap(b"key", None, b"one", TTL, max_left=0.0) == Swapped(0.0)
+            assert store.swap(Swap(b"key", None, b"one", TTL, max_left=0.0)) == Swapped(0.0)
 
     def test_max_left_does_not_hinder_a_swap_sent_again(self) -> None:
         with self._open() as store:
-            store.swap(b"key", None, b"one", TTL)
-            assert isinstance(store.swap(b"key", b"zero", b"one", TTL, max_left=1.0), Swapped)
+            store.swap(Swap(b"key", None, b"one", TTL))
+            assert isinstance(store.swap(Swap(b"key", b"zero", b"one", TTL, max_left=1.0)), Swapped)
 
     def test_what_never_expires_has_infinity_left(self) -> None:
         with self._open() as store:
             if self.make_immortal(b"key", b"one"):
-                assert look(store, b"key") == Held(b"one", math.inf)
-                held = store.swap(b"key", b"one", b"two", TTL, max_left=TTL * 1000)
+                assert store.read(b"key") == Held(b"one", math.inf)
+                held = store.swap(Swap(b"key", b"one", b"two", TTL, max_left=TTL * 1000))
                 assert held == Held(b"one", math.inf)
-                assert store.swap(b"key", b"one", b"two", TTL) == Swapped(math.inf)
-                assert look(store, b"key").ttl_left <= TTL
+                assert store.swap(Swap(b"key", b"one", b"two", TTL)) == Swapped(math.inf)
+                assert store.read(b"key").ttl_left <= TTL
 
     def test_a_record_expires(self) -> None:
         with self._open() as store:
-            store.swap(b"key", None, b"one", 0.05)
-            _until(lambda: look(store, b"key") == Held(None, 0.0))
-            assert store.swap(b"key", b"one", b"two", TTL) == Held(None, 0.0)
-            assert store.swap(b"key", None, b"two", TTL) == Swapped(0.0)
+            store.swap(Swap(b"key", None, b"one", 0.05))
+            _until(lambda: store.read(b"key") == Held(None, 0.0))
+            assert store.swap(Swap(b"key", b"one", b"two", TTL)) == Held(None, 0.0)
+            assert store.swap(Swap(b"key", None, b"two", TTL)) == Swapped(0.0)
 
     def test_time_passes_for_what_is_held(self) -> None:
         with self._open() as store:
-            store.swap(b"key", None, b"one", TTL)
-            first = look(store, b"key").ttl_left
-            _until(lambda: look(store, b"key").ttl_left < first)
-            taken = store.swap(b"key", b"one", b"two", TTL, max_left=first)
+            store.swap(Swap(b"key", None, b"one", TTL))
+            first = store.read(b"key").ttl_left
+            _until(lambda: store.read(b"key").ttl_left < first)
+            taken = store.swap(Swap(b"key", b"one", b"two", TTL, max_left=first))
             assert isinstance(taken, Swapped), "it has less left than before"
 
     def test_bytes_are_kept_as_they_are(self) -> None:
@@ -161,17 +168,17 @@ class StoreChecks:
         with self._open() as store:
             for value in (every, b"\0", b"\r\n", b"nil", b"-1", b"\xff" * 3_000_000):
                 key = every + value[:10]
-                assert store.swap(key, None, value, TTL) == Swapped(0.0)
-                assert look(store, key).value == value
-                assert isinstance(store.swap(key, value, every[::-1], TTL), Swapped)
+                assert store.swap(Swap(key, None, value, TTL)) == Swapped(0.0)
+                assert store.read(key).value == value
+                assert isinstance(store.swap(Swap(key, value, every[::-1], TTL)), Swapped)
 
     def test_keys_do_not_meet(self) -> None:
         with self._open() as store:
             keys = (b"", b"a", b"a\0", b"a:b", b"a*", b"A")
             for key in keys:
-                assert store.swap(key, None, b"for " + key, TTL) == Swapped(0.0)
+                assert store.swap(Swap(key, None, b"for " + key, TTL)) == Swapped(0.0)
             for key in keys:
-                assert look(store, key).value == b"for " + key
+                assert store.read(key).value == b"for " + key
 
     def test_what_no_store_can_hold_is_refused(self) -> None:
         with self._open() as store:
@@ -179,15 +186,15 @@ class StoreChecks:
                 *((None, b"", TTL), (b"", b"new", TTL), (None, b"new", 0.0)),
                 *((None, b"new", -1.0), (None, b"new", math.inf), (None, b"new", math.nan)),
             ):
-                raises(ValueError, partial(store.swap, b"key", expected, new, ttl))
-            assert look(store, b"key").value is None
+                raises(ValueError, partial(store.swap, Swap(b"key", expected, new, ttl)))
+            assert store.read(b"key").value is None
 
     def test_threads_lose_no_swap(self) -> None:
         threads, rounds = 6, 15
         with self._open() as store, ThreadPoolExecutor(threads) as pool:
             for added in [pool.submit(_count_up, store, rounds) for _ in range(threads)]:
                 added.result()
-            assert _count(look(store, b"count").value) == threads * rounds
+            assert _count(store.read(b"count").value) == threads * rounds
 
     def test_one_of_many_claims_is_granted(self) -> None:
         threads = 6
@@ -196,7 +203,7 @@ class StoreChecks:
 
             def claim(name: bytes) -> bool:
                 start.wait(DEADLINE)
-                return isinstance(store.swap(b"key", None, name, TTL), Swapped)
+                return isinstance(store.swap(Swap(b"key", None, name, TTL)), Swapped)
 
             granted = list(pool.map(claim, [b"%d" % number for number in range(threads)]))
             assert granted.count(True) == 1
@@ -207,10 +214,11 @@ class StoreChecks:
 
     def test_a_store_is_closed_once_and_for_all(self) -> None:
         store = self._open()
-        store.swap(b"key", None, b"one", TTL)
+        store.swap(Swap(b"key", None, b"one", TTL))
         store.close()
         store.close()
-        raises(StoreError, lambda: store.swap(b"key", None, b"one", TTL))
+        raises(StoreError, lambda: store.swap(Swap(b"key", None, b"one", TTL)))
+        raises(StoreError, lambda: store.read(b"key"))
 
 
 def _until(happened: Callable[[], bool]) -> None:
@@ -234,11 +242,11 @@ def _count(value: bytes | None) -> int:
 
 def _count_up(store: Store, rounds: int) -> None:
     """Add ``rounds`` to a counter. No two writers write the same bytes: that would count as one swap."""
-    current = look(store, b"count").value
+    current = store.read(b"count").value
     for _ in range(rounds):
         while True:
             mine = b"%d %s" % (_count(current) + 1, uuid4().hex.encode())
-            answer = store.swap(b"count", current, mine, TTL)
+            answer = store.swap(Swap(b"count", current, mine, TTL))
             if isinstance(answer, Swapped):
                 break
             current = answer.value

@@ -13,13 +13,10 @@ from collections.abc import Callable
 from idem_grpc.stores.checking import check_swaps, check_swaps_async
 from idem_grpc.stores.protocol import (
     AsyncStore,
-    OpeningProcess,
     Store,
-    UsingLoop,
-    checked_swap,
-    key_prefix,
+    check_swap,
 )
-from idem_grpc.swap import Held, Swapped, may_swap
+from idem_grpc.swap import Held, Swap, Swapped, may_swap
 
 _PURGED_PER_SWAP = 4  # more than one, so that a backlog shrinks while swaps keep adding
 _STALE_ALLOWED = 64  # so that a small store is not rebuilt at every turn
@@ -33,39 +30,32 @@ class MemoryStore(Store):
     """
 
     def __init__(self, *, namespace: str = "idem", clock: Callable[[], float] = time.monotonic) -> None:
-        key_prefix(namespace)
-        self.namespace = namespace
-        self._opener = OpeningProcess()
+        super().__init__(namespace)
         self._clock = clock
         self._lock = threading.Lock()
         self._entries: dict[bytes, tuple[bytes, float]] = {}
         # Every write adds one here; what a later write overtook is stale, and skipped when its time comes.
         self._expiries: list[tuple[float, bytes]] = []
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(namespace={self.namespace!r})"
-
-    def swap(
-        self,
-        key: bytes,
-        expected: bytes | None,
-        new: bytes | None,
-        ttl: float,
-        max_left: float | None = None,
-    ) -> Swapped | Held:
+    def swap(self, swap: Swap) -> Swapped | Held:
         self._opener.require()
-        swap = checked_swap(key, expected, new, ttl, max_left)
+        check_swap(swap)
         with self._lock:
             now = self._clock()
             self._purge(now)
-            held = self._read(key, now)
+            held = self._read(swap.key, now)
             if not may_swap(swap, held):
                 return held
-            if new is None:
-                self._entries.pop(key, None)
+            if swap.new is None:
+                self._entries.pop(swap.key, None)
             else:
-                self._write(key, new, now + ttl)
+                self._write(swap.key, swap.new, now + swap.ttl)
             return Swapped(held.ttl_left)
+
+    def read(self, key: bytes) -> Held:
+        self._opener.require()
+        with self._lock:
+            return self._read(key, self._clock())
 
     def check(self) -> None:
         check_swaps(self)
@@ -101,23 +91,16 @@ class AsyncMemoryStore(AsyncStore):
     """A MemoryStore for asyncio: ``blocking`` is the very same store."""
 
     def __init__(self, *, namespace: str = "idem", clock: Callable[[], float] = time.monotonic) -> None:
-        self.namespace = namespace
+        super().__init__(namespace)
         self.blocking = MemoryStore(namespace=namespace, clock=clock)
-        self._loop = UsingLoop()
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(namespace={self.namespace!r})"
-
-    async def swap(
-        self,
-        key: bytes,
-        expected: bytes | None,
-        new: bytes | None,
-        ttl: float,
-        max_left: float | None = None,
-    ) -> Swapped | Held:
+    async def swap(self, swap: Swap) -> Swapped | Held:
         self._loop.require()
-        return self.blocking.swap(key, expected, new, ttl, max_left)
+        return self.blocking.swap(swap)
+
+    async def read(self, key: bytes) -> Held:
+        self._loop.require()
+        return self.blocking.read(key)
 
     async def check(self) -> None:
         await check_swaps_async(self)

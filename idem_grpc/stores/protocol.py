@@ -10,6 +10,7 @@ from contextlib import suppress
 from functools import cached_property
 from types import TracebackType
 from typing import Any, Self, TypeVar
+from uuid import uuid4
 
 from idem_grpc.swap import Held, Swap, Swapped
 
@@ -35,27 +36,63 @@ class StoreUnavailable(StoreError):
         self.answered = answered
 
 
-class Store(ABC):
-    """A key-value store with compare-and-swap, for threads.
+class OpeningProcess:
+    """The process that opened a store; no other may use it, and it only until it closes it.
 
-    ``namespace`` keeps apart the keys of services that share a server; a store that has
-    none of its own leaves it at "idem". An implementation may be called by many threads at once.
+    Connections, locks and an in-memory store do not survive a fork in one piece.
+    """
+
+    def __init__(self) -> None:
+        self._pid = os.getpid()
+        self.closed = False
+
+    def is_here(self) -> bool:
+        """Whether this is that process, and not one forked from it."""
+        return os.getpid() == self._pid
+
+    def require(self) -> None:
+        """Raise StoreError in any other process, or once the store is closed."""
+        if not self.is_here():
+            raise StoreError(
+                f"this store was opened in process {self._pid}, before a fork, and is used in process"
+                f" {os.getpid()}: call open_store in each worker process, after the fork"
+            )
+        if self.closed:
+            raise StoreError("this store is closed: open another, or close it later")
+
+
+class _AnyStore:
+    """The state that the stores of this library have in common, sync and asyncio.
+
+    ``_place`` is what they were opened with, as it may be shown.
     """
 
     namespace: str = "idem"
+    _place: str | None = None
+
+    def __init__(self, namespace: str = "idem") -> None:
+        self._prefix = key_prefix(namespace)
+        self.namespace = namespace
+        self._opener = OpeningProcess()
+
+    def __repr__(self) -> str:
+        place = "" if self._place is None else f"{self._place!r}, "
+        return f"{type(self).__name__}({place}namespace={self.namespace!r})"
+
+
+class Store(_AnyStore, ABC):
+    """A key-value store with compare-and-swap, for threads.
+
+    ``namespace`` keeps apart the keys of services that share a server: 1 to 100 letters, digits, or
+    any of '.', '_', '/', '-'. A subclass that does not set it has "idem". An implementation may be
+    called by many threads at once.
+    """
 
     @abstractmethod
-    def swap(
-        self,
-        key: bytes,
-        expected: bytes | None,
-        new: bytes | None,
-        ttl: float,
-        max_left: float | None = None,
-    ) -> Swapped | Held:
-        """Write ``new`` if the key holds ``expected``, in one atomic step.
+    def swap(self, swap: Swap) -> Swapped | Held:
+        """Write ``swap.new`` if the key holds ``swap.expected``, in one atomic step.
 
-        It takes effect when the key holds ``expected`` (None: nothing) and, with
+        It takes effect when ``swap.key`` holds ``expected`` (None: nothing) and, with
         ``max_left``, has no more than so many seconds left to live; *or* when it
         already holds ``new`` (then its life is set to ``ttl`` again). Otherwise it
         changes nothing and returns what is there. ``new=None`` deletes. Values are
@@ -73,7 +110,14 @@ class Store(ABC):
 
         Raises as ``swap`` does; then some of them may have taken effect.
         """
-        return [self.swap(swap.key, swap.expected, swap.new, swap.ttl, swap.max_left) for swap in swaps]
+        return [self.swap(swap) for swap in swaps]
+
+    def read(self, key: bytes) -> Held:
+        """What the key holds; ``Held(None, 0.0)`` if it is absent. Raises as ``swap`` does.
+
+        By default a swap that changes nothing.
+        """
+        return require_held(self, self.swap(looking(key)))
 
     @abstractmethod
     def check(self) -> None:
@@ -95,14 +139,16 @@ class Store(ABC):
         self.close()
 
 
-class AsyncStore(ABC):
+class AsyncStore(_AnyStore, ABC):
     """The same for asyncio.
 
     A store whose connections belong to the event loop that used it first raises StoreError
     in any other.
     """
 
-    namespace: str = "idem"
+    def __init__(self, namespace: str = "idem") -> None:
+        super().__init__(namespace)
+        self._loop = UsingLoop()
 
     @cached_property
     def blocking(self) -> Store:
@@ -115,19 +161,16 @@ class AsyncStore(ABC):
         return OnLoop(self)
 
     @abstractmethod
-    async def swap(
-        self,
-        key: bytes,
-        expected: bytes | None,
-        new: bytes | None,
-        ttl: float,
-        max_left: float | None = None,
-    ) -> Swapped | Held:
+    async def swap(self, swap: Swap) -> Swapped | Held:
         """As Store.swap."""
 
     async def swap_many(self, swaps: Sequence[Swap]) -> list[Swapped | Held]:
         """As Store.swap_many."""
-        return [await self.swap(swap.key, swap.expected, swap.new, swap.ttl, swap.max_left) for swap in swaps]
+        return [await self.swap(swap) for swap in swaps]
+
+    async def read(self, key: bytes) -> Held:
+        """As Store.read."""
+        return require_held(self, await self.swap(looking(key)))
 
     @abstractmethod
     async def check(self) -> None:
@@ -160,18 +203,14 @@ class OnLoop(Store):
         """Have the work done on the running event loop from now on. Raises RuntimeError if none runs."""
         self._loop = asyncio.get_running_loop()
 
-    def swap(
-        self,
-        key: bytes,
-        expected: bytes | None,
-        new: bytes | None,
-        ttl: float,
-        max_left: float | None = None,
-    ) -> Swapped | Held:
-        return self._run(self._store.swap(key, expected, new, ttl, max_left))
+    def swap(self, swap: Swap) -> Swapped | Held:
+        return self._run(self._store.swap(swap))
 
     def swap_many(self, swaps: Sequence[Swap]) -> list[Swapped | Held]:
         return self._run(self._store.swap_many(swaps))
+
+    def read(self, key: bytes) -> Held:
+        return self._run(self._store.read(key))
 
     def check(self) -> None:
         self._run(self._store.check())
@@ -199,31 +238,6 @@ class OnLoop(Store):
             raise StoreUnavailable("the event loop of this store has stopped") from None
 
 
-class OpeningProcess:
-    """The process that opened a store; no other may use it, and it only until it closes it.
-
-    Connections, locks and an in-memory store do not survive a fork in one piece.
-    """
-
-    def __init__(self) -> None:
-        self._pid = os.getpid()
-        self.closed = False
-
-    def is_here(self) -> bool:
-        """Tell whether this is that process, and not one forked from it."""
-        return os.getpid() == self._pid
-
-    def require(self) -> None:
-        """Raise StoreError in any other process, or once the store is closed."""
-        if not self.is_here():
-            raise StoreError(
-                f"this store was opened in process {self._pid}, before a fork, and is used in process"
-                f" {os.getpid()}: call open_store in each worker process, after the fork"
-            )
-        if self.closed:
-            raise StoreError("this store is closed: open another, or close it later")
-
-
 class UsingLoop:
     """The event loop that used a store first; its connections belong to no other."""
 
@@ -244,15 +258,28 @@ class UsingLoop:
         self._loop = asyncio.get_running_loop()
 
 
-def checked_swap(
-    key: bytes, expected: bytes | None, new: bytes | None, ttl: float, max_left: float | None
-) -> Swap:
-    """The arguments of Store.swap as one value; ValueError if no store could honour them."""
-    if expected == b"" or new == b"":
+_NOBODYS = uuid4().bytes
+"""A value that no key holds: it is written only where it already is."""
+
+
+def looking(key: bytes) -> Swap:
+    """A swap that changes nothing, and so returns what ``key`` holds."""
+    return Swap(key, _NOBODYS, _NOBODYS, 1.0)
+
+
+def require_held(store: object, seen: Swapped | Held) -> Held:
+    """The answer to ``looking``. Raises StoreError if the store took it for a swap."""
+    if isinstance(seen, Held):
+        return seen
+    raise StoreError(f"{store!r} answered a swap of a value that nobody has written with {seen!r}")
+
+
+def check_swap(swap: Swap) -> None:
+    """Raise ValueError if no store could do what ``swap`` asks."""
+    if swap.expected == b"" or swap.new == b"":
         raise ValueError("a value in a store is never empty: None stands for nothing")
-    if new is not None and not 0 < ttl <= MAX_TTL:
-        raise ValueError(f"ttl is {ttl!r}, and must be a positive number of seconds, a century at most")
-    return Swap(key, expected, new, ttl, max_left)
+    if swap.new is not None and not 0 < swap.ttl <= MAX_TTL:
+        raise ValueError(f"ttl is {swap.ttl!r}, and must be a positive number of seconds, a century at most")
 
 
 def key_prefix(namespace: str) -> bytes:

@@ -24,15 +24,13 @@ from redis.backoff import ConstantBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, ReadOnlyError, RedisError, ResponseError
 
-from idem_grpc.stores.checking import check_swaps, check_swaps_async, look_at
+from idem_grpc.stores.checking import check_swaps, check_swaps_async
 from idem_grpc.stores.protocol import (
     AsyncStore,
-    OpeningProcess,
     Store,
     StoreError,
-    UsingLoop,
-    checked_swap,
-    key_prefix,
+    check_swap,
+    looking,
 )
 from idem_grpc.stores.redis_errors import CLUSTER, failure, is_forbidden, is_of_another_type, left_out
 from idem_grpc.stores.redis_url import RedisUrl
@@ -46,7 +44,7 @@ _RETRIES = 1
 _BACKOFF = ConstantBackoff(0.05)  # seconds
 _PAGE = 100  # keys looked at by one SCAN
 # Keys that check() looks at: so many that a cluster spreads them over its nodes, and this one lacks some.
-_SPREAD = [look_at(b"check:%d" % number) for number in range(100)]
+_SPREAD = [looking(b"check:%d" % number) for number in range(100)]
 
 _Arguments = tuple[int, bytes, bytes, bytes, int | bytes, int | bytes]
 
@@ -77,8 +75,9 @@ def _arguments(prefix: bytes, swap: Swap) -> _Arguments:
 
 def _all_arguments(prefix: bytes, swaps: Sequence[Swap]) -> list[_Arguments]:
     """Those of all swaps, each of which is checked before the first is sent."""
-    checked = [checked_swap(swap.key, swap.expected, swap.new, swap.ttl, swap.max_left) for swap in swaps]
-    return [_arguments(prefix, swap) for swap in checked]
+    for swap in swaps:
+        check_swap(swap)
+    return [_arguments(prefix, swap) for swap in swaps]
 
 
 def _answer(reply: list[Any]) -> Swapped | Held:
@@ -124,10 +123,9 @@ class RedisStore(Store):
     """
 
     def __init__(self, url: str, *, namespace: str = "idem") -> None:
-        self.namespace = namespace
-        self._prefix = key_prefix(namespace)
-        self._opener = OpeningProcess()
+        super().__init__(namespace)
         self._url = RedisUrl.parse(url)
+        self._place = self._url.shown
         with _sentences():
             pool = redis.BlockingConnectionPool.from_url(
                 url, **self._url.options, retry=redis.retry.Retry(_BACKOFF, _RETRIES)
@@ -135,26 +133,17 @@ class RedisStore(Store):
             pool.connection_class(**pool.connection_kwargs)  # does no I/O, and looks at every option
         self._client: Any = redis.Redis.from_pool(pool)  # whose types are those of a client that decodes, too
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._url.shown!r}, namespace={self.namespace!r})"
-
-    def swap(
-        self,
-        key: bytes,
-        expected: bytes | None,
-        new: bytes | None,
-        ttl: float,
-        max_left: float | None = None,
-    ) -> Swapped | Held:
+    def swap(self, swap: Swap) -> Swapped | Held:
         self._opener.require()
-        arguments = _arguments(self._prefix, checked_swap(key, expected, new, ttl, max_left))
+        check_swap(swap)
+        arguments = _arguments(self._prefix, swap)
         try:
             try:
                 reply = self._client.execute_command(*_BY_DIGEST, *arguments)
             except NoScriptError:
                 reply = self._client.execute_command(*_BY_TEXT, *arguments)
         except (RedisError, OSError) as error:
-            raise failure(self._url, error, self._prefix + key) from None
+            raise failure(self._url, error, arguments[1]) from None
         return _answer(reply)
 
     def swap_many(self, swaps: Sequence[Swap]) -> list[Swapped | Held]:
@@ -198,7 +187,7 @@ class RedisStore(Store):
             try:
                 cursor, keys = self._client.scan(cursor, self._prefix + b"*", count=_PAGE)
                 # Not in a transaction: there, a server out of memory refuses even GET.
-                batch = [_arguments(b"", look_at(key)) for key in keys]
+                batch = [_arguments(b"", looking(key)) for key in keys]
                 replies = self._send(batch)
             except (RedisError, OSError) as error:
                 raise failure(self._url, error) from None
@@ -268,12 +257,10 @@ class AsyncRedisStore(AsyncStore):
     """
 
     def __init__(self, url: str, *, namespace: str = "idem") -> None:
-        self.namespace = namespace
+        super().__init__(namespace)
         self.blocking = RedisStore(url, namespace=namespace)
-        self._prefix = key_prefix(namespace)
-        self._opener = OpeningProcess()
-        self._loop = UsingLoop()
         self._url = RedisUrl.parse(url)
+        self._place = self._url.shown
         with _sentences():
             pool = redis.asyncio.BlockingConnectionPool.from_url(
                 url, **self._url.options, retry=redis.asyncio.retry.Retry(_BACKOFF, _RETRIES)
@@ -282,20 +269,11 @@ class AsyncRedisStore(AsyncStore):
         self._client: Any = redis.asyncio.Redis.from_pool(pool)
         self._places = _Places(pool)
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._url.shown!r}, namespace={self.namespace!r})"
-
-    async def swap(
-        self,
-        key: bytes,
-        expected: bytes | None,
-        new: bytes | None,
-        ttl: float,
-        max_left: float | None = None,
-    ) -> Swapped | Held:
+    async def swap(self, swap: Swap) -> Swapped | Held:
         self._opener.require()
         self._loop.require()
-        arguments = _arguments(self._prefix, checked_swap(key, expected, new, ttl, max_left))
+        check_swap(swap)
+        arguments = _arguments(self._prefix, swap)
         try:
             async with self._places:
                 try:
@@ -303,7 +281,7 @@ class AsyncRedisStore(AsyncStore):
                 except NoScriptError:
                     reply = await self._client.execute_command(*_BY_TEXT, *arguments)
         except (RedisError, OSError) as error:
-            raise failure(self._url, error, self._prefix + key) from None
+            raise failure(self._url, error, arguments[1]) from None
         return _answer(reply)
 
     async def swap_many(self, swaps: Sequence[Swap]) -> list[Swapped | Held]:

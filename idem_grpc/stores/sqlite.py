@@ -25,12 +25,9 @@ from idem_grpc.stores.boot_clock import Clock, host_clock
 from idem_grpc.stores.checking import check_swaps, check_swaps_async
 from idem_grpc.stores.protocol import (
     AsyncStore,
-    OpeningProcess,
     Store,
     StoreUnavailable,
-    UsingLoop,
-    checked_swap,
-    key_prefix,
+    check_swap,
 )
 from idem_grpc.stores.sqlite_file import FAILURES, SqliteFile, harms_connection, is_busy
 from idem_grpc.stores.sqlite_sweep import Sweeper
@@ -118,13 +115,12 @@ class SqliteStore(Store):
     ) -> None:
         if synchronous not in ("normal", "full"):
             raise ValueError(f"synchronous is {synchronous!r}, and must be 'normal' or 'full'")
-        self.namespace = namespace
-        self._prefix = key_prefix(namespace)
-        self.path = os.path.abspath(path)  # connections made later must not depend on the working folder
+        super().__init__(namespace)
+        # Absolute, so that connections made later do not depend on the working folder.
+        self.path = self._place = os.path.abspath(path)
         self._file = SqliteFile(self.path, synchronous)
         self._sweep_every = sweep_every
         self._clock = clock or host_clock()
-        self._opener = OpeningProcess()
         self._reading, self._writing = _Line(), _Line()
         self._waiting: deque[_Write] = deque()  # emptied by whoever has the lock of `_writing`
         self._is_stuck = False
@@ -132,27 +128,20 @@ class SqliteStore(Store):
         self._starting = threading.Lock()
         self._sweeper: Sweeper | None = None
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.path!r}, namespace={self.namespace!r})"
-
-    def swap(
-        self,
-        key: bytes,
-        expected: bytes | None,
-        new: bytes | None,
-        ttl: float,
-        max_left: float | None = None,
-    ) -> Swapped | Held:
+    def swap(self, swap: Swap) -> Swapped | Held:
         self._opener.require()  # before a lock: after a fork, its holder may not be there
-        swap = checked_swap(self._prefix + key, expected, new, ttl, max_left)
-        begun = self._begin([swap], monotonic() + _PATIENCE)
+        begun = self._begin(self._prefixed([swap]), monotonic() + _PATIENCE)
         return (self._finish(begun) if isinstance(begun, _Write) else begun)[0]
 
     def swap_many(self, swaps: Sequence[Swap]) -> list[Swapped | Held]:
         """As Store.swap_many, in one transaction."""
         self._opener.require()
-        begun = self._begin(self._checked(swaps), monotonic() + _PATIENCE)
+        begun = self._begin(self._prefixed(swaps), monotonic() + _PATIENCE)
         return self._finish(begun) if isinstance(begun, _Write) else begun
+
+    def read(self, key: bytes) -> Held:
+        self._opener.require()
+        return self._held_now(self._prefix + key, monotonic() + _PATIENCE)[1]
 
     def scan(self) -> Iterator[tuple[bytes, Held]]:
         """Every key of this namespace with what it holds, at some time while this runs.
@@ -187,19 +176,19 @@ class SqliteStore(Store):
         if self._sweeper is not None:
             self._sweeper.join()
 
-    def _checked(self, swaps: Sequence[Swap]) -> list[Swap]:
+    def _prefixed(self, swaps: Sequence[Swap]) -> list[Swap]:
+        """The swaps of the keys in the file. Each is checked."""
+        for swap in swaps:
+            check_swap(swap)
         return [
-            checked_swap(self._prefix + swap.key, swap.expected, swap.new, swap.ttl, swap.max_left)
-            for swap in swaps
+            Swap(self._prefix + swap.key, swap.expected, swap.new, swap.ttl, swap.max_left) for swap in swaps
         ]
 
     def _begin(self, swaps: Sequence[Swap], deadline: float) -> list[Swapped | Held] | _Write:
         """Read what is there. Returns the answers if nothing has to be written, and else what to finish."""
         answers = list[Swapped | Held]()
         for swap in swaps:
-            rows = self._read(_SELECT, (swap.key,), deadline)
-            row = rows[0] if rows else None
-            held = self._held(row)
+            row, held = self._held_now(swap.key, deadline)
             if not may_swap(swap, held):
                 answers.append(held)
             elif swap.new is None and held.value is None:
@@ -207,6 +196,11 @@ class SqliteStore(Store):
             else:
                 return _Write(swaps, row, deadline)
         return answers
+
+    def _held_now(self, key: bytes, deadline: float) -> tuple[_Row | None, Held]:
+        rows = self._read(_SELECT, (key,), deadline)
+        row = rows[0] if rows else None
+        return row, self._held(row)
 
     def _finish(self, write: _Write) -> list[Swapped | Held]:
         self._waiting.append(write)
@@ -412,30 +406,19 @@ class AsyncSqliteStore(AsyncStore):
         sweep_every: float | None = 30.0,
         clock: Clock | None = None,
     ) -> None:
-        self.namespace = namespace
+        super().__init__(namespace)
         self.blocking = self._store = SqliteStore(
             path, namespace=namespace, synchronous=synchronous, sweep_every=sweep_every, clock=clock
         )
-        self._opener = OpeningProcess()
-        self._loop = UsingLoop()
+        self._place = self._store.path
         self._calls: _Calls = SimpleQueue()
         self._threads: list[threading.Thread] = []
 
-    def __repr__(self) -> str:
-        return f"Async{self._store!r}"
-
-    async def swap(
-        self,
-        key: bytes,
-        expected: bytes | None,
-        new: bytes | None,
-        ttl: float,
-        max_left: float | None = None,
-    ) -> Swapped | Held:
-        return (await self._ask([checked_swap(self._store._prefix + key, expected, new, ttl, max_left)]))[0]
+    async def swap(self, swap: Swap) -> Swapped | Held:
+        return (await self._ask(self._store._prefixed([swap])))[0]
 
     async def swap_many(self, swaps: Sequence[Swap]) -> list[Swapped | Held]:
-        return await self._ask(self._store._checked(swaps))
+        return await self._ask(self._store._prefixed(swaps))
 
     async def check(self) -> None:
         await check_swaps_async(self)

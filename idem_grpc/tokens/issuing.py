@@ -1,6 +1,6 @@
 """What a TokenService does with its store, as generators that do no I/O.
 
-Each yields batches of swaps, is sent what came of them, and returns its answer. An issued
+Each yields batches of swaps, or a key to read; is sent the answers, and returns its own. An issued
 token is an OPEN record that follows from its operation and scope alone, so the call that
 uses it knows what to expect, and costs no more than one with a key of the client's own.
 """
@@ -36,6 +36,9 @@ _COUNT_UNREADABLE = (
     "this server cannot read how many tokens the caller was issued, which a later release may have"
     " written: none are issued until that has expired"
 )
+
+Asked = list[Swap] | bytes
+"""Swaps to send in one batch, or a key to read."""
 
 Answers = Sequence[Swapped | Held]
 
@@ -91,7 +94,7 @@ class Found:
 
 def issue(
     subject: Subject, name: str, operation: Operation, count: int, ttl: float
-) -> Generator[list[Swap], Answers, list[str]]:
+) -> Generator[Asked, Answers, list[str]]:
     """Issue ``count`` tokens that live ``ttl`` seconds. Raises Declined over the rate."""
     yield from _count(subject, name, operation, count)
     unused = Record(state=State.OPEN, binding=Binding.of(name, subject.scope)).to_bytes()
@@ -100,9 +103,7 @@ def issue(
     return tokens
 
 
-def _count(
-    subject: Subject, name: str, operation: Operation, count: int
-) -> Generator[list[Swap], Answers, None]:
+def _count(subject: Subject, name: str, operation: Operation, count: int) -> Generator[Asked, Answers, None]:
     """Add to the caller's count in the present window, which ends with the record."""
     most, period = rate = rate_of("Operation", "issue_rate", operation.issue_rate)
     key = digest("rate", subject.namespace.encode(), name.encode(), subject.scope.encode(), size=24)
@@ -128,11 +129,10 @@ def _count(
         )
 
 
-def look_up(subject: Subject, token: str) -> Generator[list[Swap], Answers, Found]:
+def look_up(subject: Subject, token: str) -> Generator[Asked, Answers, Found]:
     """Find a token. Raises Declined if it is not there or cannot be read, or is another caller's."""
-    probe = secrets.token_bytes(16)
-    (held,) = yield [Swap(token_key(subject.namespace, token), probe, probe, 1.0)]
-    assert isinstance(held, Held), "nobody else has written those bytes"
+    (held,) = yield token_key(subject.namespace, token)
+    assert isinstance(held, Held), "a read changes nothing"
     record = Record.from_bytes(held.value)
     if record.state is State.UNREADABLE:  # as a call with this token is told
         raise Declined(Problem(Reason.OUTCOME_UNKNOWN, _UNREADABLE).outcome())
@@ -143,7 +143,7 @@ def look_up(subject: Subject, token: str) -> Generator[list[Swap], Answers, Foun
     return Found(record, held)
 
 
-def revoke(subject: Subject, token: str) -> Generator[list[Swap], Answers, None]:
+def revoke(subject: Subject, token: str) -> Generator[Asked, Answers, None]:
     """Delete an unused token. Raises Declined if it is in use, was used, or is another caller's."""
     while True:
         try:

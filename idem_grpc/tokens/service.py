@@ -19,10 +19,10 @@ from idem_grpc.server.passed_on import metadata_here
 from idem_grpc.server.replies import Answer, answer
 from idem_grpc.server.sync import ServerInterceptor
 from idem_grpc.steps import Outage, Reply
-from idem_grpc.swap import Swap
 from idem_grpc.tokens.issuing import (
     MOST_AT_ONCE,
     Answers,
+    Asked,
     Declined,
     Operation,
     Subject,
@@ -32,7 +32,7 @@ from idem_grpc.tokens.issuing import (
 )
 
 T = TypeVar("T")
-Work = Generator[list[Swap], Answers, T]
+Work = Generator[Asked, Answers, T]
 
 _STATES = {
     State.OPEN: token_pb2.TOKEN_STATE_OPEN,
@@ -126,10 +126,9 @@ class TokenServicer(token_pb2_grpc.TokenServiceServicer):
         try:
             caller = replace(caller, metadata=metadata_here(context))
             steps = work(self._tokens.subject(caller), request)
-            batch = next(steps)
-            seen = self._availability.attempt_many(self._store, batch)
+            seen = self._ask(next(steps))
             while not isinstance(seen, Outage):
-                seen = self._availability.attempt_many(self._store, steps.send(seen))
+                seen = self._ask(steps.send(seen))
         except StopIteration as end:
             result: T = end.value
             return result
@@ -139,6 +138,11 @@ class TokenServicer(token_pb2_grpc.TokenServiceServicer):
             refusal = _refusal(seen, caller)
         context.abort_with_status(refusal)
         raise AssertionError("abort raises")
+
+    def _ask(self, asked: Asked) -> Answers | Outage:
+        if isinstance(asked, bytes):
+            return self._availability.attempt_read(self._store, asked)
+        return self._availability.attempt_many(self._store, asked)
 
 
 class AsyncTokenServicer(token_pb2_grpc.TokenServiceServicer):
@@ -169,10 +173,9 @@ class AsyncTokenServicer(token_pb2_grpc.TokenServiceServicer):
         try:
             caller = replace(caller, metadata=metadata_here(context))
             steps = work(self._tokens.subject(caller), request)
-            batch = next(steps)
-            seen = await self._availability.attempt_many_async(self._store, batch)
+            seen = await self._ask(next(steps))
             while not isinstance(seen, Outage):
-                seen = await self._availability.attempt_many_async(self._store, steps.send(seen))
+                seen = await self._ask(steps.send(seen))
         except StopIteration as end:
             result: T = end.value
             return result
@@ -182,6 +185,11 @@ class AsyncTokenServicer(token_pb2_grpc.TokenServiceServicer):
             refusal = _refusal(seen, caller)
         await context.abort_with_status(refusal)
         raise AssertionError("abort raises")
+
+    async def _ask(self, asked: Asked) -> Answers | Outage:
+        if isinstance(asked, bytes):
+            return await self._availability.attempt_read_async(self._store, asked)
+        return await self._availability.attempt_many_async(self._store, asked)
 
 
 def add_token_service(

@@ -6,6 +6,7 @@ from idem_grpc.digest import store_key, token_key
 from idem_grpc.fingerprint import Fingerprint
 from idem_grpc.outcome import Code, Outcome
 from idem_grpc.record import Binding, OnUnclear, Record, State
+from idem_grpc.swap import Swap
 
 OPERATION, SCOPE = "/pay.v1.Payments/Charge", "tenant-1"
 KEY = ("--operation", OPERATION, "--scope", SCOPE)
@@ -42,5 +43,5 @@ def write_token(store, token, record, *, ttl=TTL):
 
 
 def put(store, name, value, ttl=TTL):
-    store.swap(name, None, value, ttl)
+    store.swap(Swap(name, None, value, ttl))
     return name.decode()

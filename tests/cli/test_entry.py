@@ -6,6 +6,7 @@ import subprocess
 import pytest
 
 import idem_grpc
+from idem_grpc.swap import Swap
 from tests.cli.conftest import ENTRY, start
 from tests.cli.records import KEY
 from tests.support.redis_server import RedisServer
@@ -51,7 +52,7 @@ def test_completion_knows_commands_and_choices(run):
 
 
 def test_a_store_can_be_named_by_the_environment(run, place, store):
-    store.swap(b"key", None, b"value", 60)
+    store.swap(Swap(b"key", None, b"value", 60))
     result = run("list", "--namespace", place[3], env={"IDEM_GRPC_STORE": place[1]})
     assert (result.exit_code, result.stdout) == (0, "Nothing in these states.\n")
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from idem_grpc.outcome import Outcome
+from idem_grpc.swap import Swap
 from tests.cli.records import (
     DONE,
     KEY,
@@ -137,7 +138,7 @@ def test_list_shows_what_runs_or_hangs(run, place, store):
         "unreadable": put(store, b"u" * 32, b"\xff\xff"),
     }
     for other in (b"\xff" * 24, b"check:" + b"\xff" * 16):  # the count of a caller's tokens, and a probe
-        store.swap(other, None, b"no record", TTL)
+        store.swap(Swap(other, None, b"no record", TTL))
 
     def found(*options):
         shown = listed(run, place, *options)

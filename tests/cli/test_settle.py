@@ -9,7 +9,7 @@ from idem_grpc.cli.places import look
 from idem_grpc.digest import store_key, token_key
 from idem_grpc.outcome import Code, Outcome
 from idem_grpc.record import State
-from idem_grpc.swap import Swapped
+from idem_grpc.swap import Swap, Swapped
 from tests.cli.conftest import ENTRY
 from tests.cli.records import (
     DONE,
@@ -212,7 +212,7 @@ def test_what_moves_between_question_and_answer_is_left_alone(place, store, foun
     name = write(store, "k", UNKNOWN).encode()
     process = asked(*command, *place, "k", *KEY)
     late = DONE.to_bytes()  # its owner was alive after all
-    assert isinstance(store.swap(name, UNKNOWN.to_bytes(), late, TTL), Swapped)
+    assert isinstance(store.swap(Swap(name, UNKNOWN.to_bytes(), late, TTL)), Swapped)
     _, stderr = process.communicate("y\n", timeout=30)
     assert process.returncode == 1
     assert "has moved meanwhile, and is now DONE: nothing was changed" in stderr
@@ -224,7 +224,7 @@ def test_an_owner_that_renews_its_lease_meanwhile_is_left_alone(place, store, fo
     name = write(store, "k", RUNNING, ttl=DEAD).encode()
     process = asked(*command, *place, "k", *KEY)
     same = RUNNING.to_bytes()
-    assert isinstance(store.swap(name, same, same, TTL), Swapped)
+    assert isinstance(store.swap(Swap(name, same, same, TTL)), Swapped)
     _, stderr = process.communicate("y\n", timeout=30)
     assert (process.returncode, "is now RUNNING: nothing" in stderr) == (1, True)
     assert found()[0] == RUNNING

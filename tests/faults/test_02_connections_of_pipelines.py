@@ -94,7 +94,7 @@ def test_swaps_cancelled_at_every_step_leave_all_connections(own_redis_server, s
     async def swap(store, name):
         swaps = [Swap(b"%s %d" % (name, number), None, b"value", TTL) for number in range(size)]
         if size == 1:
-            return [await store.swap(swaps[0].key, None, b"value", TTL)]
+            return [await store.swap(Swap(swaps[0].key, None, b"value", TTL))]
         return await store.swap_many(swaps)
 
     async def cancelled_after(steps, store):

@@ -7,7 +7,7 @@ from idem_grpc import KeyRule, OnUnclear, Policy, Reason
 from idem_grpc.digest import store_key, token_key
 from idem_grpc.record import Binding, Record, State
 from idem_grpc.server import keeper
-from idem_grpc.stores.contract import look
+from idem_grpc.swap import Swap
 from tests.faults.redis_proxy import RedisProxy
 from tests.server.client import Kind
 from tests.server.ledger import order
@@ -56,10 +56,10 @@ def known(policy, key):
         name = token_key(server.store.namespace, key)
         if policy.key is KeyRule.TOKEN:
             unused = Record(state=State.OPEN, binding=Binding.of(OPERATION, ""))
-            server.store.swap(name, None, unused.to_bytes(), 600.0)
+            server.store.swap(Swap(name, None, unused.to_bytes(), 600.0))
         else:
             name = store_key(server.store.namespace, OPERATION, b"", key)
-        return lambda: Record.from_bytes(look(server.store, name).value)
+        return lambda: Record.from_bytes(server.store.read(name).value)
 
     return known
 

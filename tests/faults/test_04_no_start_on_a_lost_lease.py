@@ -11,7 +11,6 @@ import pytest
 from idem_grpc import OnOutage, OnUnclear, Policy, Reason
 from idem_grpc.digest import store_key
 from idem_grpc.record import Record, State
-from idem_grpc.stores.contract import look
 from tests.cli.conftest import ENTRY
 from tests.faults.redis_proxy import RedisProxy
 from tests.server.client import Kind
@@ -40,15 +39,15 @@ class Slow:
         self.store, self._seconds, self._swap = store, seconds, store.swap
         store.swap = self.swap
 
-    def swap(self, *arguments):
-        seen = self._swap(*arguments)
+    def swap(self, swap):
+        seen = self._swap(swap)
         Event().wait(self._seconds)
         return seen
 
 
 class AsyncSlow(Slow):
-    async def swap(self, *arguments):
-        seen = await self._swap(*arguments)
+    async def swap(self, swap):
+        seen = await self._swap(swap)
         await asyncio.sleep(self._seconds)
         return seen
 
@@ -58,7 +57,7 @@ def lapsed(server, kind, key):
     name = store_key(server.store.namespace, kind.path, b"", key)
 
     def found():
-        held = look(server.store, name)
+        held = server.store.read(name)
         record = Record.from_bytes(held.value)
         return (
             record if record.state is State.RUNNING and held.ttl_left <= record.ttl - record.lease else None

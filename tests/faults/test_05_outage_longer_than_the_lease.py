@@ -10,7 +10,7 @@ from idem_grpc import OnUnclear, Policy, Reason, StoreUnavailable
 from idem_grpc.digest import store_key
 from idem_grpc.record import Record, State
 from idem_grpc.server import keeper
-from idem_grpc.stores.contract import look
+from idem_grpc.swap import Swap
 from tests.server.client import Kind
 from tests.server.harness import open_store
 from tests.server.kinds import kinds
@@ -40,7 +40,7 @@ def servers(redis, start, policy):
 
 def record(server, kind, key):
     name = store_key(server.store.namespace, kind.path, b"", key)
-    return Record.from_bytes(look(server.store, name).value)
+    return Record.from_bytes(server.store.read(name).value)
 
 
 def lapse(redis, server, execution):
@@ -167,15 +167,15 @@ class Unsteady:
         if fails:
             raise StoreUnavailable("a packet was lost")
 
-    def swap(self, *arguments):
+    def swap(self, swap):
         self.fail()
-        return self._swap(*arguments)
+        return self._swap(swap)
 
 
 class AsyncUnsteady(Unsteady):
-    async def swap(self, *arguments):
+    async def swap(self, swap):
         self.fail()
-        return await self._swap(*arguments)
+        return await self._swap(swap)
 
 
 def test_a_swap_that_fails_now_and_then_keeps_nobody_from_taking_over_from_the_dead(start, face, kind, key):
@@ -184,7 +184,7 @@ def test_a_swap_that_fails_now_and_then_keeps_nobody_from_taking_over_from_the_d
     server = start(store=unsteady.store, default=Policy(lease=60, wait=0, retention=600))
     dead = Record(state=State.RUNNING, attempt=1, owner=b"dead", lease=60.0, ttl=600.0)
     name = store_key(server.store.namespace, kind.path, b"", key)
-    server.store.swap(name, None, dead.to_bytes(), 539.0)
+    server.store.swap(Swap(name, None, dead.to_bytes(), 539.0))
     assert server.client.call(kind, order(), f"{key}-before").ok
     unsteady.fails = True
     assert server.client.call(kind, order(), f"{key}-fails").reason is Reason.STORE_UNAVAILABLE

@@ -7,7 +7,7 @@ import pytest
 from idem_grpc import Policy, Reason
 from idem_grpc.record import State
 from idem_grpc.stores import StoreUnavailable, open_async_store, open_store
-from idem_grpc.stores.contract import TTL, look
+from idem_grpc.stores.contract import TTL
 from idem_grpc.stores.redis import RedisStore
 from idem_grpc.swap import Held, Swap, Swapped
 from tests.server.client import Kind
@@ -40,11 +40,14 @@ class Blocking:
         self._runner = asyncio.Runner()
         self._store = open_async_store(url)
 
-    def swap(self, *swap):
-        return self._runner.run(self._store.swap(*swap))
+    def swap(self, swap):
+        return self._runner.run(self._store.swap(swap))
 
     def swap_many(self, swaps):
         return self._runner.run(self._store.swap_many(swaps))
+
+    def read(self, key):
+        return self._runner.run(self._store.read(key))
 
     def close(self):
         self._runner.run(self._store.aclose())
@@ -65,11 +68,11 @@ def test_what_needs_no_memory_works_without(store, admin, has_script):
     fill(admin)
     if not has_script:
         admin.script_flush()
-    assert isinstance(store.swap(b"mine", b"one", b"one", TTL * 3), Swapped), "a renewal"
-    assert look(store, b"mine").ttl_left > TTL
-    assert isinstance(store.swap(b"mine", None, b"one", TTL), Swapped), "a claim that is sent again"
-    assert isinstance(store.swap(b"mine", None, b"other", TTL), Held), "a claim that comes too late"
-    assert store.swap(b"gone", b"one", b"one", TTL) == Held(None, 0.0), "a renewal that comes too late"
+    assert isinstance(store.swap(Swap(b"mine", b"one", b"one", TTL * 3)), Swapped), "a renewal"
+    assert store.read(b"mine").ttl_left > TTL
+    assert isinstance(store.swap(Swap(b"mine", None, b"one", TTL)), Swapped), "a claim that is sent again"
+    assert isinstance(store.swap(Swap(b"mine", None, b"other", TTL)), Held), "a claim that comes too late"
+    assert store.swap(Swap(b"gone", b"one", b"one", TTL)) == Held(None, 0.0), "a renewal that comes too late"
     if not has_script:
         admin.script_flush()
     renewed, resent, held, absent = store.swap_many(
@@ -82,9 +85,9 @@ def test_what_needs_no_memory_works_without(store, admin, has_script):
     )
     assert (type(renewed), type(resent), type(held)) == (Swapped, Swapped, Held)
     assert absent == Held(None, 0.0)
-    assert look(store, b"mine").ttl_left > TTL
-    assert isinstance(store.swap(b"theirs", b"two", None, TTL), Swapped), "a deletion"
-    assert look(store, b"theirs").value is None
+    assert store.read(b"mine").ttl_left > TTL
+    assert isinstance(store.swap(Swap(b"theirs", b"two", None, TTL)), Swapped), "a deletion"
+    assert store.read(b"theirs").value is None
 
 
 def look_at_nothing():
@@ -92,24 +95,24 @@ def look_at_nothing():
 
 
 def test_what_is_new_is_refused_by_a_server_that_answers(store, admin):
-    store.swap(b"mine", None, b"one", TTL)
+    store.swap(Swap(b"mine", None, b"one", TTL))
     fill(admin)
     for send in (
-        lambda: store.swap(b"new", None, b"one", TTL),
-        lambda: store.swap(b"mine", b"one", b"two", TTL),
+        lambda: store.swap(Swap(b"new", None, b"one", TTL)),
+        lambda: store.swap(Swap(b"mine", b"one", b"two", TTL)),
         lambda: store.swap_many([Swap(b"mine", b"one", b"one", TTL), Swap(b"new", None, b"one", TTL)]),
     ):
         with pytest.raises(StoreUnavailable, match="maxmemory") as caught:
             send()
         assert caught.value.answered
-    assert look(store, b"mine").value == b"one"
+    assert store.read(b"mine").value == b"one"
     relieve(admin)
-    assert isinstance(store.swap(b"mine", b"one", b"two", TTL), Swapped)
+    assert isinstance(store.swap(Swap(b"mine", b"one", b"two", TTL)), Swapped)
 
 
 def test_a_store_is_listed_at_maxmemory(redis, admin):
     with RedisStore(redis.url) as store:
-        store.swap(b"mine", None, b"one", TTL)
+        store.swap(Swap(b"mine", None, b"one", TTL))
         fill(admin)
         assert [(key, held.value) for key, held in store.scan()] == [(b"mine", b"one")]
 

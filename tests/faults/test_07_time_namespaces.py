@@ -13,9 +13,8 @@ import pytest
 from idem_grpc import Reason
 from idem_grpc.stores import open_store
 from idem_grpc.stores.boot_clock import BootClock
-from idem_grpc.stores.contract import look
 from idem_grpc.stores.sqlite import SqliteStore
-from idem_grpc.swap import Held, Swapped
+from idem_grpc.swap import Held, Swap, Swapped
 from tests.server.client import Kind
 from tests.server.kinds import FIRST_AND_LAST, kinds
 from tests.server.ledger import order, run
@@ -101,32 +100,32 @@ def here(url):
 
 def test_seconds_left_are_the_same_everywhere(here, elsewhere):
     written = time.monotonic()
-    assert elsewhere.swap(b"theirs", None, b"one", TTL) == Swapped(0)
-    assert here.swap(b"ours", None, b"one", TTL) == Swapped(0)
+    assert elsewhere.swap(Swap(b"theirs", None, b"one", TTL)) == Swapped(0)
+    assert here.swap(Swap(b"ours", None, b"one", TTL)) == Swapped(0)
     for key in (b"theirs", b"ours"):
-        for held in (look(here, key), elsewhere.look(key), look(here, key)):
+        for held in (here.read(key), elsewhere.read(key), here.read(key)):
             assert held.value == b"one"
             assert TTL - (time.monotonic() - written) - 0.01 <= held.ttl_left <= TTL
-        first, second, third = look(here, key), elsewhere.look(key), look(here, key)
+        first, second, third = here.read(key), elsewhere.read(key), here.read(key)
         assert first.ttl_left > second.ttl_left > third.ttl_left
 
 
 def test_a_renewal_elsewhere_beats_a_takeover_here(here, elsewhere):
-    here.swap(b"key", None, b"one", TTL)
+    here.swap(Swap(b"key", None, b"one", TTL))
     run_out = TTL - 1
-    until(lambda: look(here, b"key").ttl_left < run_out)
-    assert isinstance(elsewhere.swap(b"key", b"one", b"one", 2 * TTL), Swapped)
-    assert isinstance(here.swap(b"key", b"one", b"two", TTL, run_out), Held)
-    left = look(here, b"key").ttl_left
-    assert isinstance(elsewhere.swap(b"key", b"one", b"two", TTL, left), Swapped)
+    until(lambda: here.read(b"key").ttl_left < run_out)
+    assert isinstance(elsewhere.swap(Swap(b"key", b"one", b"one", 2 * TTL)), Swapped)
+    assert isinstance(here.swap(Swap(b"key", b"one", b"two", TTL, run_out)), Held)
+    left = here.read(b"key").ttl_left
+    assert isinstance(elsewhere.swap(Swap(b"key", b"one", b"two", TTL, left)), Swapped)
 
 
 def test_sweepers_on_both_sides_change_no_life(path, url, elsewhere):
     with open_store(url) as here:
-        here.swap(b"ours", None, b"one", TTL)
-        elsewhere.swap(b"theirs", None, b"one", TTL)
+        here.swap(Swap(b"ours", None, b"one", TTL))
+        elsewhere.swap(Swap(b"theirs", None, b"one", TTL))
         lives = written_lives(path)
-        elsewhere.swap(b"brief", None, b"one", 0.01)  # once it is gone, they have swept
+        elsewhere.swap(Swap(b"brief", None, b"one", 0.01))  # once it is gone, they have swept
         until(lambda: b"idem:brief" not in written_lives(path))
     for key in lives:
         assert written_lives(path)[key] == lives[key]
@@ -143,7 +142,7 @@ def written_lives(path):
 
 def test_a_file_of_the_first_release_is_read_by_the_wall_clock(path, here):
     """It wrote the time since boot with the offset of its container in it, under the bare id of the boot."""
-    here.swap(b"key", None, b"one", TTL)
+    here.swap(Swap(b"key", None, b"one", TTL))
     boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     connection = sqlite3.connect(path)
     for offset in (AHEAD, -AHEAD, 0):
@@ -152,7 +151,7 @@ def test_a_file_of_the_first_release_is_read_by_the_wall_clock(path, here):
             (boot_id, time.clock_gettime(time.CLOCK_BOOTTIME) + offset + TTL / 2, time.time() + TTL / 2),
         )
         connection.commit()
-        held = look(here, b"key")
+        held = here.read(b"key")
         assert held.value == b"one"
         assert 0 < TTL / 2 - held.ttl_left < TTL / 4
     connection.close()
@@ -160,44 +159,45 @@ def test_a_file_of_the_first_release_is_read_by_the_wall_clock(path, here):
 
 def test_the_wall_clock_decides_where_the_namespace_is_not_known(url, here):
     """As where /proc shows nothing, or a container has a boot id of its own (LXC, systemd-nspawn)."""
-    here.swap(b"ours", None, b"one", TTL)
+    here.swap(Swap(b"ours", None, b"one", TTL))
     for hidden in ("mount -t tmpfs none /proc", "mount --bind /etc/hostname /proc/sys/kernel/random/boot_id"):
         within = unshared(
             "--mount", "--time", f"--boottime={AHEAD}", "sh", "-c", f'{hidden} && exec "$@"', "sh"
         )
         with RemoteStore(url, within=within) as elsewhere:
-            elsewhere.swap(b"theirs", None, b"one", TTL)
+            elsewhere.swap(Swap(b"theirs", None, b"one", TTL))
             for key in (b"ours", b"theirs"):
-                held = elsewhere.look(key)
+                held = elsewhere.read(key)
                 assert held.value == b"one"
-                assert abs(held.ttl_left - look(here, key).ttl_left) < TTL / 4
-        here.swap(b"theirs", b"one", None, 1.0)
+                assert abs(held.ttl_left - here.read(key).ttl_left) < TTL / 4
+        here.swap(Swap(b"theirs", b"one", None, 1.0))
 
 
 RESTORED = """
 import ctypes, os, sys, time
 from idem_grpc.stores import open_store
-from idem_grpc.stores.contract import look
+from idem_grpc.swap import Swap
+
 from idem_grpc.stores.sqlite import SqliteStore
 
 TTL, CLONE_NEWTIME = 600.0, 0x80
 libc = ctypes.CDLL(None, use_errno=True)
 with open_store(sys.argv[1]) as store:
     store._sweep_every = None  # only a process of one thread can move
-    store.swap(b"key", None, b"one", TTL)
+    store.swap(Swap(b"key", None, b"one", TTL))
     before = time.clock_gettime(time.CLOCK_BOOTTIME)
     if libc.unshare(CLONE_NEWTIME):
         sys.exit(os.strerror(ctypes.get_errno()))
     with open("/proc/self/timens_offsets", "w") as offsets:
         offsets.write("boottime 10000 0")
-    assert 0 < TTL - look(store, b"key").ttl_left < TTL / 4, "it has not moved yet"
+    assert 0 < TTL - store.read(b"key").ttl_left < TTL / 4, "it has not moved yet"
     with open("/proc/self/ns/time_for_children") as namespace:
         if libc.setns(namespace.fileno(), CLONE_NEWTIME):
             sys.exit(os.strerror(ctypes.get_errno()))
     assert time.clock_gettime(time.CLOCK_BOOTTIME) > before + 9_000
-    assert look(store, b"key").value == b"one"
-    assert 0 < TTL - look(store, b"key").ttl_left < TTL / 4
-    store.swap(b"moved", None, b"one", TTL)
+    assert store.read(b"key").value == b"one"
+    assert 0 < TTL - store.read(b"key").ttl_left < TTL / 4
+    store.swap(Swap(b"moved", None, b"one", TTL))
 """
 
 
@@ -206,20 +206,20 @@ def test_a_process_that_is_moved_to_another_namespace_notices(url, here):
     command = [*unshared("--mount"), sys.executable, "-c", textwrap.dedent(RESTORED), url]
     subprocess.run(command, check=True, env=ENVIRONMENT)
     for key in (b"key", b"moved"):
-        assert 0 < TTL - look(here, key).ttl_left < TTL / 4
+        assert 0 < TTL - here.read(key).ttl_left < TTL / 4
 
 
 def test_what_cannot_have_been_written_in_this_boot_is_judged_by_the_wall_clock(path, here):
     """On some machines a reboot keeps the boot's id, and the time since boot starts again."""
-    here.swap(b"key", None, b"one", TTL)
+    here.swap(Swap(b"key", None, b"one", TTL))
     connection = sqlite3.connect(path)
     connection.execute("UPDATE records SET expiry = expiry + 1e6, wall_expiry = wall_expiry - ?", (TTL / 2,))
     connection.commit()
-    assert TTL / 4 < look(here, b"key").ttl_left <= TTL / 2
+    assert TTL / 4 < here.read(b"key").ttl_left <= TTL / 2
     connection.execute("UPDATE records SET wall_expiry = wall_expiry - ?", (TTL,))
     connection.commit()
     connection.close()
-    assert look(here, b"key") == Held(None, 0)
+    assert here.read(b"key") == Held(None, 0)
 
 
 def test_containers_whose_boots_have_names_of_their_own_leave_one_anothers_records_alone(path):
@@ -233,17 +233,17 @@ def test_containers_whose_boots_have_names_of_their_own_leave_one_anothers_recor
     def all_sweep():
         nonlocal now
         for number, store in enumerate(stores):
-            store.swap(b"brief %d" % number, None, b"one", 1)
+            store.swap(Swap(b"brief %d" % number, None, b"one", 1))
         now += 1
         until(lambda: not any(b"brief" in key for key in written_lives(path)))
 
     with stores[0], stores[1]:
         all_sweep()
         for number, store in enumerate(stores):
-            store.swap(b"key %d" % number, None, b"one", TTL)
+            store.swap(Swap(b"key %d" % number, None, b"one", TTL))
         lives = written_lives(path)
         for _ in range(3):
             all_sweep()
         assert written_lives(path) == lives
         for store in stores:
-            assert {look(store, b"key %d" % number).ttl_left for number in range(2)} == {TTL - 3}
+            assert {store.read(b"key %d" % number).ttl_left for number in range(2)} == {TTL - 3}

@@ -15,7 +15,6 @@ import pytest
 from idem_grpc import Policy, Reason
 from idem_grpc.digest import store_key
 from idem_grpc.stores import StoreError, StoreUnavailable, open_async_store, open_store
-from idem_grpc.stores.contract import look
 from idem_grpc.stores.sqlite import SqliteStore
 from idem_grpc.swap import Held, Swap, Swapped
 from tests.server.client import Kind
@@ -51,8 +50,8 @@ class SyncStore:
         self.blocking = open_store(url)
         self._pool = ThreadPoolExecutor(4 * CALLS)
 
-    def swap(self, *arguments) -> "Future[Swapped | Held]":
-        return self._pool.submit(self.blocking.swap, *arguments)
+    def swap(self, swap) -> "Future[Swapped | Held]":
+        return self._pool.submit(self.blocking.swap, swap)
 
     def swap_many(self, swaps) -> "Future[list[Swapped | Held]]":
         return self._pool.submit(self.blocking.swap_many, swaps)
@@ -72,8 +71,8 @@ class AsyncStore:
         self._store = open_async_store(url)
         self.blocking = self._store.blocking
 
-    def swap(self, *arguments) -> "Future[Swapped | Held]":
-        return asyncio.run_coroutine_threadsafe(self._store.swap(*arguments), self._loop)
+    def swap(self, swap) -> "Future[Swapped | Held]":
+        return asyncio.run_coroutine_threadsafe(self._store.swap(swap), self._loop)
 
     def swap_many(self, swaps) -> "Future[list[Swapped | Held]]":
         return asyncio.run_coroutine_threadsafe(self._store.swap_many(swaps), self._loop)
@@ -94,7 +93,7 @@ def opened(face, url):
 
 
 def claims(opened, name, count=CALLS):
-    return [opened.swap(b"%s %d" % (name, number), None, b"one", TTL) for number in range(count)]
+    return [opened.swap(Swap(b"%s %d" % (name, number), None, b"one", TTL)) for number in range(count)]
 
 
 def is_locked_out(future):
@@ -104,7 +103,7 @@ def is_locked_out(future):
 
 class TestLockedByAnotherProcess:
     def test_each_call_waits_by_its_own_clock(self, opened, path, url):
-        opened.swap(b"key", None, b"one", TTL).result()
+        opened.swap(Swap(b"key", None, b"one", TTL)).result()
         waited = []
 
         def waiting(future):
@@ -113,7 +112,7 @@ class TestLockedByAnotherProcess:
             return future
 
         with open_store(url) as other, ThreadPoolExecutor(1) as thread, locked(path):
-            alone = waiting(thread.submit(other.swap, b"alone", None, b"one", TTL))
+            alone = waiting(thread.submit(other.swap, Swap(b"alone", None, b"one", TTL)))
             together = [waiting(future) for future in claims(opened, b"together")]
             assert all(is_locked_out(future) for future in [alone, *together])
         until(lambda: len(waited) == CALLS + 1)
@@ -121,18 +120,18 @@ class TestLockedByAnotherProcess:
         assert all(isinstance(again.result(), Swapped) for again in claims(opened, b"together"))
 
     def test_swaps_that_change_nothing_wait_for_nobody(self, opened, path):
-        opened.swap(b"key", None, b"one", TTL).result()
+        opened.swap(Swap(b"key", None, b"one", TTL)).result()
         with locked(path):
             waiting = claims(opened, b"claim")
             for _ in range(CALLS):
-                held = opened.swap(b"key", None, b"two", TTL).result()
+                held = opened.swap(Swap(b"key", None, b"two", TTL)).result()
                 assert isinstance(held, Held)
                 assert held.value == b"one"
-                assert opened.swap(b"nothing", b"there", b"two", TTL).result() == Held(None, 0)
-                assert opened.swap(b"nothing", b"there", None, TTL).result() == Swapped(0)
+                assert opened.swap(Swap(b"nothing", b"there", b"two", TTL)).result() == Held(None, 0)
+                assert opened.swap(Swap(b"nothing", b"there", None, TTL)).result() == Swapped(0)
                 both = [Swap(key, b"there", b"two", TTL) for key in (b"key", b"nothing")]
                 assert [held.value for held in opened.swap_many(both).result()] == [b"one", None]
-                assert look(opened.blocking, b"key").value == b"one"
+                assert opened.blocking.read(b"key").value == b"one"
             assert not any(claim.done() for claim in waiting)
         assert all(isinstance(claim.result(), Swapped) for claim in waiting)
 
@@ -142,23 +141,23 @@ class TestLockedByAnotherProcess:
         with locked(path):
             waiting = claims(opened, b"claim")
             renewed = opened.swap_many([Swap(one.key, one.new, one.new, 2 * TTL) for one in runs[:40]])
-            waiting += [opened.swap(one.key, one.new, b"done", TTL) for one in runs[40:]]
+            waiting += [opened.swap(Swap(one.key, one.new, b"done", TTL)) for one in runs[40:]]
             waiting += claims(opened, b"other")
             assert not renewed.done()
         assert all(isinstance(one, Swapped) for one in renewed.result())
         assert all(isinstance(one.result(), Swapped) for one in waiting)
-        assert all(look(opened.blocking, one.key).ttl_left > TTL for one in runs[:40])
-        assert all(look(opened.blocking, one.key).value == b"done" for one in runs[40:])
+        assert all(opened.blocking.read(one.key).ttl_left > TTL for one in runs[:40])
+        assert all(opened.blocking.read(one.key).value == b"done" for one in runs[40:])
 
     def test_one_thread_at_a_time_waits_for_a_lock_that_is_stuck(self, url, path):
         store = SyncStore(url)
-        store.swap(b"key", None, b"one", TTL).result()
+        store.swap(Swap(b"key", None, b"one", TTL)).result()
         with locked(path):
-            assert is_locked_out(store.swap(b"first", None, b"one", TTL))
+            assert is_locked_out(store.swap(Swap(b"first", None, b"one", TTL)))
             tries = claims(store, b"try")
             until(lambda: sum(one.done() for one in tries) == CALLS - 1)
             assert all(is_locked_out(one) for one in tries if one.done())
-            renewal = store.swap(b"key", b"one", b"one", TTL)
+            renewal = store.swap(Swap(b"key", b"one", b"one", TTL))
             (last,) = (one for one in tries if not one.done())
         assert isinstance(last.result(), Swapped)
         assert isinstance(renewal.result(), Swapped), "runs depend on it, so it waits too"
@@ -167,12 +166,12 @@ class TestLockedByAnotherProcess:
 
     def test_nobody_is_refused_while_the_first_one_after_a_lock_is_written(self, url, path):
         store = SyncStore(url)
-        store.swap(b"key", None, b"one", TTL).result()
+        store.swap(Swap(b"key", None, b"one", TTL)).result()
         with locked(path):
-            assert is_locked_out(store.swap(b"first", None, b"one", TTL))
+            assert is_locked_out(store.swap(Swap(b"first", None, b"one", TTL)))
         sqlite = store.blocking
         assert isinstance(sqlite, SqliteStore)
-        large = store.swap(b"large", None, bytes(50_000_000), TTL)
+        large = store.swap(Swap(b"large", None, bytes(50_000_000), TTL))
         until(lambda: sqlite._writing.lock.locked() or large.done(), step=0.0001)
         assert all(isinstance(one.result(), Swapped) for one in claims(store, b"later"))
         assert isinstance(large.result(), Swapped)
@@ -180,9 +179,9 @@ class TestLockedByAnotherProcess:
 
     def test_a_store_is_closed_while_a_call_waits(self, path):
         store = SqliteStore(path)
-        store.swap(b"key", None, b"one", TTL)
+        store.swap(Swap(b"key", None, b"one", TTL))
         with ThreadPoolExecutor(1) as thread, locked(path):
-            waiting = thread.submit(store.swap, b"other", None, b"one", TTL)
+            waiting = thread.submit(store.swap, Swap(b"other", None, b"one", TTL))
             until(store._writing.lock.locked)
             store.close()
             error = waiting.exception()
@@ -217,7 +216,7 @@ def test_runs_keep_their_leases_while_claims_wait(start, url, path, key):
     until(lambda: sum(len(server.ledger.runs(request)) for request in requests) == 4)
 
     def lease_left():
-        return min(look(server.store, name).ttl_left for name in names) - (TTL - lease)
+        return min(server.store.read(name).ttl_left for name in names) - (TTL - lease)
 
     with locked(path):
         waiting = [server.client.begin(Kind.UNARY, order(run()), uuid4().hex) for _ in range(CALLS)]
@@ -291,26 +290,26 @@ class TestOutages:
     def test_a_full_disk(self, tmp_path):
         disk = SmallDisk(tmp_path / "disk", 1_000_000)
         with RemoteStore(f"sqlite:///{tmp_path}/disk/store.db", within=disk.within) as store:
-            assert store.swap(b"key", None, b"one", TTL) == Swapped(0)
+            assert store.swap(Swap(b"key", None, b"one", TTL)) == Swapped(0)
             disk.fill(store.pid)
-            failed = store.swap(b"large", None, bytes(500_000).hex().encode(), TTL)
+            failed = store.swap(Swap(b"large", None, bytes(500_000).hex().encode(), TTL))
             assert isinstance(failed, Failed)
             assert failed[:2] == ("StoreUnavailable", True)
-            assert store.look(b"key").value == b"one"
-            assert store.look(b"large").value is None
+            assert store.read(b"key").value == b"one"
+            assert store.read(b"large").value is None
             disk.make_room(store.pid)
-            assert store.swap(b"large", None, bytes(50_000).hex().encode(), TTL) == Swapped(0)
+            assert store.swap(Swap(b"large", None, bytes(50_000).hex().encode(), TTL)) == Swapped(0)
 
     def test_a_disk_that_is_full_at_first(self, tmp_path):
         disk = SmallDisk(tmp_path / "disk", 1_000_000)
         with RemoteStore(f"sqlite:///{tmp_path}/disk/store.db", within=disk.within) as store:
             assert store.ask("1") == 1
             disk.fill(store.pid)
-            for failed in (store.ask("store.check()"), store.swap(b"key", None, b"one", TTL)):
+            for failed in (store.ask("store.check()"), store.swap(Swap(b"key", None, b"one", TTL))):
                 assert isinstance(failed, Failed)
                 assert failed.type == "StoreUnavailable"
             disk.make_room(store.pid)
-            assert store.swap(b"key", None, b"one", TTL) == Swapped(0)
+            assert store.swap(Swap(b"key", None, b"one", TTL)) == Swapped(0)
             assert store.ask("store.check()") is None
 
     @pytest.mark.parametrize("is_first", [True, False])
@@ -318,99 +317,99 @@ class TestOutages:
         with RemoteStore(url) as store:
             assert store.ask("1") == 1
             if not is_first:
-                assert store.swap(b"key", None, b"one", TTL) == Swapped(0)
+                assert store.swap(Swap(b"key", None, b"one", TTL)) == Swapped(0)
             with limits(store.pid, NOFILE=3, FSIZE=0):
                 for _ in range(3):
-                    failed = store.swap(b"key", b"one" if not is_first else None, b"two", TTL)
+                    failed = store.swap(Swap(b"key", b"one" if not is_first else None, b"two", TTL))
                     assert isinstance(failed, Failed)
                     assert failed.type == "StoreUnavailable"
-            assert isinstance(store.swap(b"other", None, b"one", TTL), Swapped)
-            assert store.look(b"key").value == (None if is_first else b"one")
+            assert isinstance(store.swap(Swap(b"other", None, b"one", TTL)), Swapped)
+            assert store.read(b"key").value == (None if is_first else b"one")
 
     def test_descriptors_that_run_out_later(self, url):
         with RemoteStore(url) as store:
-            assert store.swap(b"key", None, b"one", TTL) == Swapped(0)
+            assert store.swap(Swap(b"key", None, b"one", TTL)) == Swapped(0)
             with limits(store.pid, NOFILE=3):
-                assert isinstance(store.swap(b"key", b"one", b"two", TTL), Swapped), "it needs no more"
-                assert store.look(b"key").value == b"two"
+                assert isinstance(store.swap(Swap(b"key", b"one", b"two", TTL)), Swapped), "it needs no more"
+                assert store.read(b"key").value == b"two"
 
     def test_no_memory(self, url):
         with RemoteStore(url) as store:
-            assert store.swap(b"key", None, b"one", TTL) == Swapped(0)
+            assert store.swap(Swap(b"key", None, b"one", TTL)) == Swapped(0)
             limit = "PRAGMA hard_heap_limit=3000000"
             assert store.ask(f"__import__('sqlite3').connect(':memory:').execute({limit!r}).fetchone()")
-            failed = store.ask(f"store.swap(b'large', None, bytes(8_000_000), {TTL})")
+            failed = store.ask(f"store.swap(Swap(b'large', None, bytes(8_000_000), {TTL}))")
             assert isinstance(failed, Failed)
             assert failed.type == "StoreUnavailable"
-            assert store.look(b"key").value == b"one"
-            assert isinstance(store.swap(b"key", b"one", b"two", TTL), Swapped)
+            assert store.read(b"key").value == b"one"
+            assert isinstance(store.swap(Swap(b"key", b"one", b"two", TTL)), Swapped)
 
     def test_a_folder_that_is_gone_for_a_while(self, opened, path):
-        opened.swap(b"key", None, b"one", TTL).result()
+        opened.swap(Swap(b"key", None, b"one", TTL)).result()
         folder = os.path.dirname(path)
         os.rename(folder, f"{folder}-moved")
 
         def error():
-            return opened.swap(uuid4().bytes, None, b"one", TTL).exception()
+            return opened.swap(Swap(uuid4().bytes, None, b"one", TTL)).exception()
 
         assert isinstance(until(error), StoreUnavailable)
-        assert isinstance(opened.swap(b"key", None, b"two", TTL).exception(), StoreUnavailable)
+        assert isinstance(opened.swap(Swap(b"key", None, b"two", TTL)).exception(), StoreUnavailable)
         os.rename(f"{folder}-moved", folder)
         until(lambda: not error())
-        held = opened.swap(b"key", None, b"two", TTL).result()
+        held = opened.swap(Swap(b"key", None, b"two", TTL)).result()
         assert isinstance(held, Held)
         assert held.value == b"one"
 
     def test_a_file_that_was_replaced(self, opened, path, url):
-        opened.swap(b"key", None, b"one", TTL).result()
+        opened.swap(Swap(b"key", None, b"one", TTL)).result()
         for end in ("", "-wal", "-shm"):
             os.unlink(path + end)
 
         def swapped():
             key = uuid4().bytes
-            opened.swap(key, None, b"one", TTL).result()
+            opened.swap(Swap(key, None, b"one", TTL)).result()
             with open_store(url) as other:
-                return look(other, key).value
+                return other.read(key).value
 
         assert until(swapped) == b"one", "what is written is there for others"
 
     def test_a_folder_that_was_never_there_is_a_mistake(self, face, tmp_path):
         store = SyncStore if face == "sync" else AsyncStore
         opened = store(f"sqlite:///{tmp_path}/missing/store.db")
-        error = opened.swap(b"key", None, b"one", TTL).exception()
+        error = opened.swap(Swap(b"key", None, b"one", TTL)).exception()
         assert type(error) is StoreError
         os.mkdir(tmp_path / "missing")
-        assert opened.swap(b"key", None, b"one", TTL).result() == Swapped(0)
+        assert opened.swap(Swap(b"key", None, b"one", TTL)).result() == Swapped(0)
         opened.close()
 
     def test_a_file_that_becomes_something_else(self, opened, path):
-        opened.swap(b"key", None, b"one", TTL).result()
+        opened.swap(Swap(b"key", None, b"one", TTL)).result()
         for end in ("", "-wal", "-shm"):
             os.unlink(path + end)
         with open(path, "w") as file:
             file.write("some prose " * 1000)
-        until(lambda: opened.swap(uuid4().bytes, None, b"one", TTL).exception())
-        error = opened.swap(b"other", None, b"one", TTL).exception()
+        until(lambda: opened.swap(Swap(uuid4().bytes, None, b"one", TTL)).exception())
+        error = opened.swap(Swap(b"other", None, b"one", TTL)).exception()
         assert isinstance(error, StoreUnavailable), "it may be put right while outcomes wait"
 
 
 def test_one_that_cannot_be_written_does_not_fail_the_others(opened, path):
-    opened.swap(b"key", None, b"one", TTL).result()
+    opened.swap(Swap(b"key", None, b"one", TTL)).result()
     with limits(os.getpid(), FSIZE=os.path.getsize(f"{path}-wal") + 1_000_000):
         with locked(path):
             before, large, after = (
-                opened.swap(key, None, value, TTL)
+                opened.swap(Swap(key, None, value, TTL))
                 for key, value in ((b"before", b"one"), (b"large", bytes(3_000_000)), (b"after", b"one"))
             )
             until(lambda: len(opened.blocking._waiting) == 3)
         assert isinstance(large.exception(), StoreUnavailable)
         assert before.result() == after.result() == Swapped(0)
-    assert opened.swap(b"large", None, bytes(3_000_000), TTL).result() == Swapped(0)
+    assert opened.swap(Swap(b"large", None, bytes(3_000_000), TTL)).result() == Swapped(0)
 
 
 def test_reads_that_are_locked_out_wait_by_their_own_clocks_too(opened, path):
     """By a process that has the file for itself, as no store does."""
-    opened.swap(b"key", None, b"one", TTL).result()
+    opened.swap(Swap(b"key", None, b"one", TTL)).result()
     opened.blocking._reading.drop()
     opened.blocking._writing.drop()
     connection = sqlite3.connect(path, isolation_level=None)
@@ -418,10 +417,10 @@ def test_reads_that_are_locked_out_wait_by_their_own_clocks_too(opened, path):
     connection.execute("BEGIN IMMEDIATE")
     connection.execute("DELETE FROM records WHERE key = x'00'")
     connection.execute("COMMIT")
-    reads = [opened.swap(b"key", None, b"two", TTL) for _ in range(CALLS)]
+    reads = [opened.swap(Swap(b"key", None, b"two", TTL)) for _ in range(CALLS)]
     errors = [read.exception() for read in reads]
     assert all(isinstance(error, StoreUnavailable) and not error.answered for error in errors)
     connection.close()
-    held = opened.swap(b"key", None, b"two", TTL).result()
+    held = opened.swap(Swap(b"key", None, b"two", TTL)).result()
     assert isinstance(held, Held)
     assert held.value == b"one"

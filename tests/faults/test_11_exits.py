@@ -18,7 +18,6 @@ import idem_grpc.aio
 from idem_grpc import OnCancel, OnUnclear, Policy, current
 from idem_grpc.digest import store_key
 from idem_grpc.record import Record, State
-from idem_grpc.stores.contract import look
 from tests.faults.beside import ask
 from tests.faults.stopping import STATUS
 from tests.server.client import Client, Kind
@@ -35,7 +34,7 @@ asyncio_styles = pytest.mark.parametrize("style", ["aio", "aio-read-write", "aio
 
 def state_of(store: Any, kind: Kind, key: str) -> State:
     name = store_key(store.namespace, kind.path, b"", key)
-    return Record.from_bytes(look(store, name).value).state
+    return Record.from_bytes(store.read(name).value).state
 
 
 class Process:

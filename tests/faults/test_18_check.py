@@ -1,7 +1,7 @@
 """check() looks at the answers of its own swaps, on every store, and at what a Redis server is part of."""
 
 import asyncio
-from dataclasses import astuple
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -113,15 +113,15 @@ WRONG = [
 
 
 def going_wrong(kind, wrong):
-    def swap(self, *arguments):
-        return wrong(Swap(*arguments), lambda swap: kind.swap(self, *astuple(swap)))
+    def swap(self, swap):
+        return wrong(swap, partial(kind.swap, self))
 
     return type("Wrong", (kind,), {"swap": swap})
 
 
 def going_wrong_async(kind, wrong):
-    async def swap(self, *arguments):
-        return wrong(Swap(*arguments), lambda swap: self.blocking.swap(*astuple(swap)))  # the same data
+    async def swap(self, swap):
+        return wrong(swap, self.blocking.swap)  # the same data
 
     return type("Wrong", (kind,), {"swap": swap})
 
@@ -173,5 +173,5 @@ def test_a_user_needs_no_more_than_the_documentation_says(own_redis_server):
         store.check()
         swaps = [Swap(b"one", None, b"value", TTL), Swap(b"two", None, b"value", TTL)]
         assert store.swap_many(swaps) == [Swapped(0.0)] * 2
-        assert isinstance(store.swap(b"two", b"value", None, TTL), Swapped)
+        assert isinstance(store.swap(Swap(b"two", b"value", None, TTL)), Swapped)
         assert [key for key, _ in store.scan()] == [b"one"]

@@ -127,7 +127,7 @@ def each_use(url):
     swaps = [Swap(b"%d" % number, None, RECORD, TTL) for number in range(3)]
     for use in (
         lambda store: store.check(),
-        lambda store: store.swap(b"key", None, RECORD, TTL),
+        lambda store: store.swap(Swap(b"key", None, RECORD, TTL)),
         lambda store: store.swap_many(swaps),
     ):
         yield lambda use=use: plain(use)

@@ -119,8 +119,8 @@ class Lossy(Watched):
         loses, self.is_lost = not self.is_lost, True
         return loses
 
-    def swap(self, key, expected, new, ttl, max_left=None):
-        seen = super().swap(key, expected, new, ttl, max_left)
+    def swap(self, swap):
+        seen = super().swap(swap)
         if self.loses(self.swaps[-1]):
             raise StoreUnavailable("its reply was lost")
         return seen
@@ -131,8 +131,8 @@ class AsyncLossy(AsyncWatched):
         super().__init__(inner)
         self.blocking: Lossy = Lossy(inner.blocking)
 
-    async def swap(self, key, expected, new, ttl, max_left=None):
-        seen = await super().swap(key, expected, new, ttl, max_left)
+    async def swap(self, swap):
+        seen = await super().swap(swap)
         if self.blocking.loses(self.swaps[-1]):
             raise StoreUnavailable("its reply was lost")
         return seen

@@ -13,6 +13,7 @@ import idem_grpc.aio
 from idem_grpc import Held, Policy, Reason, StoreError, StoreUnavailable, Swapped
 from idem_grpc.stores import open_async_store
 from idem_grpc.stores.protocol import OnLoop
+from idem_grpc.swap import Swap
 from idem_grpc.testing import AsyncStoreContract, StoreContract
 from tests.server.harness import FACES
 from tests.server.ledger import order, run
@@ -39,8 +40,8 @@ class Bare(idem_grpc.Store):
     def __init__(self) -> None:
         self._inner = README["MyStore"]()
 
-    def swap(self, key, expected, new, ttl, max_left=None):
-        return self._inner.swap(key, expected, new, ttl, max_left)
+    def swap(self, swap):
+        return self._inner.swap(swap)
 
     def check(self):
         self._inner.check()
@@ -57,23 +58,23 @@ class Native(idem_grpc.aio.Store):
         self.renewed = 0
         self.is_open = True
 
-    async def swap(self, key, expected, new, ttl, max_left=None):
-        if b"" in (expected, new) or (new is not None and not 0 < ttl < math.inf):
+    async def swap(self, swap):
+        if b"" in (swap.expected, swap.new) or (swap.new is not None and not 0 < swap.ttl < math.inf):
             raise ValueError("a value is never empty, and a ttl is positive and finite")
         await asyncio.sleep(0)
         await self.check()
         now = time.monotonic()
-        value, ends = self.records.get(key, (None, now))
+        value, ends = self.records.get(swap.key, (None, now))
         if ends <= now:
             value, ends = None, now
-        is_expected = value == expected and (max_left is None or ends - now <= max_left)
-        if not is_expected and value != new:
+        is_expected = value == swap.expected and (swap.max_left is None or ends - now <= swap.max_left)
+        if not is_expected and value != swap.new:
             return Held(value, ends - now)
-        self.renewed += value is not None and value == new == expected
-        if new is None:
-            self.records.pop(key, None)
+        self.renewed += value is not None and value == swap.new == swap.expected
+        if swap.new is None:
+            self.records.pop(swap.key, None)
         else:
-            self.records[key] = (new, now + ttl)
+            self.records[swap.key] = (swap.new, now + swap.ttl)
         return Swapped(ends - now)
 
     async def check(self):
@@ -162,10 +163,10 @@ def counted(store):
     blocking = getattr(store, "blocking", store)
     swap, count = blocking.swap, []
 
-    def counting(key, expected, new, ttl, max_left=None):
-        if expected == new:
-            count.append(key)
-        return swap(key, expected, new, ttl, max_left)
+    def counting(asked):
+        if asked.expected == asked.new:
+            count.append(asked)
+        return swap(asked)
 
     blocking.swap = counting
     return lambda: len(count)
@@ -194,7 +195,7 @@ def on_loop_of(store) -> OnLoop:
 def test_a_store_on_its_loop_is_unavailable_to_threads_where_no_loop_runs():
     store = Native()
     with pytest.raises(StoreUnavailable, match="does not run"):
-        store.blocking.swap(b"key", None, b"one", 1)
+        store.blocking.swap(Swap(b"key", None, b"one", 1))
 
     async def first():
         loop = asyncio.get_running_loop()
@@ -213,7 +214,7 @@ def test_a_thread_that_waits_for_a_loop_is_told_when_it_stops():
     entered = threading.Event()
 
     class Stuck(Native):
-        async def swap(self, key, expected, new, ttl, max_left=None):
+        async def swap(self, swap):
             entered.set()
             await asyncio.Event().wait()
 
@@ -221,7 +222,7 @@ def test_a_thread_that_waits_for_a_loop_is_told_when_it_stops():
 
     def wait():
         try:
-            store.blocking.swap(b"key", None, b"one", 1)
+            store.blocking.swap(Swap(b"key", None, b"one", 1))
         except StoreUnavailable as error:
             caught.append(error)
 
@@ -241,7 +242,7 @@ def test_the_librarys_own_stores_refuse_a_second_event_loop(url):
     store = open_async_store(url)
 
     async def swap():
-        return await store.swap(b"key", None, b"one", 1)
+        return await store.swap(Swap(b"key", None, b"one", 1))
 
     with asyncio.Runner() as first, asyncio.Runner() as second:
         assert isinstance(first.run(swap()), Swapped | Held)

@@ -25,9 +25,8 @@ from idem_grpc.judge import judge, judge_late
 from idem_grpc.keytext import is_sendable
 from idem_grpc.policy import Rules
 from idem_grpc.record import LONGEST, Record, State
-from idem_grpc.stores.contract import look
-from idem_grpc.stores.protocol import checked_swap
-from idem_grpc.swap import Held
+from idem_grpc.stores.protocol import check_swap
+from idem_grpc.swap import Held, Swap
 from idem_grpc.verdicts import Call, Claim, GiveUp
 from tests.cli.conftest import place, run, store
 from tests.server.client import Answer, Kind
@@ -72,11 +71,11 @@ class _noting(logging.Handler):
 
 def put(store: Any, name: bytes, value: bytes) -> None:
     """Have the store hold a value, whatever it held."""
-    store.swap(name, look(store, name).value, value, TTL)
+    store.swap(Swap(name, store.read(name).value, value, TTL))
 
 
 def held(store: Any, name: bytes) -> bytes:
-    value = look(store, name).value
+    value: bytes | None = store.read(name).value
     assert value is not None
     return value
 
@@ -106,7 +105,7 @@ def test_such_a_record_is_refused_and_stays_as_it_is(start, url, kind, errors):
         answer = server.client.call(kind, request, key)
         assert answer.reason is Reason.OUTCOME_UNKNOWN, what
         assert answer.code is grpc.StatusCode.FAILED_PRECONDITION, what
-        assert look(server.store, name).value == planted, what
+        assert server.store.read(name).value == planted, what
     assert len(server.ledger.runs(request)) == 1
     assert server.client.call(kind, request, first_key).essence == first.essence
     assert not errors
@@ -148,7 +147,7 @@ def test_an_owner_that_comes_late_finds_such_a_record(start, url, kind, errors):
         server.ledger.gate(gate).open()
         answer = call.answer()
         assert answer.reason in (Reason.OUTCOME_UNKNOWN, Reason.LEASE_LOST)
-        assert look(server.store, name).value == planted
+        assert server.store.read(name).value == planted
     assert not errors
 
 
@@ -289,7 +288,7 @@ def test_whatever_is_found_a_call_knows_what_to_do_and_every_store_can_do_it(rul
         for verdict in (judge(call, Held(value, left)), judge_late(call, Held(value, left))):
             if isinstance(verdict, (Claim, GiveUp)):
                 swap = verdict.swap
-                checked_swap(swap.key, swap.expected, swap.new, swap.ttl, swap.max_left)
+                check_swap(swap)
                 assert swap.max_left is None or 0 <= swap.max_left <= LONGEST
 
 
@@ -325,7 +324,7 @@ def test_a_token_whose_record_cannot_be_read(start_tokens, url, errors):
             server.client.call(Kind.UNARY, request, token),
         ]
         assert [answer.reason for answer in answers] == [Reason.OUTCOME_UNKNOWN] * 3, what
-        assert look(server.store, name).value == planted, what
+        assert server.store.read(name).value == planted, what
     assert not errors
 
 
@@ -348,7 +347,7 @@ def test_a_count_of_tokens_that_cannot_be_read(start_tokens, url, counter, error
             grpc.StatusCode.FAILED_PRECONDITION,
             Reason.OUTCOME_UNKNOWN,
         ), junk
-        assert look(server.store, counter(server)).value == junk
+        assert server.store.read(counter(server)).value == junk
     put(server.store, counter(server), token_pb2.IssueCount(count=1).SerializeToString())
     assert issue_many(server.client)
     assert not errors

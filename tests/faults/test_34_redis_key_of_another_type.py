@@ -49,7 +49,7 @@ def test_every_swap_of_it_is_refused_by_name_and_changes_nothing(redis, admin, o
 
     async def refused_async(swap):
         async with open_async_store(redis.url) as store:
-            await refused(store.swap(swap.key, swap.expected, swap.new, swap.ttl, swap.max_left))
+            await refused(store.swap(swap))
             await refused(store.swap_many([Swap(b"mine", None, b"one", TTL), swap]))
 
     async def refused(swapping):
@@ -60,7 +60,7 @@ def test_every_swap_of_it_is_refused_by_name_and_changes_nothing(redis, admin, o
     with open_store(redis.url) as store:
         for swap in swaps_of(b"theirs"):
             for send in (
-                lambda swap: store.swap(swap.key, swap.expected, swap.new, swap.ttl, swap.max_left),
+                lambda swap: store.swap(swap),
                 lambda swap: store.swap_many([Swap(b"mine", None, b"one", TTL), swap]),
             ):
                 with pytest.raises(StoreError, match="key idem:theirs holds a Redis type") as caught:
@@ -77,7 +77,7 @@ def test_other_swaps_of_a_batch_do_not_suffer(redis, admin, face):
     opened = open_for(face, redis.url, "idem")
     store = opened if face == "sync" else opened.blocking
     admin.rpush("idem:theirs", "a list")
-    store.swap(b"held", None, b"another's", TTL)
+    store.swap(Swap(b"held", None, b"another's", TTL))
     keys = (b"one", b"theirs", b"held", b"two")
     one, theirs, held, two = attempt_all(
         store, [Swap(key, None, b"mine", TTL) for key in keys], Availability()
@@ -148,7 +148,7 @@ def test_tokens_of_such_a_name_are_refused_and_others_work(face, redis, admin):
 def test_a_scan_leaves_it_out_and_says_so(redis, admin, caplog, other):
     with RedisStore(redis.url) as store:
         for number in range(150):
-            store.swap(b"%d" % number, None, b"one", TTL)
+            store.swap(Swap(b"%d" % number, None, b"one", TTL))
         OTHERS[other](admin, "idem:theirs")
         assert len(dict(store.scan())) == 150
         assert "idem:theirs: the Redis type is not a record's" in caplog.text

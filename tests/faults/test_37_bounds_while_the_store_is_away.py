@@ -124,9 +124,9 @@ class Forgetful:
         if self.is_stuck and Record.from_bytes(new).state in (State.DONE, State.OPEN):
             raise StoreUnavailable("no room for answers", answered=True)
 
-    def swap(self, key, expected, new, ttl, max_left=None):
-        self.refuse(new)
-        return self._swap(key, expected, new, ttl, max_left)
+    def swap(self, swap):
+        self.refuse(swap.new)
+        return self._swap(swap)
 
 
 class AsyncForgetful(Forgetful):
@@ -135,13 +135,13 @@ class AsyncForgetful(Forgetful):
         self._blocking_swap = store.blocking.swap
         store.blocking.swap = self.blocking_swap
 
-    async def swap(self, key, expected, new, ttl, max_left=None):
-        self.refuse(new)
-        return await self._swap(key, expected, new, ttl, max_left)
+    async def swap(self, swap):
+        self.refuse(swap.new)
+        return await self._swap(swap)
 
-    def blocking_swap(self, key, expected, new, ttl, max_left=None):
-        self.refuse(new)
-        return self._blocking_swap(key, expected, new, ttl, max_left)
+    def blocking_swap(self, swap):
+        self.refuse(swap.new)
+        return self._blocking_swap(swap)
 
 
 @pytest.fixture

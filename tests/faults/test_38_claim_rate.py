@@ -14,9 +14,8 @@ from idem_grpc.digest import digest, store_key
 from idem_grpc.flow import FENCE_TTL
 from idem_grpc.rate import NotCounted, counted
 from idem_grpc.record import State
-from idem_grpc.stores.contract import look
 from idem_grpc.stores.memory import AsyncMemoryStore, MemoryStore
-from idem_grpc.swap import Held, Swapped
+from idem_grpc.swap import Held, Swap, Swapped
 from tests.server.client import Kind
 from tests.server.harness import open_store
 from tests.server.kinds import ALL, kinds
@@ -68,7 +67,7 @@ def test_a_caller_with_too_many_new_keys_is_refused_and_nothing_is_run_or_kept(s
     record = server.record(key, kind, scope="shop")
     assert (record.state, record.attempt, record.fingerprint) == (State.OPEN, 0, None)
     name = store_key(server.store.namespace, kind.path, b"shop", key)
-    assert look(server.store, name).ttl_left <= FENCE_TTL
+    assert server.store.read(name).ttl_left <= FENCE_TTL
 
 
 def test_duplicates_are_neither_counted_nor_refused(start, url, kind, key):
@@ -196,7 +195,7 @@ def test_what_cannot_be_counted_is_let_through(start, url):
     server = start(url, **limited(1))
     parts = (server.store.namespace.encode(), Kind.UNARY.path.encode(), b"shop")
     name = digest("claim rate", *parts, size=24)
-    assert server.store.swap(name, None, b"\xff junk", PERIOD) == Swapped(0)
+    assert server.store.swap(Swap(name, None, b"\xff junk", PERIOD)) == Swapped(0)
     assert all(call(server, Kind.UNARY).ok for _ in range(3))
 
 
@@ -233,7 +232,7 @@ def test_a_count_ends_when_its_window_does():
         try:
             swap = next(steps)
             while True:
-                seen = store.swap(swap.key, swap.expected, swap.new, swap.ttl)
+                seen = store.swap(Swap(swap.key, swap.expected, swap.new, swap.ttl))
                 swap = steps.send(seen)
         except StopIteration as end:
             return end.value

@@ -18,7 +18,6 @@ import idem_grpc
 import idem_grpc.aio
 from idem_grpc.digest import store_key
 from idem_grpc.record import Record
-from idem_grpc.stores.contract import look
 from tests.server.client import MESSAGE_SIZE, Client, Kind
 from tests.server.ledger import DEADLINE, Ledger
 from tests.server.servicers import AsyncServicer, Servicer
@@ -74,7 +73,7 @@ class Server:
     def record(self, key: str, kind: Kind = Kind.UNARY, scope: str = "") -> Record:
         """What the store holds under ``key``."""
         name = store_key(self.store.namespace, kind.path, scope.encode(), key)
-        return Record.from_bytes(look(self.store, name).value)
+        return Record.from_bytes(self.store.read(name).value)
 
     def close(self) -> None:
         """End it with all that still runs, and close its store."""

@@ -19,11 +19,9 @@ class Watched(Store):
         with self._lock:
             self.swaps.append(swap)
 
-    def swap(
-        self, key: bytes, expected: bytes | None, new: bytes | None, ttl: float, max_left: float | None = None
-    ) -> Swapped | Held:
-        self.note(Swap(key, expected, new, ttl, max_left))
-        return self.inner.swap(key, expected, new, ttl, max_left)
+    def swap(self, swap: Swap) -> Swapped | Held:
+        self.note(swap)
+        return self.inner.swap(swap)
 
     def check(self) -> None:
         self.inner.check()
@@ -44,11 +42,9 @@ class AsyncWatched(AsyncStore):
     def swaps(self) -> list[Swap]:
         return self.blocking.swaps
 
-    async def swap(
-        self, key: bytes, expected: bytes | None, new: bytes | None, ttl: float, max_left: float | None = None
-    ) -> Swapped | Held:
-        self.blocking.note(Swap(key, expected, new, ttl, max_left))
-        return await self.inner.swap(key, expected, new, ttl, max_left)
+    async def swap(self, swap: Swap) -> Swapped | Held:
+        self.blocking.note(swap)
+        return await self.inner.swap(swap)
 
     async def check(self) -> None:
         await self.inner.check()

@@ -10,7 +10,6 @@ import pytest
 from idem_grpc import Reason
 from idem_grpc.digest import store_key
 from idem_grpc.record import Record, State
-from idem_grpc.stores.contract import look
 from tests.server.client import Kind
 from tests.server.harness import open_store
 from tests.server.ledger import order, run
@@ -117,6 +116,6 @@ def test_an_event_loop_that_ends_leaves_nothing_running(url, kind, on_unclear, e
     )
     with open_store("sync", url, namespace) as store:
         name = store_key(namespace, kind.path, b"", "key")
-        left = Record.from_bytes(look(store, name).value)
+        left = Record.from_bytes(store.read(name).value)
     assert left.state is {"RERUN": State.OPEN, "FAIL": State.UNKNOWN}[on_unclear]
     assert left.attempt == 1

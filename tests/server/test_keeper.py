@@ -25,8 +25,8 @@ class SlowStore(MemoryStore):
         self.fault = None
         self.lost = 0
 
-    def swap(self, key, expected, new, ttl, max_left=None):
-        return self.swap_many([Swap(key, expected, new, ttl, max_left)])[0]
+    def swap(self, swap):
+        return self.swap_many([swap])[0]
 
     def swap_many(self, swaps):
         self.batches.append([swap.key for swap in swaps])
@@ -34,7 +34,7 @@ class SlowStore(MemoryStore):
         is_meant = any(swap.key == b"faulty" for swap in swaps) or isinstance(self.fault, StoreUnavailable)
         if self.fault is not None and is_meant:
             raise self.fault
-        seen = [MemoryStore.swap(self, *(swap.key, swap.expected, swap.new, swap.ttl)) for swap in swaps]
+        seen = [MemoryStore.swap(self, swap) for swap in swaps]
         return seen if len(seen) == 1 else seen[self.lost :]
 
 
@@ -46,10 +46,10 @@ class OneByOne(MemoryStore):
         self.asked = set()
         self.gates = defaultdict(threading.Event)
 
-    def swap(self, key, expected, new, ttl, max_left=None):
-        self.asked.add(key)
-        assert self.gates[key].wait(DEADLINE)
-        return super().swap(key, expected, new, ttl, max_left)
+    def swap(self, swap):
+        self.asked.add(swap.key)
+        assert self.gates[swap.key].wait(DEADLINE)
+        return super().swap(swap)
 
 
 class Running:
@@ -57,7 +57,7 @@ class Running:
 
     def __init__(self, keeper, store, key):
         claim = Swap(key, None, b"mine", 60.0)
-        MemoryStore.swap(store, key, None, b"mine", 60.0)
+        MemoryStore.swap(store, claim)
         self.lease = Lease(60.0, claimed=elapsed() - 61.0)  # lost, but for a renewal
         promise = Promise(claim, self.lease, is_protected=True)
         self._renewing = keeper.renewing(promise, lambda: None)

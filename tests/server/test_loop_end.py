@@ -11,7 +11,6 @@ import idem_grpc.aio
 from idem_grpc import SHARED
 from idem_grpc.digest import store_key
 from idem_grpc.record import Record, State
-from idem_grpc.stores.contract import look
 from tests.server.client import Client, Kind
 from tests.server.ledger import SERVICE, Gate, order, run
 from tests.support.wait import until
@@ -30,7 +29,7 @@ class Ending:
 
     def state(self):
         name = store_key(self.store.blocking.namespace, Kind.UNARY.path, b"", "key")
-        return Record.from_bytes(look(self.store.blocking, name).value).state
+        return Record.from_bytes(self.store.blocking.read(name).value).state
 
     def handler(self, request, context):
         self.gate.cross()

@@ -22,15 +22,15 @@ class LeavingStore(MemoryStore):
 
     is_away = False
 
-    def swap(self, *swap, **more):
+    def swap(self, swap):
         if self.is_away:
             raise StoreUnavailable("away")
-        return super().swap(*swap, **more)
+        return super().swap(swap)
 
     def left(self, key: str) -> float:
         """What a record has left to live, in seconds, also while the store is away."""
         name = store_key(self.namespace, "/t.T/Pay", b"", key)
-        return float(super().swap(name, b"a look", b"a look", 1.0).ttl_left)
+        return self.read(name).ttl_left
 
 
 class Server:
@@ -173,10 +173,10 @@ def test_a_lease_is_lost_by_the_clock_however_long_the_store_is_silent():
     hung = threading.Event()
 
     class Silent(MemoryStore):
-        def swap(self, key, expected, new, ttl, max_left=None):
-            if expected == new and expected is not None:
+        def swap(self, swap):
+            if swap.expected == swap.new and swap.expected is not None:
                 assert hung.wait(DEADLINE)
-            return super().swap(key, expected, new, ttl, max_left)
+            return super().swap(swap)
 
     def pay(request, context):
         execution = current()

@@ -4,12 +4,12 @@ import sys
 from uuid import uuid4
 
 from idem_grpc.stores import open_store
-from idem_grpc.stores.contract import TTL, look
-from idem_grpc.swap import Swapped
+from idem_grpc.stores.contract import TTL
+from idem_grpc.swap import Swap, Swapped
 
 
 def count(store, key):
-    value = look(store, key).value
+    value = store.read(key).value
     return int(value.split()[0]) if value else 0
 
 
@@ -17,10 +17,10 @@ def main(url, key, rounds):
     with open_store(url) as store:
         for _ in range(rounds):
             while True:
-                held = look(store, key).value
+                held = store.read(key).value
                 number = int(held.split()[0]) + 1 if held else 1
                 mine = b"%d %s" % (number, uuid4().bytes.hex().encode())
-                if isinstance(store.swap(key, held, mine, TTL), Swapped):
+                if isinstance(store.swap(Swap(key, held, mine, TTL)), Swapped):
                     break
             print(number, flush=True)  # noqa: T201 -- read by the test that started this process
 

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from idem_grpc.stores import open_async_store, open_store
-from idem_grpc.stores.contract import look
-from idem_grpc.swap import Held, Swapped
+from idem_grpc.swap import Held, Swap, Swapped
 from idem_grpc.testing import AsyncStoreContract
 from tests.support.wait import until
 
@@ -40,7 +39,7 @@ class Machine(RuleBasedStateMachine):
     @rule(key=KEYS, expected=VALUES, new=VALUES, ttl=TTLS, max_left=BOUNDS)
     def swap(self, key, expected, new, ttl, max_left):
         value, left = self.model.get(key, (None, 0.0))
-        answer = self.store.swap(key, expected, new, ttl, max_left)
+        answer = self.store.swap(Swap(key, expected, new, ttl, max_left))
         unrenewed = max_left is None or left <= max_left
         if value == new or (value == expected and unrenewed):
             assert isinstance(answer, Swapped)
@@ -55,21 +54,21 @@ class Machine(RuleBasedStateMachine):
     @rule(key=KEYS, ttl=TTLS)
     def renew(self, key, ttl):
         value, _ = self.model.get(key, (None, 0.0))
-        assert isinstance(self.store.swap(key, value, value, ttl), Swapped)
+        assert isinstance(self.store.swap(Swap(key, value, value, ttl)), Swapped)
         if value is not None:
             self.model[key] = (value, ttl)
 
     @rule(key=KEYS)
     def expire(self, key):
         value, _ = self.model.pop(key, (None, 0.0))
-        assert isinstance(self.store.swap(key, value, b"dying", 0.001), Swapped)
-        until(lambda: look(self.store, key) == Held(None, 0.0), step=0.001)
+        assert isinstance(self.store.swap(Swap(key, value, b"dying", 0.001)), Swapped)
+        until(lambda: self.store.read(key) == Held(None, 0.0), step=0.001)
 
     @invariant()
     def every_key_holds_what_the_model_says(self):
         for key in (b"a", b"b"):
             value, ttl = self.model.get(key, (None, 0.0))
-            held = look(self.store, key)
+            held = self.store.read(key)
             assert held.value == value
             assert ttl - 500 < held.ttl_left <= ttl
 

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from idem_grpc.stores.memory import MemoryStore
-from idem_grpc.swap import Held, Swapped
+from idem_grpc.swap import Held, Swap, Swapped
 
 
 @pytest.fixture
@@ -31,13 +31,13 @@ class Clock:
 def test_time_is_the_clocks():
     clock = Clock()
     with MemoryStore(clock=clock) as store:
-        store.swap(b"key", None, b"one", 10)
+        store.swap(Swap(b"key", None, b"one", 10))
         clock.now += 4
-        assert store.swap(b"key", None, b"two", 10) == Held(b"one", 6)
-        assert store.swap(b"key", b"one", b"two", 10, max_left=5.9) == Held(b"one", 6)
-        assert store.swap(b"key", b"one", b"two", 10, max_left=6) == Swapped(6)
+        assert store.swap(Swap(b"key", None, b"two", 10)) == Held(b"one", 6)
+        assert store.swap(Swap(b"key", b"one", b"two", 10, max_left=5.9)) == Held(b"one", 6)
+        assert store.swap(Swap(b"key", b"one", b"two", 10, max_left=6)) == Swapped(6)
         clock.now += 10
-        assert store.swap(b"key", b"two", b"three", 10) == Held(None, 0)
+        assert store.swap(Swap(b"key", b"two", b"three", 10)) == Held(None, 0)
 
 
 def test_memory_is_given_back():
@@ -45,34 +45,34 @@ def test_memory_is_given_back():
     clock = Clock()
     with MemoryStore(clock=clock) as store:
         for number in range(1000):
-            store.swap(b"%d" % number, None, b"brief", 10)
+            store.swap(Swap(b"%d" % number, None, b"brief", 10))
         clock.now += 11
         gc.collect()
         before = sys.getallocatedblocks()
         for number in range(1000):
-            store.swap(b"long", None, b"claimed", 86_400)
-            store.swap(b"long", b"claimed", b"claimed", 86_400)
-            store.swap(b"long", b"claimed", None, 0)
-            store.swap(b"other %d" % number, None, b"brief", 1e-9)
+            store.swap(Swap(b"long", None, b"claimed", 86_400))
+            store.swap(Swap(b"long", b"claimed", b"claimed", 86_400))
+            store.swap(Swap(b"long", b"claimed", None, 0))
+            store.swap(Swap(b"other %d" % number, None, b"brief", 1e-9))
             clock.now += 1e-6
         gc.collect()
         assert sys.getallocatedblocks() < before - 2000, "the thousand are gone, and nothing took their place"
-        assert store.swap(b"0", None, b"again", 10) == Swapped(0)
+        assert store.swap(Swap(b"0", None, b"again", 10)) == Swapped(0)
 
 
 def test_what_lives_is_not_purged():
     clock = Clock()
     with MemoryStore(clock=clock) as store:
-        store.swap(b"renewed", None, b"one", 10)
-        store.swap(b"renewed", b"one", b"one", 100)
-        store.swap(b"again", None, b"one", 10)
-        store.swap(b"again", b"one", None, 0)
-        store.swap(b"again", None, b"two", 100)
+        store.swap(Swap(b"renewed", None, b"one", 10))
+        store.swap(Swap(b"renewed", b"one", b"one", 100))
+        store.swap(Swap(b"again", None, b"one", 10))
+        store.swap(Swap(b"again", b"one", None, 0))
+        store.swap(Swap(b"again", None, b"two", 100))
         clock.now += 50
         for number in range(20):
-            store.swap(b"%d" % number, None, b"x", 1)
-        assert store.swap(b"renewed", None, b"mine", 10) == Held(b"one", 50)
-        assert store.swap(b"again", None, b"mine", 10) == Held(b"two", 50)
+            store.swap(Swap(b"%d" % number, None, b"x", 1))
+        assert store.swap(Swap(b"renewed", None, b"mine", 10)) == Held(b"one", 50)
+        assert store.swap(Swap(b"again", None, b"mine", 10)) == Held(b"two", 50)
 
 
 @pytest.mark.usefixtures("hasty")
@@ -82,7 +82,9 @@ def test_threads_do_not_interleave():
 
     def claims(name):
         barrier.wait(60)
-        return sum(isinstance(store.swap(b"%d" % key, None, name, 60), Swapped) for key in range(rounds))
+        return sum(
+            isinstance(store.swap(Swap(b"%d" % key, None, name, 60)), Swapped) for key in range(rounds)
+        )
 
     with MemoryStore() as store, ThreadPoolExecutor(threads) as pool:
         assert sum(pool.map(claims, [b"%d" % number for number in range(threads)])) == rounds

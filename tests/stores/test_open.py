@@ -9,6 +9,7 @@ from idem_grpc.stores import open_async_store, open_store
 from idem_grpc.stores.memory import AsyncMemoryStore, MemoryStore
 from idem_grpc.stores.redis import AsyncRedisStore, RedisStore
 from idem_grpc.stores.sqlite import AsyncSqliteStore, SqliteStore
+from idem_grpc.swap import Swap
 
 SECRET = "s3cr3t"
 
@@ -135,8 +136,8 @@ assert "redis" not in sys.modules
 
 def test_two_stores_in_memory_share_nothing():
     with open_store("memory:") as one, open_store("memory:") as two:
-        one.swap(b"key", None, b"one", 60)
-        assert two.swap(b"key", None, b"two", 60).ttl_left == 0
+        one.swap(Swap(b"key", None, b"one", 60))
+        assert two.swap(Swap(b"key", None, b"two", 60)).ttl_left == 0
 
 
 @pytest.mark.parametrize("opening", [open_store, open_async_store])

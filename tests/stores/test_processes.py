@@ -8,11 +8,12 @@ import pytest
 FORK = """
 import os, sys
 from idem_grpc.stores import StoreError, open_store
+from idem_grpc.swap import Swap
 store = open_store(sys.argv[1])
-store.swap(b"parent", None, b"one", 60)
+store.swap(Swap(b"parent", None, b"one", 60))
 child = os.fork()
 if not child:
-    for act in (lambda: store.swap(b"child", None, b"two", 60), store.check):
+    for act in (lambda: store.swap(Swap(b"child", None, b"two", 60)), store.check):
         try:
             act()
         except StoreError as error:
@@ -24,19 +25,20 @@ if not child:
     os._exit(0)
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 store.check()
-store.swap(b"key", None, b"three", 60)
-assert store.swap(b"parent", None, b"other", 60).value == b"one"
+store.swap(Swap(b"key", None, b"three", 60))
+assert store.swap(Swap(b"parent", None, b"other", 60)).value == b"one"
 store.close()
 """
 
 ASYNC_FORK = """
 import asyncio, os, sys
 from idem_grpc.stores import StoreError, open_async_store
+from idem_grpc.swap import Swap
 store = open_async_store(sys.argv[1])
 child = os.fork()
 async def main():
     try:
-        await store.swap(b"child", None, b"two", 60)
+        await store.swap(Swap(b"child", None, b"two", 60))
     except StoreError as error:
         assert "after the fork" in str(error), error
         await store.aclose()
@@ -55,8 +57,9 @@ asyncio.run(parent())
 FORGOTTEN = """
 import sys
 from idem_grpc.stores import open_store
+from idem_grpc.swap import Swap
 store = open_store(sys.argv[1])
-store.swap(b"key", None, b"one", 60)
+store.swap(Swap(b"key", None, b"one", 60))
 """
 
 

@@ -9,7 +9,7 @@ from idem_grpc.stores import StoreError
 from idem_grpc.stores.contract import TTL
 from idem_grpc.stores.redis import RedisStore
 from idem_grpc.stores.sqlite import SqliteStore
-from idem_grpc.swap import Held, Swapped
+from idem_grpc.swap import Held, Swap, Swapped
 from tests.support.wait import until
 
 
@@ -37,7 +37,7 @@ def test_every_key_is_found_over_many_pages(open_named, namespace):
         written = {b"": b"empty", b"\xff": b"last"}
         written |= {b"%d" % number: b"value %d" % number for number in range(350)}
         for key, value in written.items():
-            store.swap(key, None, value, TTL)
+            store.swap(Swap(key, None, value, TTL))
         found = dict(store.scan())
     assert {key: held.value for key, held in found.items()} == written
     assert all(0 < held.ttl_left <= TTL for held in found.values())
@@ -48,16 +48,16 @@ def test_only_its_own_namespace_is_found(open_named, namespace):
     others = [namespace[:-1], namespace + "-x", namespace + "x", namespace + ".", namespace + "/", "0", "z"]
     for other in others:
         with open_named(other) as store:
-            store.swap(b"theirs", None, b"theirs", TTL)
+            store.swap(Swap(b"theirs", None, b"theirs", TTL))
     with open_named(namespace) as store:
-        store.swap(b"mine", None, b"mine", TTL)
+        store.swap(Swap(b"mine", None, b"mine", TTL))
         assert [key for key, _ in store.scan()] == [b"mine"]
 
 
 def test_what_has_expired_is_not_found(open_named, namespace):
     with open_named(namespace) as store:
-        store.swap(b"brief", None, b"one", 0.05)
-        store.swap(b"long", None, b"two", TTL)
+        store.swap(Swap(b"brief", None, b"one", 0.05))
+        store.swap(Swap(b"long", None, b"two", TTL))
         until(lambda: [key for key, _ in store.scan()] == [b"long"])
 
 
@@ -65,11 +65,11 @@ def test_swaps_go_on_in_the_middle_of_a_scan(open_named, namespace):
     with open_named(namespace) as store, open_named(namespace) as other:
         keys = {b"%d" % number for number in range(250)}
         for key in keys:
-            store.swap(key, None, b"one", TTL)
+            store.swap(Swap(key, None, b"one", TTL))
         scan = store.scan()
         first, _ = next(scan)
-        assert isinstance(other.swap(b"0", b"one", b"two", TTL), Swapped)
-        assert isinstance(store.swap(b"1", b"one", b"two", TTL), Swapped)
+        assert isinstance(other.swap(Swap(b"0", b"one", b"two", TTL)), Swapped)
+        assert isinstance(store.swap(Swap(b"1", b"one", b"two", TTL)), Swapped)
         assert {first, *(key for key, _ in scan)} == keys
 
 
@@ -90,7 +90,7 @@ def test_redis_keys_of_other_types_and_without_an_end(redis_server, namespace):
 def test_redis_is_scanned_by_scan(own_redis_server):
     with RedisStore(own_redis_server.url) as store, own_redis_server.client() as client:
         for number in range(150):
-            store.swap(b"%d" % number, None, b"one", TTL)
+            store.swap(Swap(b"%d" % number, None, b"one", TTL))
         assert len(dict(store.scan())) == 150
         stats = client.info("commandstats")
     assert "cmdstat_keys" not in stats

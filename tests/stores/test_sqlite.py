@@ -14,9 +14,9 @@ import pytest
 
 from idem_grpc.stores import StoreError, StoreUnavailable, open_store
 from idem_grpc.stores.boot_clock import BootClock, host_clock
-from idem_grpc.stores.contract import TTL, look
+from idem_grpc.stores.contract import TTL
 from idem_grpc.stores.sqlite import SqliteStore
-from idem_grpc.swap import Held, Swapped
+from idem_grpc.swap import Held, Swap, Swapped
 from tests.stores.sqlite_writer import count
 from tests.support.wait import until
 
@@ -94,7 +94,7 @@ def test_a_file_is_made_once(tmp_path):
     def make(path, barrier):
         with SqliteStore(path, sweep_every=None) as store:
             barrier.wait(60)
-            return store.swap(b"key", None, b"one", TTL)
+            return store.swap(Swap(b"key", None, b"one", TTL))
 
     for number in range(20):
         barrier = threading.Barrier(makers)
@@ -106,54 +106,54 @@ def test_a_file_is_made_once(tmp_path):
 def test_a_wall_clock_that_jumps_changes_nothing(path):
     host = Host()
     with SqliteStore(path, clock=host.clock()) as store:
-        store.swap(b"key", None, b"one", 100)
+        store.swap(Swap(b"key", None, b"one", 100))
         for jump in (-1_000_000, 500, 10_000_000):
             host.wall += jump
             host.up += 10
-            left = look(store, b"key").ttl_left
-            assert store.swap(b"key", b"one", b"two", 100, max_left=left - 1) == Held(b"one", left)
+            left = store.read(b"key").ttl_left
+            assert store.swap(Swap(b"key", b"one", b"two", 100, max_left=left - 1)) == Held(b"one", left)
         assert left == 70
         host.up += 70
-        assert look(store, b"key") == Held(None, 0)
+        assert store.read(b"key") == Held(None, 0)
 
 
 def test_a_reboot_is_bridged_by_the_wall_clock(path):
     host = Host()
     with SqliteStore(path, clock=host.clock(), sweep_every=None) as store:
-        store.swap(b"long", None, b"one", 1000)
-        store.swap(b"short", None, b"one", 100)
+        store.swap(Swap(b"long", None, b"one", 1000))
+        store.swap(Swap(b"short", None, b"one", 100))
     host.reboot(took=300)
     with SqliteStore(path, clock=host.clock(), sweep_every=None) as store:
-        assert look(store, b"long") == Held(b"one", 700)
-        assert look(store, b"short") == Held(None, 0)
-        assert store.swap(b"long", b"one", b"two", 1000) == Swapped(700)
+        assert store.read(b"long") == Held(b"one", 700)
+        assert store.read(b"short") == Held(None, 0)
+        assert store.swap(Swap(b"long", b"one", b"two", 1000)) == Swapped(700)
         host.wall += 5000
-        assert look(store, b"long").ttl_left == 1000, "it is this boot's now"
+        assert store.read(b"long").ttl_left == 1000, "it is this boot's now"
 
 
 def test_a_wall_clock_set_back_by_a_reboot_makes_nothing_live_longer(path):
     host = Host()
     with SqliteStore(path, clock=host.clock()) as store:
-        store.swap(b"key", None, b"one", 1000)
+        store.swap(Swap(b"key", None, b"one", 1000))
     host.reboot(took=-1_000_000_000)
     with SqliteStore(path, clock=host.clock()) as store:
-        assert look(store, b"key") == Held(b"one", 1000)
+        assert store.read(b"key") == Held(b"one", 1000)
         until(lambda: set(rows(path).values()) == {host.boot})  # the sweeper brings it over to this boot
         host.up += 400
-        assert look(store, b"key") == Held(b"one", 600)
+        assert store.read(b"key") == Held(b"one", 600)
 
 
 def test_without_a_boot_id_the_wall_clock_decides(path):
     host = Host()
     clock = BootClock("", lambda: host.wall, lambda: host.wall)
     with SqliteStore(path, clock=clock) as store:
-        store.swap(b"key", None, b"one", 1000)
+        store.swap(Swap(b"key", None, b"one", 1000))
         host.wall += 400
-        assert look(store, b"key") == Held(b"one", 600)
+        assert store.read(b"key") == Held(b"one", 600)
         host.wall -= 100_000
-        assert look(store, b"key") == Held(b"one", 1000)
+        assert store.read(b"key") == Held(b"one", 1000)
     with SqliteStore(path, clock=replace(host.clock(), boot="known")) as store:
-        assert look(store, b"key").value == b"one"
+        assert store.read(b"key").value == b"one"
 
 
 def test_the_hosts_clock_is_the_same_for_all_processes():
@@ -170,21 +170,21 @@ def test_expired_records_are_swept_and_no_others(path):
     host = Host()
     with SqliteStore(path, clock=host.clock(), sweep_every=0.01) as store:
         for number in range(350):
-            store.swap(b"brief %d" % number, None, b"one", 10)
-        store.swap(b"long", None, b"one", 1000)
-        store.swap(b"renewed", None, b"one", 10)
-        store.swap(b"renewed", b"one", b"one", 1000)
+            store.swap(Swap(b"brief %d" % number, None, b"one", 10))
+        store.swap(Swap(b"long", None, b"one", 1000))
+        store.swap(Swap(b"renewed", None, b"one", 10))
+        store.swap(Swap(b"renewed", b"one", b"one", 1000))
         assert len(rows(path)) == 352
         host.up += 10
         until(lambda: len(rows(path)) == 2)
     host.reboot(took=100)
     with SqliteStore(path, clock=host.clock(), sweep_every=0.01) as store:
-        until(lambda: look(store, b"long").ttl_left <= 900 and rows(path).get(b"idem:long") == host.boot)
+        until(lambda: store.read(b"long").ttl_left <= 900 and rows(path).get(b"idem:long") == host.boot)
         host.wall += 1_000_000
-        store.swap(b"done", None, b"one", 10)
+        store.swap(Swap(b"done", None, b"one", 10))
         host.up += 10
         until(lambda: b"idem:done" not in rows(path))
-        assert look(store, b"long") == Held(b"one", 890)
+        assert store.read(b"long") == Held(b"one", 890)
 
 
 @pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning")  # from Python 3.13 on
@@ -210,25 +210,27 @@ def test_sweeping_ends_with_the_store(url):
 
 def test_a_replay_takes_no_lock(url, path):
     with open_store(url) as store:
-        store.swap(b"key", None, b"one", TTL)
+        store.swap(Swap(b"key", None, b"one", TTL))
         connection = sqlite3.connect(path, isolation_level=None)
         connection.execute("BEGIN IMMEDIATE")
-        assert isinstance(store.swap(b"key", None, b"two", TTL), Held)
+        assert isinstance(store.swap(Swap(b"key", None, b"two", TTL)), Held)
         with pytest.raises(StoreUnavailable, match="locked"):
-            store.swap(b"key", b"one", b"two", TTL)
+            store.swap(Swap(b"key", b"one", b"two", TTL))
         connection.execute("ROLLBACK")
         connection.close()
-        assert isinstance(store.swap(b"key", b"one", b"two", TTL), Swapped)
+        assert isinstance(store.swap(Swap(b"key", b"one", b"two", TTL)), Swapped)
 
 
 def test_namespaces_share_a_file(url):
     with open_store(url, namespace="a") as one, open_store(url, namespace="a.b") as two:
-        assert one.swap(b"key", None, b"one", TTL) == Swapped(0)
-        assert two.swap(b"key", None, b"two", TTL) == Swapped(0)
-        assert look(one, b"key").value == b"one"
+        assert one.swap(Swap(b"key", None, b"one", TTL)) == Swapped(0)
+        assert two.swap(Swap(b"key", None, b"two", TTL)) == Swapped(0)
+        assert one.read(b"key").value == b"one"
 
 
-@pytest.mark.parametrize("act", [lambda store: store.check(), lambda store: store.swap(b"k", None, b"v", 1)])
+@pytest.mark.parametrize(
+    "act", [lambda store: store.check(), lambda store: store.swap(Swap(b"k", None, b"v", 1))]
+)
 class TestAFileThatWillNotDo:
     def refuse(self, url, act, sentence):
         with open_store(url) as store, pytest.raises(StoreError, match=sentence) as caught:
@@ -267,10 +269,11 @@ class TestAFileThatWillNotDo:
 READ_ONLY = """
 import os, sys
 from idem_grpc.stores import StoreError, StoreUnavailable, open_store
+from idem_grpc.swap import Swap
 store = open_store(sys.argv[1])
 if os.getuid() == 0:
     os.setuid(65534)
-for act in (store.check, lambda: store.swap(b"key", None, b"one", 60)):
+for act in (store.check, lambda: store.swap(Swap(b"key", None, b"one", 60))):
     try:
         act()
     except StoreError as error:

@@ -8,7 +8,7 @@ import pytest
 
 from idem_grpc.stores import StoreUnavailable, open_async_store, open_store
 from idem_grpc.stores.contract import TTL
-from idem_grpc.swap import Swapped
+from idem_grpc.swap import Swap, Swapped
 from tests.server import certificates
 from tests.support.tls import terminating
 
@@ -24,14 +24,14 @@ def swap(request):
     async def asynchronously(url):
         async with open_async_store(url, namespace="tls") as store:
             await store.check()
-            return await store.swap(b"key", None, b"value", TTL)
+            return await store.swap(Swap(b"key", None, b"value", TTL))
 
     def swap(url):
         if request.param == "aio":
             return asyncio.run(asynchronously(url))
         with open_store(url, namespace="tls") as store:
             store.check()
-            return store.swap(b"key", None, b"value", TTL)
+            return store.swap(Swap(b"key", None, b"value", TTL))
 
     return swap
 

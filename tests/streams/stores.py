@@ -36,11 +36,9 @@ class _AsyncHeld(AsyncWatched):
         super().__init__(inner)
         self._gate = gate
 
-    async def swap(
-        self, key: bytes, expected: bytes | None, new: bytes | None, ttl: float, max_left: float | None = None
-    ) -> Swapped | Held:
+    async def swap(self, swap: Swap) -> Swapped | Held:
         await self._gate.cross_async()
-        return await super().swap(key, expected, new, ttl, max_left)
+        return await super().swap(swap)
 
 
 def held(store: Store | AsyncStore, gate: Gate) -> Watched | AsyncWatched:

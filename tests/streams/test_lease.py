@@ -12,8 +12,8 @@ from idem_grpc import Policy, Reason
 from idem_grpc.digest import store_key
 from idem_grpc.outcome import Outcome
 from idem_grpc.record import State
-from idem_grpc.stores.contract import look
 from idem_grpc.stores.protocol import StoreUnavailable
+from idem_grpc.swap import Swap
 from tests.server.client import Kind
 from tests.server.ledger import Gate, order, run
 from tests.server.processes import ServerProcess
@@ -40,9 +40,9 @@ def half_way(kind, sent=1):
 def taken_over(server, kind, key, **fields):
     """Have the record be another owner's, who lives."""
     name = store_key(server.store.namespace, kind.path, b"", key)
-    held = look(server.store, name)
+    held = server.store.read(name)
     theirs = replace(server.record(key, kind), owner=OTHER, attempt=2, lease=60.0, ttl=600.0, **fields)
-    server.store.swap(name, held.value, theirs.to_bytes(), 600)
+    server.store.swap(Swap(name, held.value, theirs.to_bytes(), 600))
 
 
 def is_lost(answer):

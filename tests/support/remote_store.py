@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from idem_grpc.stores import StoreError, open_store
 from idem_grpc.stores.sqlite import SqliteStore
-from idem_grpc.swap import Held, Swapped
+from idem_grpc.swap import Held, Swap, Swapped
 
 
 class Failed(NamedTuple):
@@ -23,7 +23,7 @@ class Failed(NamedTuple):
     text: str
 
 
-NAMES = {"Held": Held, "Swapped": Swapped, "Failed": Failed, "inf": float("inf")}
+NAMES = {"Swap": Swap, "Held": Held, "Swapped": Swapped, "Failed": Failed, "inf": float("inf")}
 
 
 class RemoteStore:
@@ -55,13 +55,12 @@ class RemoteStore:
         assert line, f"the process ended with {self._process.wait()}"
         return eval(line, NAMES)
 
-    def swap(self, *arguments: Any) -> Swapped | Held | Failed:
-        answer: Swapped | Held | Failed = self.ask(f"store.swap(*{arguments!r})")
+    def swap(self, swap: Swap) -> Swapped | Held | Failed:
+        answer: Swapped | Held | Failed = self.ask(f"store.swap({swap!r})")
         return answer
 
-    def look(self, key: bytes) -> Held:
-        answer = self.swap(key, b"never there", b"never written", 1.0)
-        assert isinstance(answer, Held)
+    def read(self, key: bytes) -> Held:
+        answer: Held = self.ask(f"store.read({key!r})")
         return answer
 
     def close(self) -> None:
@@ -81,7 +80,7 @@ def main(url: str) -> None:
     with store:
         for line in sys.stdin:
             try:
-                answer = eval(line, {"store": store})
+                answer = eval(line, {"store": store} | NAMES)
             except StoreError as error:
                 answer = Failed(type(error).__name__, getattr(error, "answered", False), str(error))
             sys.stdout.write(repr(answer) + "\n")

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-from idem_grpc.stores.contract import look
 from idem_grpc.stores.protocol import AsyncStore, Store
 from idem_grpc.swap import Held, Swap, Swapped
 from tests.server.stores import AsyncWatched, Watched
@@ -24,7 +23,7 @@ class Counted(Watched):
     def living(self) -> int:
         """How many of the records that were written are there."""
         keys = {swap.key for swap in self.swaps}
-        return sum(look(self.inner, key).value is not None for key in keys)
+        return sum(self.inner.read(key).value is not None for key in keys)
 
 
 class AsyncCounted(AsyncWatched):

@@ -6,8 +6,7 @@ from idem_grpc_pb.v1 import record_pb2, token_pb2
 
 from idem_grpc import KeyRule, OnUnclear, Policy, Reason
 from idem_grpc.digest import token_key
-from idem_grpc.stores.contract import look
-from idem_grpc.swap import Swapped
+from idem_grpc.swap import Swap, Swapped
 from tests.server.client import Kind
 from tests.server.harness import open_store
 from tests.server.ledger import order, run
@@ -194,19 +193,19 @@ def test_what_a_later_release_has_written_is_left_alone(start, url):
     token, namespace = issue(server.client), server.store.namespace
     with open_store("sync", url, namespace) as store:
         key = token_key(namespace, token)
-        unused = look(store, key).value
+        unused = store.read(key).value
         assert unused is not None
         later = record_pb2.Record.FromString(unused)
         later.state = 99  # type: ignore[assignment]  # which is the point
         written = later.SerializeToString()
-        assert isinstance(store.swap(key, unused, written, TTL), Swapped)
+        assert isinstance(store.swap(Swap(key, unused, written, TTL)), Swapped)
         told = (grpc.StatusCode.FAILED_PRECONDITION, Reason.OUTCOME_UNKNOWN)
         assert verdict(server.client.call(Kind.UNARY, order(), token)) == told
         for ask in (get, revoke):
             answer = ask(server.client, token)
             assert verdict(answer) == told
             assert "cannot read" in answer.details
-        assert look(store, key).value == written
+        assert store.read(key).value == written
     assert not server.ledger.all_runs
 
 

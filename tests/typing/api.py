@@ -285,18 +285,17 @@ def reached() -> bool:
 
 
 def swapped(mine: Store) -> float:
-    found = mine.swap(b"key", None, b"value", ttl=10)
+    found = mine.swap(Swap(b"key", None, b"value", ttl=10))
     assert_type(found, Swapped | Held)
     if isinstance(found, idem_grpc.aio.Held):
         assert_type(found.value, bytes | None)
+    assert_type(mine.read(b"key"), Held)
     return found.ttl_left
 
 
 class MyStore(Store):
-    def swap(
-        self, key: bytes, expected: bytes | None, new: bytes | None, ttl: float, max_left: float | None = None
-    ) -> Swapped | Held:
-        return Swapped(0.0) if new is None else Held(None, ttl)
+    def swap(self, swap: Swap) -> Swapped | Held:
+        return Swapped(0.0) if swap.new is None else Held(None, swap.ttl)
 
     def swap_many(self, swaps: Sequence[Swap]) -> list[Swapped | Held]:
         return super().swap_many([swap for swap in swaps if swap.ttl > 0])
@@ -310,10 +309,8 @@ class MyAsyncStore(idem_grpc.aio.Store):
     def __init__(self, blocking: Store) -> None:
         self.blocking = blocking
 
-    async def swap(
-        self, key: bytes, expected: bytes | None, new: bytes | None, ttl: float, max_left: float | None = None
-    ) -> Swapped | Held:
-        return self.blocking.swap(key, expected, new, ttl, max_left)
+    async def swap(self, swap: Swap) -> Swapped | Held:
+        return self.blocking.swap(swap)
 
     async def check(self) -> None: ...
 
@@ -329,7 +326,7 @@ Policy(replay_errors=[Code.ABORTED, refused], retention=minute)
 
 
 async def swapped_on_aio(mine: idem_grpc.aio.Store) -> None:
-    assert_type(await mine.swap(b"key", None, b"value", 10), idem_grpc.aio.Swapped | idem_grpc.aio.Held)
+    assert_type(await mine.swap(Swap(b"key", None, b"value", 10)), idem_grpc.aio.Swapped | idem_grpc.aio.Held)
 
 
 class TestMyStore(StoreContract):
