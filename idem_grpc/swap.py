@@ -43,13 +43,12 @@ class Held:
     ttl_left: float
 
 
-def may_swap(swap: Swap, held: Held) -> bool:
-    """Tell whether ``swap`` takes effect on a key that holds ``held``.
+def may_swap(swap: Swap, value: bytes | None, ttl_left: float) -> bool:
+    """Whether ``swap`` takes effect on a key that holds ``value`` for so long.
 
     A key that already holds ``new`` counts as swapped, so that a swap whose
     reply was lost can be sent again; ``swap.lua`` says the same for Redis.
     """
-    if held.value == swap.new:
+    if value == swap.new:
         return True
-    unrenewed = swap.max_left is None or held.ttl_left <= swap.max_left
-    return held.value == swap.expected and unrenewed
+    return value == swap.expected and (swap.max_left is None or ttl_left <= swap.max_left)

@@ -4,22 +4,18 @@ A dict and a lock. Expired entries are dropped a few at a time by the swaps that
 come after, so that memory stays bounded with nothing running in the background.
 """
 
-import heapq
-import math
 import threading
 import time
 from collections.abc import Callable
+from heapq import heapify, heappop, heappush
 
 from idem_grpc.stores.checking import check_swaps, check_swaps_async
-from idem_grpc.stores.protocol import (
-    AsyncStore,
-    Store,
-    check_swap,
-)
+from idem_grpc.stores.protocol import AsyncStore, Store, check_swap
 from idem_grpc.swap import Held, Swap, Swapped, may_swap
 
 _PURGED_PER_SWAP = 4  # more than one, so that a backlog shrinks while swaps keep adding
 _STALE_ALLOWED = 64  # so that a small store is not rebuilt at every turn
+_ABSENT = (None, 0.0)
 
 
 class MemoryStore(Store):
@@ -33,29 +29,36 @@ class MemoryStore(Store):
         super().__init__(namespace)
         self._clock = clock
         self._lock = threading.Lock()
-        self._entries: dict[bytes, tuple[bytes, float]] = {}
+        self._entries: dict[bytes, tuple[bytes, float]] = {}  # values, and when they expire
         # Every write adds one here; what a later write overtook is stale, and skipped when its time comes.
         self._expiries: list[tuple[float, bytes]] = []
 
     def swap(self, swap: Swap) -> Swapped | Held:
         self._opener.require()
         check_swap(swap)
+        key, new, entries, expiries = swap.key, swap.new, self._entries, self._expiries
         with self._lock:
             now = self._clock()
-            self._purge(now)
-            held = self._read(swap.key, now)
-            if not may_swap(swap, held):
-                return held
-            if swap.new is None:
-                self._entries.pop(swap.key, None)
+            if expiries and expiries[0][0] <= now:
+                self._purge(now)
+            value, left = self._look(key, now)
+            if not may_swap(swap, value, left):
+                return Held(value, left)
+            if new is None:
+                entries.pop(key, None)
             else:
-                self._write(swap.key, swap.new, now + swap.ttl)
-            return Swapped(held.ttl_left)
+                expiry = now + swap.ttl
+                entries[key] = new, expiry
+                heappush(expiries, (expiry, key))
+                if len(expiries) > 2 * len(entries) + _STALE_ALLOWED:
+                    expiries[:] = [(expiry, key) for key, (_, expiry) in entries.items()]
+                    heapify(expiries)
+            return Swapped(left)
 
     def read(self, key: bytes) -> Held:
         self._opener.require()
         with self._lock:
-            return self._read(key, self._clock())
+            return Held(*self._look(key, self._clock()))
 
     def check(self) -> None:
         check_swaps(self)
@@ -67,23 +70,18 @@ class MemoryStore(Store):
                 self._entries.clear()
                 self._expiries.clear()
 
-    def _read(self, key: bytes, now: float) -> Held:
-        value, expiry = self._entries.get(key, (None, -math.inf))
-        return Held(value, expiry - now) if expiry > now else Held(None, 0.0)
-
-    def _write(self, key: bytes, value: bytes, expiry: float) -> None:
-        self._entries[key] = (value, expiry)
-        heapq.heappush(self._expiries, (expiry, key))
-        if len(self._expiries) > 2 * len(self._entries) + _STALE_ALLOWED:
-            self._expiries = [(expiry, key) for key, (_, expiry) in self._entries.items()]
-            heapq.heapify(self._expiries)
+    def _look(self, key: bytes, now: float) -> tuple[bytes | None, float]:
+        """The value of a key, and the seconds that it has left."""
+        value, expiry = self._entries.get(key, _ABSENT)
+        return (value, expiry - now) if value is not None and expiry > now else _ABSENT
 
     def _purge(self, now: float) -> None:
         for _ in range(_PURGED_PER_SWAP):
             if not self._expiries or self._expiries[0][0] > now:
                 return
-            expiry, key = heapq.heappop(self._expiries)
-            if self._entries.get(key, (None, None))[1] == expiry:
+            expiry, key = heappop(self._expiries)
+            entry = self._entries.get(key)
+            if entry is not None and entry[1] == expiry:
                 del self._entries[key]
 
 

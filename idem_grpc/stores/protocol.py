@@ -36,6 +36,18 @@ class StoreUnavailable(StoreError):
         self.answered = answered
 
 
+def _note_fork() -> None:
+    global _forks
+    _forks += 1
+
+
+_forks = 0
+"""How many forks lie between this process and the one that imported this module."""
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_fork)
+
+
 class OpeningProcess:
     """The process that opened a store; no other may use it, and it only until it closes it.
 
@@ -44,15 +56,16 @@ class OpeningProcess:
 
     def __init__(self) -> None:
         self._pid = os.getpid()
+        self._forks = _forks  # which costs less to compare than the process id
         self.closed = False
 
     def is_here(self) -> bool:
         """Whether this is that process, and not one forked from it."""
-        return os.getpid() == self._pid
+        return self._forks == _forks
 
     def require(self) -> None:
         """Raise StoreError in any other process, or once the store is closed."""
-        if not self.is_here():
+        if self._forks != _forks:
             raise StoreError(
                 f"this store was opened in process {self._pid}, before a fork, and is used in process"
                 f" {os.getpid()}: call open_store in each worker process, after the fork"
@@ -244,18 +257,16 @@ class UsingLoop:
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    def is_here(self) -> bool:
-        """Tell whether the running loop is that one, or the first to use the store."""
-        return self._loop in (None, asyncio.get_running_loop())
-
     def require(self) -> None:
         """Raise StoreError in any other event loop."""
-        if not self.is_here():
+        loop = asyncio.get_running_loop()
+        if self._loop is None:
+            self._loop = loop
+        elif self._loop is not loop:
             raise StoreError(
                 "this store is used from a second event loop: call idem_grpc.aio.open_store once"
                 " for each event loop (for each asyncio.run)"
             )
-        self._loop = asyncio.get_running_loop()
 
 
 _NOBODYS = uuid4().bytes

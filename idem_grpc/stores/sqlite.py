@@ -189,7 +189,7 @@ class SqliteStore(Store):
         answers = list[Swapped | Held]()
         for swap in swaps:
             row, held = self._held_now(swap.key, deadline)
-            if not may_swap(swap, held):
+            if not may_swap(swap, held.value, held.ttl_left):
                 answers.append(held)
             elif swap.new is None and held.value is None:
                 answers.append(Swapped(held.ttl_left))
@@ -364,7 +364,7 @@ class SqliteStore(Store):
         """A swap on a key that had ``row`` when it was read."""
         while True:
             held = self._held(row)
-            if not may_swap(swap, held):
+            if not may_swap(swap, held.value, held.ttl_left):
                 return held
             if self._replace(connection, swap, row):
                 return Swapped(held.ttl_left)

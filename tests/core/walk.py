@@ -346,7 +346,7 @@ class Walk:
 
 def swapped(swap: Swap, held: Held) -> tuple[Swapped | Held, Held]:
     """What the store answers, and what it holds afterwards."""
-    if not may_swap(swap, held):
+    if not may_swap(swap, held.value, held.ttl_left):
         return held, held
     after = Held(None, 0.0) if swap.new is None else Held(swap.new, swap.ttl)
     return Swapped(held.ttl_left), after
