@@ -9,7 +9,6 @@ from redis.exceptions import (
     AuthenticationWrongNumberOfArgsError,
     AuthorizationError,
     BusyLoadingError,
-    DataError,
     NoPermissionError,
     ResponseError,
 )
@@ -70,8 +69,6 @@ def _mistake(error: Exception, key: bytes | None) -> str | None:
         return _credentials(text)
     if isinstance(error, AskError):  # MOVED is one too
         return CLUSTER
-    if isinstance(error, DataError):
-        return f"redis-py cannot send this: {text}"
     if not isinstance(error, ResponseError):
         return None
     if is_of_another_type(error):

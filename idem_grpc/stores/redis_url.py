@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from typing import Any, Self
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
-from redis.exceptions import ReadOnlyError
-
 # What a URL may say. Of redis-py's other options some break the store (decode_responses), some cannot
 # be written in a URL (retry), and some hold for one of its two clients only (retry_on_error).
 _SECONDS = frozenset({"socket_timeout", "socket_connect_timeout", "timeout"})
@@ -84,11 +82,8 @@ def _defaults(scheme: str) -> dict[str, Any]:
     options = {
         "socket_timeout": 2.0,
         "socket_connect_timeout": 2.0,
-        "max_connections": 50,
-        "timeout": 5.0,  # for one of those connections
-        # By default redis-py 8 speaks version 3, and then a pool does not look for left-over replies.
+        "timeout": 5.0,  # for a connection
+        # Version 3 has messages that are no replies.
         "protocol": 2,
-        # What was the primary before a failover stays connected: a new connection finds the new one.
-        "retry_on_error": [ReadOnlyError],
     }
     return options if scheme == "unix" else options | {"socket_keepalive": True}

@@ -44,13 +44,13 @@ def is_held(proxy, call):
     return proxy.held
 
 
-def caller_leaves(proxy, call):
-    before = proxy.hung_up
+def caller_leaves(server, proxy, call):
+    before = server.tasks()
     call.cancel()
-    until(lambda: proxy.hung_up > before)
+    until(lambda: server.tasks() < before)
 
 
-def connection_breaks(proxy, call):
+def connection_breaks(server, proxy, call):
     """As often as the store tries again."""
     while not call.done():
         proxy.cut()
@@ -72,7 +72,7 @@ def test_calls_work_after_token_calls_were_cut_at_every_reply(own_redis_server, 
         call = begin_issuing(server)
         if not is_held(proxy, call):
             break
-        trouble(proxy, call)
+        trouble(server, proxy, call)
         proxy.allow(None)
         cuts += 1
     assert call.code().name == "OK"

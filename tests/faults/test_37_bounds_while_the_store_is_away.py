@@ -67,9 +67,9 @@ def test_a_caller_that_leaves_while_it_finds_out_keeps_nobody_from_doing_so(face
         until(lambda: not proxy.held)
         finding_out = issuing.future(wanted().SerializeToString())
         until(lambda: proxy.held)
-        before = proxy.hung_up
+        before = server.tasks()
         finding_out.cancel()
-        until(lambda: proxy.hung_up > before)
+        until(lambda: server.tasks() < before)
         proxy.allow(None)
         assert len(IssueTokensResponse.FromString(issuing(wanted().SerializeToString())).tokens) == 1
 

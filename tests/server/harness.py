@@ -168,6 +168,14 @@ class AsyncServer(Server):
         left: int = self.run(self.interceptor.drain(timeout))
         return left
 
+    def tasks(self) -> int:
+        """How many tasks its loop has now."""
+
+        async def count() -> int:
+            return len(asyncio.all_tasks())
+
+        return self.run(count())
+
     def _close(self) -> None:
         self.run(self.opened.aclose())
         self.run(self.loop.shutdown_default_executor())

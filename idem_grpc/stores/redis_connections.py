@@ -1,0 +1,400 @@
+"""Connections that redis-py opens, and that are driven directly: its client costs more than a swap does.
+
+The two classes mirror each other. ``execute`` sends packed commands and returns their replies, and
+commands of several callers share a write. Commands must be safe to send twice: those that have no
+reply when a connection breaks are sent again, once, on a new one. Errors are redis-py's.
+"""
+
+import asyncio
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable
+from typing import Any
+
+import redis
+import redis.asyncio
+from redis.exceptions import AuthenticationError, AuthorizationError, ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+_PAUSE = 0.05  # seconds before commands are sent again
+_LOOKS = 4  # for a reply, in the time that one may take
+_LARGE = 65536  # bytes after which no further commands join a write
+# A replica keeps its connections after a failover: a new one may lead to the new primary.
+_BROKEN = (RedisConnectionError, RedisTimeoutError, OSError, ReadOnlyError)
+_REFUSED = (AuthenticationError, AuthorizationError)
+
+
+class _Exchange:
+    """Commands of one caller, and the replies to them or the error that it gets instead."""
+
+    __slots__ = ("count", "done", "error", "has_connection", "is_last_try", "packed", "replies")
+
+    def __init__(self, packed: bytes, count: int, done: Any) -> None:
+        self.packed = packed
+        self.count = count
+        self.done = done  # a lock that is released, or a future
+        self.replies: list[Any] = []
+        self.error: Exception | None = None
+        self.is_last_try = False
+        self.has_connection = False  # only for threads
+
+
+def _next_batch(waiting: deque[_Exchange], size: int = 0) -> list[_Exchange]:
+    """Take from ``waiting`` what joins a write of ``size`` bytes."""
+    batch = []
+    while waiting and size < _LARGE:
+        batch.append(waiting.popleft())
+        size += len(batch[-1].packed)
+    return batch
+
+
+def _joined(batch: Iterable[_Exchange]) -> list[bytes]:
+    return [b"".join([exchange.packed for exchange in batch])]
+
+
+def _to_send_again(unanswered: Iterable[_Exchange], error: Exception) -> list[_Exchange]:
+    """The exchanges that get a second try after ``error``. The others fail with it."""
+    again = []
+    for exchange in unanswered:
+        if exchange.is_last_try or not isinstance(error, _BROKEN) or isinstance(error, _REFUSED):
+            exchange.error = error
+        else:
+            exchange.is_last_try = True
+            exchange.replies = []
+            again.append(exchange)
+    return again
+
+
+def _new(pool: Any) -> Any:
+    """A connection that is not open yet."""
+    return pool.connection_class(**pool.connection_kwargs)
+
+
+def _no_connection(pool: Any) -> RedisConnectionError:
+    return RedisConnectionError(f"No connection available within {pool.timeout:g} s.")
+
+
+class Connections:
+    """Connections for threads, as many as the ``max_connections`` of ``pool``.
+
+    A thread that finds one unused sends its commands there. Otherwise it waits until one is free, for
+    at most the ``timeout`` of ``pool``, and the next thread to use it sends the commands of all that
+    wait. With many threads, this costs a third of what a connection for each of them does.
+    """
+
+    def __init__(self, pool: redis.BlockingConnectionPool) -> None:
+        self._pool = pool
+        self._idle: list[Any] = []
+        self._is_closed = False
+        self._lock = threading.Lock()  # guards the next two
+        self._unused = pool.max_connections
+        self._waiting: deque[_Exchange] = deque()
+
+    def execute(self, packed: bytes, count: int = 1) -> list[Any]:
+        """Send ``count`` commands and return their replies, some of which may be errors."""
+        if not count:
+            return []
+        exchange = _Exchange(packed, count, threading.Lock())
+        exchange.done.acquire()
+        with self._lock:
+            if self._unused:
+                self._unused -= 1
+                exchange.has_connection = True
+            else:
+                self._waiting.append(exchange)
+        if not exchange.has_connection:
+            self._wait(exchange)
+        if exchange.has_connection:
+            self._serve(exchange)
+        if exchange.error is not None:
+            raise exchange.error
+        return exchange.replies
+
+    def close(self) -> None:
+        """Close the connections, those in use as soon as the replies are there."""
+        self._is_closed = True
+        while (connection := self._pop_idle()) is not None:
+            connection.disconnect()
+
+    def _wait(self, exchange: _Exchange) -> None:
+        """Wait until another thread has sent ``exchange``, or has passed its connection on."""
+        try:
+            if not exchange.done.acquire(timeout=self._pool.timeout):
+                if self._withdraw(exchange):
+                    raise _no_connection(self._pool)
+                exchange.done.acquire()  # it has just been sent
+        except KeyboardInterrupt:
+            self._withdraw(exchange)
+            if exchange.has_connection:
+                self._pass_on([])
+            raise
+
+    def _withdraw(self, exchange: _Exchange) -> bool:
+        with self._lock:
+            is_waiting = exchange in self._waiting
+            if is_waiting:
+                self._waiting.remove(exchange)
+        return is_waiting
+
+    def _serve(self, exchange: _Exchange) -> None:
+        """Send ``exchange`` and what else waits, and pass the connection on."""
+        with self._lock:
+            batch = [exchange, *_next_batch(self._waiting, len(exchange.packed))]
+        unanswered = deque(batch)
+        try:
+            while unanswered:
+                try:
+                    self._talk(unanswered)
+                except (RedisError, OSError) as error:
+                    unanswered = deque(_to_send_again(unanswered, error))
+                    if unanswered:
+                        time.sleep(_PAUSE)
+        finally:
+            left = [other for other in unanswered if other is not exchange]  # after a KeyboardInterrupt
+            self._pass_on(left)
+            for other in batch:
+                if other not in left:
+                    other.done.release()
+
+    def _pass_on(self, unsent: list[_Exchange]) -> None:
+        """Give the connection to the thread that has waited longest."""
+        with self._lock:
+            self._waiting.extendleft(reversed(unsent))
+            if not self._waiting:
+                self._unused += 1
+                return
+            successor = self._waiting.popleft()
+            successor.has_connection = True
+        successor.done.release()
+
+    def _talk(self, unanswered: deque[_Exchange]) -> None:
+        """Send what is unanswered, and take from it what has been answered."""
+        connection = self._open()
+        try:
+            connection.send_packed_command(_joined(unanswered), check_health=False)
+            while unanswered:
+                exchange = unanswered[0]
+                exchange.replies = [_reply(connection) for _ in range(exchange.count)]
+                unanswered.popleft()
+        except BaseException:  # the next reply on this connection would be for other commands
+            connection.disconnect()
+            raise
+        self._idle.append(connection)
+        if self._is_closed:
+            self.close()
+
+    def _open(self) -> Any:
+        """The idle connection that was used last, or a new one."""
+        while (connection := self._pop_idle()) is not None:
+            try:
+                if not connection.can_read(0):
+                    return connection
+            except RedisConnectionError:  # the server has closed it
+                continue
+            connection.disconnect()  # nobody has asked for what it says
+        connection = _new(self._pool)
+        connection.connect()
+        return connection
+
+    def _pop_idle(self) -> Any:
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return None
+
+
+def _reply(connection: Any) -> Any:
+    try:
+        return connection.read_response(disable_decoding=True)
+    except ReadOnlyError:
+        raise
+    except ResponseError as error:
+        return error
+
+
+class AsyncConnection:
+    """One connection for all tasks of an event loop. None of them waits for the replies of another.
+
+    Commands sent in the same step of the loop share a write, and the server answers in order. Here,
+    ``max_connections`` of ``pool`` is how many exchanges may be under way, and its ``timeout`` bounds
+    the wait to be one of them. If no reply comes for ``socket_timeout``, the connection is given up.
+    There are tasks only while replies are outstanding, so an idle connection keeps nothing alive.
+    """
+
+    def __init__(self, pool: redis.asyncio.BlockingConnectionPool) -> None:
+        self._pool = pool
+        self._places = asyncio.Semaphore(pool.max_connections)
+        self._unsent: deque[_Exchange] = deque()
+        self._sent: deque[_Exchange] = deque()
+        self._connection: Any = None
+        self._driver: Any = None  # a task
+        self._sender: Any = None
+        self._is_open = False  # to the sender, which the driver makes
+        self._is_closed = False
+        self._timeout: float = pool.connection_kwargs["socket_timeout"]
+        self._silence: asyncio.Timeout  # ends the driver's reading
+        self._silent_looks = 0
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def execute(self, packed: bytes, count: int = 1) -> list[Any]:
+        """As Connections.execute. Replies for a task that was cancelled are dropped."""
+        if not count:
+            return []
+        if self._places.locked():
+            await self._wait()
+        else:
+            await self._places.acquire()  # does not wait
+        loop = asyncio.get_running_loop()
+        exchange = _Exchange(packed, count, loop.create_future())
+        self._unsent.append(exchange)
+        if _is_over(self._driver):
+            self._driver = loop.create_task(self._drive())
+        elif self._is_open and _is_over(self._sender):
+            self._sender = loop.create_task(self._send(self._connection))
+        await exchange.done
+        if exchange.error is not None:
+            raise exchange.error
+        return exchange.replies
+
+    async def aclose(self) -> None:
+        """Close the connection. Exchanges under way fail."""
+        self._is_closed = True
+        tasks = [task for task in (self._driver, self._sender) if task is not None]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._connection is not None:
+            await self._connection.disconnect()
+
+    async def _wait(self) -> None:
+        try:
+            async with asyncio.timeout(self._pool.timeout):
+                await self._places.acquire()
+        except TimeoutError:
+            raise _no_connection(self._pool) from None
+        if self._is_closed:
+            self._places.release()
+            raise _closed()
+
+    async def _drive(self) -> None:
+        """Have everything sent and answered."""
+        try:
+            while self._unsent:
+                try:
+                    await self._talk()
+                except (RedisError, OSError) as error:
+                    self._end_all(error)
+                    if self._unsent:
+                        await asyncio.sleep(_PAUSE)
+        except BaseException:  # the store is closed, or the loop ends
+            self._end_all(_closed())
+            raise
+
+    def _end_all(self, error: Exception) -> None:
+        """End all exchanges with ``error``, apart from those that can be sent again."""
+        unanswered = [*self._sent, *self._unsent]
+        self._sent.clear()
+        self._unsent = deque(_to_send_again([each for each in unanswered if not each.done.done()], error))
+        for exchange in unanswered:
+            if exchange not in self._unsent:
+                self._end(exchange)
+
+    def _end(self, exchange: _Exchange) -> None:
+        self._places.release()
+        if not exchange.done.done():  # its task was not cancelled
+            exchange.done.set_result(None)
+
+    async def _talk(self) -> None:
+        """Open the connection, send what is unsent, and read until nothing is outstanding."""
+        connection = await self._open()
+        loop = asyncio.get_running_loop()
+        self._is_open = True
+        self._silent_looks = 0
+        if self._timer is None:
+            self._timer = loop.call_later(self._timeout / _LOOKS, self._watch)
+        self._sender = loop.create_task(self._send(connection))
+        try:
+            async with asyncio.timeout(None) as self._silence:
+                await self._read(connection)
+        except BaseException as error:
+            self._sender.cancel()
+            await connection.disconnect(nowait=True)
+            if isinstance(error, TimeoutError):
+                raise RedisTimeoutError("Timeout reading from the server") from None
+            raise
+        finally:
+            self._is_open = False
+
+    async def _open(self) -> Any:
+        if (connection := self._connection) is not None:
+            try:
+                # The latter is its name before redis-py 8.
+                can_read = getattr(connection, "can_read", None) or connection.can_read_destructive
+                if not await can_read():
+                    return connection
+            except RedisConnectionError:  # the server has closed it
+                pass
+            await connection.disconnect(nowait=True)
+        self._connection = connection = _new(self._pool)
+        try:
+            await connection.connect()
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            raise
+        connection.socket_timeout = None  # for which redis-py would make a timer for every reply
+        return connection
+
+    async def _send(self, connection: Any) -> None:
+        """Send what is unsent. Meanwhile, replies are read: a server may wait for that."""
+        try:
+            while self._unsent and connection.is_connected:
+                batch = _next_batch(self._unsent)
+                self._sent.extend(batch)
+                await connection.send_packed_command(_joined(batch), check_health=False)
+        except (RedisError, OSError):
+            pass  # the connection is closed, which the driver sees
+
+    async def _read(self, connection: Any) -> None:
+        sent = self._sent
+        while sent or self._unsent:
+            try:
+                reply = await connection.read_response(disable_decoding=True)
+            except ReadOnlyError:
+                raise
+            except ResponseError as error:
+                reply = error
+            self._silent_looks = 0
+            if not sent:
+                raise RedisConnectionError("The server sent a reply to nothing")
+            exchange = sent[0]
+            exchange.replies.append(reply)
+            if len(exchange.replies) == exchange.count:
+                sent.popleft()
+                self._end(exchange)
+
+    def _watch(self) -> None:
+        """End the reading if there was no reply for too long, and look again in a while otherwise.
+
+        It counts looks, since a reply may wait to be read when the loop was blocked for some time.
+        """
+        self._timer = None
+        if self._is_open:
+            self._silent_looks += 1
+            loop = asyncio.get_running_loop()
+            if self._silent_looks > _LOOKS:
+                self._silence.reschedule(loop.time())
+            else:
+                self._timer = loop.call_later(self._timeout / _LOOKS, self._watch)
+
+
+def _is_over(task: asyncio.Task[None] | None) -> bool:
+    return task is None or task.done()
+
+
+def _closed() -> RedisError:
+    return RedisError("The connection was closed before the reply came")
