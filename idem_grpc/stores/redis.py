@@ -58,6 +58,7 @@ _SWAP = b"%b" + 5 * b"$%d\r\n%b\r\n"
 
 
 def _packed(script: bytes, prefix: bytes, swap: Swap) -> bytes:
+    check_swap(swap)
     key = prefix + swap.key
     expected = swap.expected or b""
     new = swap.new or b""
@@ -79,6 +80,12 @@ def _answer(url: RedisUrl, key: bytes, reply: Any) -> Swapped | Held:
     pttl, *held = reply
     left = pttl / 1000 if pttl >= 0 else 0.0 if pttl == -2 else math.inf
     return Held(held[0] or None, left) if held else Swapped(left)
+
+
+def _answers(
+    url: RedisUrl, prefix: bytes, swaps: Sequence[Swap], replies: Sequence[Any]
+) -> list[Swapped | Held]:
+    return [_answer(url, prefix + swap.key, reply) for swap, reply in zip(swaps, replies, strict=True)]
 
 
 def _page(prefix: bytes, cursor: bytes) -> bytes:
@@ -130,13 +137,8 @@ class RedisStore(Store):
 
     def swap_many(self, swaps: Sequence[Swap]) -> list[Swapped | Held]:
         self._opener.require()
-        for swap in swaps:
-            check_swap(swap)
         replies = self._run(self._prefix, swaps)
-        return [
-            _answer(self._url, self._prefix + swap.key, reply)
-            for swap, reply in zip(swaps, replies, strict=True)
-        ]
+        return _answers(self._url, self._prefix, swaps, replies)
 
     def scan(self) -> Iterator[tuple[bytes, Held]]:
         """Every key of this namespace with what it holds, at some time while this runs.
@@ -219,13 +221,8 @@ class AsyncRedisStore(AsyncStore):
     async def swap_many(self, swaps: Sequence[Swap]) -> list[Swapped | Held]:
         self._opener.require()
         self._loop.require()
-        for swap in swaps:
-            check_swap(swap)
         replies = await self._run(swaps)
-        return [
-            _answer(self._url, self._prefix + swap.key, reply)
-            for swap, reply in zip(swaps, replies, strict=True)
-        ]
+        return _answers(self._url, self._prefix, swaps, replies)
 
     async def check(self) -> None:
         await check_swaps_async(self)

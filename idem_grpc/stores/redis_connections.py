@@ -9,7 +9,8 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
+from contextvars import Context
 from typing import Any
 
 import redis
@@ -132,11 +133,13 @@ class Connections:
             raise
 
     def _withdraw(self, exchange: _Exchange) -> bool:
+        """Take ``exchange`` from those that wait. False if it is not one of them any more."""
         with self._lock:
-            is_waiting = exchange in self._waiting
-            if is_waiting:
+            try:
                 self._waiting.remove(exchange)
-        return is_waiting
+            except ValueError:
+                return False
+        return True
 
     def _serve(self, exchange: _Exchange) -> None:
         """Send ``exchange`` and what else waits, and pass the connection on."""
@@ -246,13 +249,12 @@ class AsyncConnection:
             await self._wait()
         else:
             await self._places.acquire()  # does not wait
-        loop = asyncio.get_running_loop()
-        exchange = _Exchange(packed, count, loop.create_future())
+        exchange = _Exchange(packed, count, asyncio.get_running_loop().create_future())
         self._unsent.append(exchange)
         if _is_over(self._driver):
-            self._driver = loop.create_task(self._drive())
+            self._driver = _started(self._drive())
         elif self._is_open and _is_over(self._sender):
-            self._sender = loop.create_task(self._send(self._connection))
+            self._sender = _started(self._send(self._connection))
         await exchange.done
         if exchange.error is not None:
             raise exchange.error
@@ -312,12 +314,11 @@ class AsyncConnection:
     async def _talk(self) -> None:
         """Open the connection, send what is unsent, and read until nothing is outstanding."""
         connection = await self._open()
-        loop = asyncio.get_running_loop()
         self._is_open = True
         self._silent_looks = 0
         if self._timer is None:
-            self._timer = loop.call_later(self._timeout / _LOOKS, self._watch)
-        self._sender = loop.create_task(self._send(connection))
+            self._look_later()
+        self._sender = _started(self._send(connection))
         try:
             async with asyncio.timeout(None) as self._silence:
                 await self._read(connection)
@@ -385,11 +386,18 @@ class AsyncConnection:
         self._timer = None
         if self._is_open:
             self._silent_looks += 1
-            loop = asyncio.get_running_loop()
             if self._silent_looks > _LOOKS:
-                self._silence.reschedule(loop.time())
+                self._silence.reschedule(asyncio.get_running_loop().time())
             else:
-                self._timer = loop.call_later(self._timeout / _LOOKS, self._watch)
+                self._look_later()
+
+    def _look_later(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(self._timeout / _LOOKS, self._watch)
+
+
+def _started(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    """A task without the context variables of who happens to start it."""
+    return Context().run(asyncio.get_running_loop().create_task, work)
 
 
 def _is_over(task: asyncio.Task[None] | None) -> bool:

@@ -7,7 +7,8 @@ from typing import Any, Self
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 # What a URL may say. Of redis-py's other options some break the store (decode_responses), some cannot
-# be written in a URL (retry), and some hold for one of its two clients only (retry_on_error).
+# be written in a URL (retry), and some hold for one of its two clients only (retry_on_error). A
+# health_check_interval changes nothing: a connection is looked at before each use.
 _SECONDS = frozenset({"socket_timeout", "socket_connect_timeout", "timeout"})
 _OPTIONS = _SECONDS | {
     *("db", "username", "password", "client_name", "max_connections", "health_check_interval"),

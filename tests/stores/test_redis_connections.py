@@ -5,7 +5,10 @@ import gc
 import signal
 import threading
 import time
+import weakref
+from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -331,6 +334,34 @@ def test_closing_a_store_fails_its_swaps_and_leaves_no_task(server):
 
     asyncio.run(main())
     server.resume()
+
+
+def test_nothing_of_a_task_is_kept_for_the_swaps_of_others(server):
+    variable: ContextVar[Any] = ContextVar("variable")
+
+    async def first(store):
+        variable.set(OrderedDict())
+        kept.append(weakref.ref(variable.get()))
+        await store.swap(Swap(b"first", None, b"value", TTL))
+
+    async def main():
+        async with open_async_store(f"{server.url}?socket_timeout=20") as store:
+            await store.swap(Swap(b"zeroth", None, b"value", TTL))
+            server.pause()
+            task = asyncio.ensure_future(first(store))
+            await asyncio.sleep(0)
+            others = [asyncio.ensure_future(store.swap(swap)) for swap in claims(own)]
+            await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait([task])
+            del task
+            gc.collect()
+            assert kept[0]() is None
+            server.resume()
+            assert await asyncio.gather(*others) == [Swapped(0)] * MANY
+
+    kept: list[Any] = []
+    asyncio.run(main())
 
 
 @pytest.mark.parametrize("factory", [None, eager_task_factory], ids=["plain", "eager"])
