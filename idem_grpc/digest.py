@@ -4,9 +4,9 @@
 length, and uses differ because each names its purpose.
 """
 
-import base64
 import hashlib
 import uuid
+from binascii import b2a_base64
 
 LONGEST = 64
 """Bytes that a digest in a record may have: a later release may make them longer than this one does."""
@@ -14,6 +14,8 @@ LONGEST = 64
 
 class Digest:
     """A SHA-256 over a purpose and parts, which can be told before all parts are there."""
+
+    __slots__ = ("_hash",)
 
     def __init__(self, purpose: str, *parts: bytes) -> None:
         self._hash = hashlib.sha256()
@@ -29,10 +31,32 @@ class Digest:
         """The first ``size`` bytes of the digest over the parts taken in."""
         return self._hash.digest()[:size]
 
+    def over(self, *parts: bytes, size: int = 16) -> bytes:
+        """The digest over the parts taken in and further ones, which are not taken in."""
+        copy = self._hash.copy()
+        for part in parts:
+            copy.update(len(part).to_bytes(8, "big"))
+            copy.update(part)
+        return copy.digest()[:size]
+
 
 def digest(purpose: str, *parts: bytes, size: int = 16) -> bytes:
     """The first ``size`` bytes of a SHA-256 over the purpose and the framed parts."""
     return Digest(purpose, *parts).so_far(size)
+
+
+class StoreKeys:
+    """The names of the records of one operation in one namespace; see ``store_key``."""
+
+    __slots__ = ("_begun",)
+
+    def __init__(self, namespace: str, operation: str) -> None:
+        self._begun = Digest("key", namespace.encode(), operation.encode())
+
+    def name(self, scope: bytes, key: str) -> bytes:
+        """The name of the record of a client's own key."""
+        digest = self._begun.over(scope, key.encode(), size=24)
+        return b2a_base64(digest, newline=False).translate(_URL_SAFE)
 
 
 def store_key(namespace: str, operation: str, scope: bytes, key: str) -> bytes:
@@ -41,8 +65,7 @@ def store_key(namespace: str, operation: str, scope: bytes, key: str) -> bytes:
     192 bits: neither can a caller make a key collide with another's, nor does
     the name tell anything about a person.
     """
-    parts = (namespace.encode(), operation.encode(), scope, key.encode())
-    return base64.urlsafe_b64encode(digest("key", *parts, size=24))
+    return StoreKeys(namespace, operation).name(scope, key)
 
 
 def token_key(namespace: str, token: str) -> bytes:
@@ -51,7 +74,11 @@ def token_key(namespace: str, token: str) -> bytes:
     Operation and scope stand in the record instead, so that a token used
     elsewhere is recognised as a mismatch, not as unknown.
     """
-    return base64.urlsafe_b64encode(digest("token", namespace.encode(), token.encode(), size=24))
+    name = digest("token", namespace.encode(), token.encode(), size=24)
+    return b2a_base64(name, newline=False).translate(_URL_SAFE)
+
+
+_URL_SAFE = bytes.maketrans(b"+/", b"-_")  # the alphabet of RFC 4648, section 5
 
 
 def as_uuid(bits: int, version: int) -> str:

@@ -11,11 +11,11 @@ from google.protobuf.message import Message
 from idem_grpc_pb.v1 import fingerprint_pb2
 
 from idem_grpc.canonical import ANY, canonical
-from idem_grpc.digest import LONGEST, Digest, digest
+from idem_grpc.digest import LONGEST, Digest
 from idem_grpc.messages import message_of, no_message
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Fingerprint:
     """Two digests of one request; fingerprint.proto says what each field means."""
 
@@ -28,6 +28,13 @@ class Fingerprint:
     def matches(self, other: "Fingerprint") -> bool:
         """Whether both stand for the same request: either digest may show it."""
         return self.raw == other.raw or (self.canonical != b"" and self.canonical == other.canonical)
+
+    def to_bytes(self) -> bytes:
+        """Serialized as protobuf does. That of a single request has digests alone."""
+        raw, canonical = self.raw, self.canonical
+        if len(raw) == len(canonical) == 16 and not (self.messages or self.size or self.whole):
+            return b"\x0a\x10%b\x12\x10%b" % (raw, canonical)
+        return self.to_message().SerializeToString(deterministic=True)
 
     def to_message(self) -> fingerprint_pb2.Fingerprint:
         return fingerprint_pb2.Fingerprint(
@@ -43,20 +50,37 @@ class Fingerprint:
         return cls(raw, canonical, message.messages, message.bytes, message.whole)
 
 
-def fingerprint(method: str, raw: bytes, request: object, ignore: Sequence[str] = ()) -> Fingerprint:
-    """The two digests of a request to ``method``, "/pkg.Service/Method".
+class Fingerprinting:
+    """Makes the fingerprints of single requests to ``method``, "/pkg.Service/Method".
 
-    ``raw`` are its bytes as received, ``request`` what they were parsed into. The
-    canonical digest leaves out the fields named by ``ignore`` (dotted paths); it is
-    taken only of protobuf messages and of what wraps them. Deterministic serialization
-    differs between schema versions and languages, hence two digests of which either
-    may match. Raises ValueError if there are fields to ignore, and none can be read.
+    The canonical digest leaves out the fields named by ``ignore`` (dotted paths); it is taken only of
+    protobuf messages and of what wraps them. Deterministic serialization differs between schema versions
+    and languages, hence two digests of which either may match.
     """
-    name = method.encode()
-    canonical = _canonical(request, ignore)
-    return Fingerprint(
-        digest("raw", name, raw), b"" if canonical is None else digest("canonical", name, canonical)
-    )
+
+    __slots__ = ("_canonical", "_ignore", "_raw")
+
+    def __init__(self, method: str, ignore: Sequence[str] = ()) -> None:
+        self._raw = Digest("raw", method.encode())
+        self._canonical = Digest("canonical", method.encode())
+        self._ignore = ignore
+
+    def raw(self, raw: bytes) -> bytes:
+        """The digest of a request's bytes as received."""
+        return self._raw.over(raw)
+
+    def of(self, raw: bytes, request: object) -> Fingerprint:
+        """Both digests of a request: of its bytes as received, and of what they were parsed into.
+
+        Raises ValueError if there are fields to ignore, and none can be read.
+        """
+        canonical = _canonical(request, self._ignore)
+        return Fingerprint(self._raw.over(raw), b"" if canonical is None else self._canonical.over(canonical))
+
+
+def fingerprint(method: str, raw: bytes, request: object, ignore: Sequence[str] = ()) -> Fingerprint:
+    """The two digests of one request; see Fingerprinting."""
+    return Fingerprinting(method, ignore).of(raw, request)
 
 
 class StreamFingerprint:
@@ -115,7 +139,7 @@ _check_once = lru_cache(check_ignored)  # for methods of which nothing is known 
 
 
 def _canonical(request: object, ignore: Sequence[str]) -> bytes | None:
-    message = message_of(request)
+    message = request if isinstance(request, Message) else message_of(request)
     if message is None:
         if ignore:
             raise ValueError(

@@ -9,6 +9,7 @@ from idem_grpc_pb.v1 import outcome_pb2
 
 from idem_grpc.fingerprint import Fingerprint
 from idem_grpc.keytext import is_sendable
+from idem_grpc.wire import field
 
 Metadata = tuple[tuple[str, str | bytes], ...]
 
@@ -35,7 +36,7 @@ class Code(IntEnum):
     UNAUTHENTICATED = 16
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Turn:
     """How many responses were sent once ``requests`` had been read, and before more were."""
 
@@ -43,7 +44,7 @@ class Turn:
     responses: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Outcome:
     """A status, its metadata and the serialized responses that went before it."""
 
@@ -69,6 +70,14 @@ class Outcome:
     def trailer(self, key: str) -> str | bytes | None:
         """The last value of ``key`` in the trailing metadata."""
         return dict(self.trailing_metadata).get(key)
+
+    def to_bytes(self) -> bytes:
+        """Serialized as protobuf does. An answer of one message, as most are, is put together here."""
+        if len(self.messages) == 1 and not (
+            self.code or self.details or self.initial_metadata or self.trailing_metadata or self.turns
+        ):
+            return field(5, self.messages[0])
+        return self.to_message().SerializeToString(deterministic=True)
 
     def to_message(self) -> outcome_pb2.Outcome:
         return outcome_pb2.Outcome(

@@ -1,8 +1,10 @@
 """What a store holds under one key: the whole state of a keyed call."""
 
+import re
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import Enum
+from functools import lru_cache
 from typing import Self
 
 from google.protobuf.duration_pb2 import Duration
@@ -13,6 +15,7 @@ from idem_grpc.digest import LONGEST as LONGEST_DIGEST
 from idem_grpc.digest import digest
 from idem_grpc.fingerprint import Fingerprint
 from idem_grpc.outcome import Outcome
+from idem_grpc.wire import field, read_varint, varint
 
 LONGEST = timedelta(days=3653).total_seconds()
 """Of any duration that a policy may have, in seconds."""
@@ -43,7 +46,7 @@ class OnUnclear(Enum):
     FAIL = record_pb2.ON_UNCLEAR_FAIL
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Binding:
     """What an issued token is good for: digests of an operation and a scope."""
 
@@ -55,8 +58,11 @@ class Binding:
         """The binding of a token that is issued for ``operation`` to ``scope``."""
         return cls(digest("operation", operation.encode()), digest("scope", scope.encode()))
 
+    def to_bytes(self) -> bytes:
+        return field(1, self.operation) + field(2, self.scope)
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+
+@dataclass(slots=True, unsafe_hash=True, kw_only=True)
 class Record:
     """The value under one key; record.proto says what each field means."""
 
@@ -72,21 +78,36 @@ class Record:
     by_hand: bool = False
 
     def to_bytes(self) -> bytes:
-        message = record_pb2.Record(state=self.state.value, attempt=self.attempt, owner=self.owner)
+        """Serialized as protobuf does, byte for byte."""
+        is_running = self.state is State.RUNNING
+        parts = [_RUNNING if is_running else b"\x08%c" % self.state.value]
+        if self.attempt:
+            parts += (b"\x10", varint(self.attempt))
+        if self.owner:
+            parts.append(field(3, self.owner))
         if self.fingerprint is not None:
-            message.fingerprint.CopyFrom(self.fingerprint.to_message())
-        if self.state is State.RUNNING:
-            message.lease.CopyFrom(_duration(self.lease))
-            message.ttl.CopyFrom(_duration(self.ttl))
-            message.on_unclear = self.on_unclear.value
+            parts.append(field(4, self.fingerprint.to_bytes()))
+        if is_running:
+            strict = self.on_unclear is OnUnclear.FAIL
+            parts.append(_running(self.lease, self.ttl, strict))
         if self.outcome is not None:
-            message.outcome.CopyFrom(self.outcome.to_message())
-        if self.by_hand:
-            message.by_hand = True
+            parts.append(field(8, self.outcome.to_bytes()))
         if self.binding is not None:
-            message.binding.operation = self.binding.operation
-            message.binding.scope = self.binding.scope
-        return message.SerializeToString(deterministic=True)
+            parts.append(field(9, self.binding.to_bytes()))
+        if self.by_hand:
+            parts.append(b"\x50\x01")
+        return b"".join(parts)
+
+    def done(self, outcome: Outcome, fingerprint: Fingerprint | None) -> "Record":
+        """What an attempt leaves that has an answer to keep."""
+        return Record(
+            state=State.DONE,
+            attempt=self.attempt,
+            owner=self.owner,
+            fingerprint=fingerprint,
+            outcome=outcome,
+            binding=self.binding,
+        )
 
     @classmethod
     def from_bytes(cls, value: bytes | None) -> Self:
@@ -97,6 +118,17 @@ class Record:
         if not isinstance(found, bytes):  # what a person put into a database may be text
             return cls(state=State.UNREADABLE)
         try:
+            if plain := _PLAIN_DONE.match(value):
+                messages = _only_message(value, plain.end())
+                if messages:
+                    attempt, owner, raw, canonical = plain.groups()
+                    return cls(
+                        state=State.DONE,
+                        attempt=attempt[0],
+                        owner=owner,
+                        fingerprint=Fingerprint(raw, canonical),
+                        outcome=Outcome(messages=messages),
+                    )
             return cls._from_message(record_pb2.Record.FromString(value))
         except (DecodeError, ValueError):
             return cls(state=State.UNREADABLE)
@@ -144,6 +176,45 @@ class Record:
             binding=binding,
             by_hand=message.by_hand and state is State.DONE,
         )
+
+
+def is_done(value: bytes) -> bool:
+    """Whether a value in a store is a DONE record, or at least begins like one."""
+    return value.startswith(_DONE)
+
+
+_RUNNING = b"\x08%c" % State.RUNNING.value
+_DONE = b"\x08%c" % State.DONE.value
+
+
+@lru_cache
+def _running(lease: float, ttl: float, strict: bool) -> bytes:
+    """The fields that a RUNNING record alone has, which lie side by side."""
+    on_unclear = OnUnclear.FAIL if strict else OnUnclear.RERUN
+    message = record_pb2.Record(lease=_duration(lease), ttl=_duration(ttl), on_unclear=on_unclear.value)
+    return message.SerializeToString(deterministic=True)
+
+
+# A DONE record as most are, up to its outcome: an answer to a single request, under a client's own key.
+_PLAIN_DONE = re.compile(
+    rb"\x08\x03\x10([\x01-\x7f])\x1a\x08(.{8})\x22\x24\x0a\x10(.{16})\x12\x10(.{16})\x42", re.DOTALL
+)
+
+
+def _only_message(value: bytes, start: int) -> tuple[bytes, ...]:
+    """The message of an outcome that has one and nothing else, if it is all that follows; else nothing."""
+    try:
+        size, start = value[start], start + 1
+        if size >= 0x80:
+            size, start = read_varint(value, start - 1)
+        if start + size != len(value) or value[start] != 0x2A:
+            return ()
+        size, start = value[start + 1], start + 2
+        if size >= 0x80:
+            size, start = read_varint(value, start - 1)
+    except IndexError:
+        return ()
+    return (value[start:],) if start + size == len(value) else ()
 
 
 def _duration(seconds: float) -> Duration:

@@ -1,12 +1,15 @@
 """Records and outcomes come back from their bytes as they were, and other bytes do no harm."""
 
+import re
 from dataclasses import replace
+from functools import partial
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from idem_grpc_pb.v1 import record_pb2
 
+from idem_grpc import record as record_module
 from idem_grpc.fingerprint import Fingerprint
 from idem_grpc.outcome import Code, Outcome, Turn
 from idem_grpc.record import Binding, OnUnclear, Record, State
@@ -54,6 +57,73 @@ records = st.one_of(
     ).map(lambda record: replace(record, lease=min(record.lease, record.ttl))),
 )
 LATER = record_pb2.Record(state=record_pb2.STATE_OPEN).SerializeToString()
+
+
+def as_protobuf(record: Record) -> bytes:
+    """The record as protobuf serializes it."""
+    message = record_pb2.Record(state=record.state.value, attempt=record.attempt, owner=record.owner)
+    if record.fingerprint is not None:
+        message.fingerprint.CopyFrom(record.fingerprint.to_message())
+    if record.state is State.RUNNING:
+        message.lease.FromMilliseconds(round(record.lease * 1000))
+        message.ttl.FromMilliseconds(round(record.ttl * 1000))
+        message.on_unclear = record.on_unclear.value
+    if record.outcome is not None:
+        message.outcome.CopyFrom(record.outcome.to_message())
+    if record.by_hand:
+        message.by_hand = True
+    if record.binding is not None:
+        message.binding.operation = record.binding.operation
+        message.binding.scope = record.binding.scope
+    return message.SerializeToString(deterministic=True)
+
+
+SIZES = st.sampled_from([0, 1, 100, 127, 128, 129, 16_380, 16_383, 16_384, 16_390, 2_097_152])
+exactly = partial(st.binary, min_size=16, max_size=16)
+plain = st.builds(
+    lambda attempt, owner, raw, canonical, size: Record(
+        state=State.DONE,
+        attempt=attempt,
+        owner=owner,
+        fingerprint=Fingerprint(raw, canonical),
+        outcome=Outcome(messages=(b"m" * size,)),
+    ),
+    *(st.integers(1, 200), st.binary(min_size=8, max_size=8), exactly(), exactly(), SIZES),
+)
+"""Answers as most are. Those are read without protobuf."""
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow])  # the first draw of all makes tables of characters
+@given(records | plain, st.booleans())
+def test_a_record_is_written_as_protobuf_writes_it(record, by_hand):
+    record = replace(record, by_hand=by_hand and record.state is State.DONE)
+    assert record.to_bytes() == as_protobuf(record)
+
+
+@given(plain)
+def test_an_answer_as_most_are_comes_back_as_it_was(record):
+    assert Record.from_bytes(record.to_bytes()) == record
+
+
+def by_protobuf(value: bytes) -> Record:
+    """A record as it is read with protobuf's own parser."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(record_module, "_PLAIN_DONE", re.compile(b"(?!)"))  # which matches nothing
+        return Record.from_bytes(value)
+
+
+@given(plain.map(Record.to_bytes), st.data())
+def test_what_is_not_quite_such_an_answer_is_read_as_protobuf_reads_it(value, data):
+    at = data.draw(st.integers(0, min(len(value), 70)), label="where")
+    change = data.draw(st.sampled_from(["cut", "other", "more", "appended"]), label="change")
+    byte = data.draw(st.binary(min_size=1, max_size=3), label="bytes")
+    changed = {
+        "cut": value[:at],
+        "other": value[:at] + byte + value[at + len(byte) :],
+        "more": value[:at] + byte + value[at:],
+        "appended": value + byte,
+    }[change]
+    assert Record.from_bytes(changed) == by_protobuf(changed)
 
 
 @given(records)
