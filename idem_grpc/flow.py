@@ -14,11 +14,10 @@ What holds, whatever happens:
   that the store is misused: its driver decides how often a mistake is worth another try.
 """
 
-import itertools
 import logging
 import math
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from idem_grpc.endings import Ending
 from idem_grpc.judge import judge, judge_late, left_unknown_by
@@ -26,7 +25,7 @@ from idem_grpc.outcome import Code, Outcome
 from idem_grpc.policy import OnOutage
 from idem_grpc.problem import Problem, Reason, status_outcome
 from idem_grpc.rate import NotCounted, counted
-from idem_grpc.record import OnUnclear, Record, State
+from idem_grpc.record import Binding, OnUnclear, Record, State
 from idem_grpc.steps import (
     Compare,
     Compared,
@@ -39,7 +38,6 @@ from idem_grpc.steps import (
     Reply,
     Step,
     Steps,
-    TakeOver,
     TooLate,
     Wait,
     Waited,
@@ -60,44 +58,47 @@ FENCE_TTL = 60.0
 logger = logging.getLogger("idem_grpc")
 
 
-@dataclass(frozen=True, slots=True)
-class _Claimed:
-    """A claim to execute. ``unused_ttl``: the life, in seconds, of a key that was not used up.
-
-    ``acknowledged`` is False for a call that runs although the store is away.
-    """
-
-    record: Record
-    swap: Swap
-    first_of_request: bool
-    unused_ttl: float
-    acknowledged: bool = True
-
-    def execute(self) -> Execute:
-        return Execute(self.record, self.swap, self.acknowledged)
-
-
 def flow(call: Call) -> Steps:
     """All that is done for one keyed call."""
-    claim = call.first_claim()
-    claimed = yield from _arrive(call, claim, claim)
-    if claimed is not None and call.rate_key and (yield from _is_one_too_many(call, claimed)):
+    first = call.first_claim()
+    claim: Claim | None = first
+    seen = yield first.swap
+    if isinstance(seen, Swapped):
+        first.left = seen.ttl_left
+    else:
+        claim = yield from _arrive(call, first, seen)
+    if claim is not None and call.rate_key and (yield from _is_one_too_many(call, claim)):
         return
-    starts = itertools.count(1)
-    while claimed is not None:
-        ended = yield claimed.execute()
+    starts = 0
+    while claim is not None:
+        ended = yield Execute(claim.record, claim.swap, claim.acknowledged)
         if isinstance(ended, TooLate):
-            claimed = yield from _renew(call, claimed, is_last=next(starts) == MOST_STARTS)
+            starts += 1
+            claim = yield from _renew(call, claim, is_last=starts == MOST_STARTS)
             continue
         assert isinstance(ended, Ended)
         finish = _keep if ended.ending is Ending.DECIDED else _release
-        rest = finish(call, claimed, ended)
-        del claim, claimed, ended  # the rest may have to wait for the store, and holds what it needs
+        rest = finish(call, claim, ended)
+        del first, claim, ended  # the rest may have to wait for the store, and holds what it needs
         yield from rest
         return
 
 
-def _is_one_too_many(call: Call, claimed: _Claimed) -> Generator[Step, Event, bool]:
+def replay_at_once(record: Record, binding: Binding | None, raw: bytes) -> Reply | None:
+    """The reply to a call whose key has the DONE ``record``; None where the flow has to find it.
+
+    ``binding`` is the call's, and ``raw`` the digest of its request's bytes: if they are those that were
+    answered, neither has to be parsed. What it returns is what the flow comes to with this record.
+    """
+    outcome, answered = record.outcome, record.fingerprint
+    if outcome is None or answered is None or answered.raw != raw:
+        return None
+    if record.binding != binding or outcome.messages_dropped:
+        return None
+    return Reply(outcome, record.owner, replayed=True)
+
+
+def _is_one_too_many(call: Call, claim: Claim) -> Generator[Step, Event, bool]:
     """Count a key that is new. Over the rate, give it back unused and refuse the call.
 
     It is counted once it is claimed, so that duplicates count for nothing. What cannot be counted
@@ -105,7 +106,7 @@ def _is_one_too_many(call: Call, claimed: _Claimed) -> Generator[Step, Event, bo
     """
     rate = call.rules.claim_rate
     assert rate is not None, "there is something to count for"
-    if claimed.record.attempt > 1 or not claimed.acknowledged:
+    if claim.record.attempt > 1 or not claim.acknowledged:
         return False
     try:
         left = yield from counted(call.rate_key, 1, rate)
@@ -114,78 +115,43 @@ def _is_one_too_many(call: Call, claimed: _Claimed) -> Generator[Step, Event, bo
         return False
     if not left:
         return False
-    # As if it had never been claimed. It is not deleted: the claim may have been sent twice.
+    # As if it had never been claim. It is not deleted: the claim may have been sent twice.
     unused = Record(state=State.OPEN, owner=call.owner)
-    seen = yield Swap(call.key, claimed.swap.new, unused.to_bytes(), FENCE_TTL)
+    seen = yield Swap(call.store_key, claim.swap.new, unused.to_bytes(), FENCE_TTL)
     sentence = f"a caller may use at most {rate[0]} new keys in {rate[1]:g} s: nothing was run"
     refusal = status_outcome(Code.RESOURCE_EXHAUSTED, sentence, delay_ms=round(left * 1000))
     yield Reply(refusal, is_shared=False)
     if not isinstance(seen, Swapped):
-        yield from _give_back(call, claimed.swap, unused, FENCE_TTL)
+        yield from _give_back(call, claim.swap, unused, FENCE_TTL)
     return True
 
 
-def _renew(call: Call, claimed: _Claimed, *, is_last: bool) -> Generator[Step, Event, _Claimed | None]:
-    """Look again at a claim whose handler was not started in time: somebody may have taken it over.
+def _renew(call: Call, claim: Claim, *, is_last: bool) -> Generator[Step, Event, Claim | None]:
+    """Look again at a claim whose handler was not started in time: another call may have taken it over.
 
     ``is_last``: that happened so often that the store is too slow for the lease, which is as good as away.
     """
-    seen = Outage() if is_last else (yield renewal(claimed.swap))
+    seen = Outage() if is_last else (yield renewal(claim.swap))
     if isinstance(seen, Swapped):
-        return claimed
-    claim = Claim(claimed.record, claimed.swap, claimed.first_of_request)
+        return claim
     if isinstance(seen, Outage):
         return (yield from _without_store(call, claim, seen, landed=True))
-    assert isinstance(seen, Held)
-    return (yield from _arrive(call, claim, judge(call, seen, waited=True), waited=True))
+    return (yield from _arrive(call, claim, seen, waited=True))
 
 
 def _arrive(
-    call: Call, claim: Claim, verdict: Verdict, *, waited: bool = False
-) -> Generator[Step, Event, _Claimed | None]:
+    call: Call, claim: Claim, seen: Event, *, waited: bool = False
+) -> Generator[Step, Event, Claim | None]:
     """Claim the key, or reply with what stands in the way.
 
-    ``claim`` is the first claim, or the last that was tried, and ``verdict`` what to do now.
+    ``seen`` is the answer to ``claim``, the first claim or the last that was tried.
     """
-    may_take_over = False
-    polls = _growing(FIRST_POLL, 1.5, LONGEST_POLL)
+    verdict: Verdict = claim
+    polls: Iterator[float] | None = None
     while True:
-        match verdict:
-            case Claim(over=TakeOver() as over) | GiveUp(over=over) if not may_take_over:
-                event = yield over  # its lease has run out, and yet it may live
-                assert isinstance(event, Waited)
-                if (yield from _told(call, event, over.owner)):
-                    return None
-                if event.hold:
-                    verdict = WaitFor(over.owner, event.hold)
-                else:
-                    may_take_over = True
-                continue
-            case Claim():
-                claim = verdict
-                seen = yield claim.swap
-            case GiveUp():
-                seen = yield verdict.swap
-                if isinstance(seen, Swapped):
-                    seen = Held(verdict.swap.new, verdict.swap.ttl)
-            case WaitFor():
-                event = yield Wait(verdict.owner, max(0.0, min(next(polls), verdict.lease_left)))
-                assert isinstance(event, Waited)
-                if (yield from _told(call, event, verdict.owner)):
-                    return None
-                waited = True
-                seen = yield renewal(claim.swap)
-            case Replay(outcome, owner, requests):
-                yield from _replay(call, Reply(outcome, owner, requests=requests))
-                return None
-            case Reject():
-                yield Reply(verdict.problem, verdict.owner)
-                return None
-            case _:
-                raise AssertionError(f"{verdict} is no verdict on an arrival")
-        may_take_over = False
         if isinstance(seen, Swapped):
-            return _claimed(call, claim, seen)
+            claim.left = seen.ttl_left
+            return claim
         if isinstance(seen, Outage):
             return (yield from _without_store(call, verdict, seen))
         if isinstance(seen, Full):
@@ -193,6 +159,40 @@ def _arrive(
             return None
         assert isinstance(seen, Held)
         verdict = judge(call, seen, waited=waited)
+        if isinstance(verdict, (Claim, GiveUp)) and (over := verdict.over) is not None:
+            event = yield over  # its lease has run out, and yet it may live
+            assert isinstance(event, Waited)
+            if (yield from _told(call, event, over.owner)):
+                return None
+            if event.hold:
+                verdict = WaitFor(over.owner, event.hold)
+        match verdict:
+            case Claim():
+                claim = verdict
+                seen = yield claim.swap
+            case Replay(outcome, owner, requests):
+                if call.fingerprint is not None:  # which the judge has compared
+                    yield Reply(outcome, owner, replayed=True)
+                else:
+                    yield from _replay(call, Reply(outcome, owner, requests=requests))
+                return None
+            case Reject():
+                yield Reply(verdict.problem, verdict.owner)
+                return None
+            case WaitFor():
+                polls = polls or _growing(FIRST_POLL, 1.5, LONGEST_POLL)
+                event = yield Wait(verdict.owner, max(0.0, min(next(polls), verdict.lease_left)))
+                assert isinstance(event, Waited)
+                if (yield from _told(call, event, verdict.owner)):
+                    return None
+                waited = True
+                seen = yield renewal(claim.swap)
+            case GiveUp():
+                seen = yield verdict.swap
+                if isinstance(seen, Swapped):
+                    seen = Held(verdict.swap.new, verdict.swap.ttl)
+            case _:
+                raise AssertionError(f"{verdict} is no verdict on an arrival")
 
 
 def _told(call: Call, event: Waited, owner: bytes) -> Generator[Step, Event, bool]:
@@ -222,25 +222,16 @@ def _replay(call: Call, reply: Reply) -> Steps:
     yield Reply(answer, reply.owner, replayed=isinstance(answer, Outcome), protected=reply.protected)
 
 
-def _claimed(call: Call, claim: Claim, seen: Swapped) -> _Claimed:
-    """A token that is given back has the life that it had left when it was claimed."""
-    is_unused_token = call.binding is not None and claim.was_open
-    # No store takes a life of nothing or without an end, but it may well measure one.
-    left = max(seen.ttl_left, SHORTEST_TTL) if math.isfinite(seen.ttl_left) else call.rules.retention
-    unused_ttl = left if is_unused_token else call.rules.retention
-    return _Claimed(claim.record, claim.swap, claim.first_of_request, unused_ttl)
-
-
 def _without_store(
     call: Call, verdict: Verdict, outage: Outage, *, landed: bool = False
-) -> Generator[Step, Event, _Claimed | None]:
+) -> Generator[Step, Event, Claim | None]:
     """The store went away before it was known whether the call may run.
 
     ``landed``: the claim is known to have taken effect.
     """
     if isinstance(verdict, Claim) and call.rules.on_outage is OnOutage.RUN and not outage.misused:
-        ttl = call.rules.retention
-        return _Claimed(verdict.record, verdict.swap, verdict.first_of_request, ttl, acknowledged=False)
+        verdict.acknowledged = False
+        return verdict
     if outage.misused:
         yield Reply(Problem(Reason.MISCONFIGURED))
     elif isinstance(verdict, WaitFor):
@@ -274,20 +265,23 @@ def _give_back(call: Call, claim: Swap, left: Record, ttl: float) -> Steps:
             return
 
 
-def _keep(call: Call, claimed: _Claimed, ended: Ended) -> Steps:
+def _keep(call: Call, claim: Claim, ended: Ended) -> Steps:
     """Make the outcome the answer to every duplicate, and only then reply with it."""
     kept = ended.outcome.limited_to(call.rules.max_response_bytes)
-    shown = ended.requests or claimed.record.fingerprint
-    call = replace(call, fingerprint=shown)
-    done = replace(claimed.record, state=State.DONE, outcome=kept, fingerprint=shown)
-    keep = Swap(call.key, claimed.swap.new, done.to_bytes(), call.rules.retention)
-    acknowledged = claimed.acknowledged
+    shown = ended.requests or claim.record.fingerprint
+    keep = Swap(
+        call.store_key, claim.swap.new, claim.record.done(kept, shown).to_bytes(), call.rules.retention
+    )
+    acknowledged = claim.acknowledged
     mine = Reply(ended.outcome, call.owner, requests=shown, protected=acknowledged)
+    del claim, ended, kept
+    seen = yield keep
+    if isinstance(seen, Swapped):
+        yield mine
+        return
     replied = False
-    del claimed, ended, kept, done
     pauses = _growing(FIRST_PAUSE, 2, LONGEST_PAUSE)
     while True:
-        seen = yield keep
         match seen:
             case Swapped():
                 reply, is_over = mine, True
@@ -295,12 +289,14 @@ def _keep(call: Call, claimed: _Claimed, ended: Ended) -> Steps:
                 pending = Reply(Problem(Reason.OUTCOME_PENDING), call.owner)
                 reply, is_over = pending if acknowledged else mine, seen.misused
             case Held():
-                match judge_late(call, seen):
+                match judge_late(call, seen, shown):
                     case Overwrite(expected, max_left):
                         keep = replace(keep, expected=expected, max_left=max_left)
+                        seen = yield keep
                         continue
                     case GiveUp(swap):
                         yield swap
+                        seen = yield keep
                         continue
                     case WaitFor(owner):
                         reply, is_over = Reply(Problem(Reason.IN_PROGRESS), owner), False
@@ -315,29 +311,30 @@ def _keep(call: Call, claimed: _Claimed, ended: Ended) -> Steps:
         if is_over:
             return
         yield Pause(next(pauses))
+        seen = yield keep
 
 
 _REPLIED = Reply(Problem(Reason.OUTCOME_PENDING))
 """Stands for what was replied, so that an outcome which waits for the store is held once, as bytes."""
 
 
-def _release(call: Call, claimed: _Claimed, ended: Ended) -> Steps:
+def _release(call: Call, claim: Claim, ended: Ended) -> Steps:
     """Give the key back, or mark its end as unclear, and reply with the handler's own failure."""
-    left, ttl = _left_by(call, claimed, ended.ending)
-    release = Swap(call.key, claimed.swap.new, left.to_bytes(), ttl)
+    left, ttl = _left_by(call, claim, ended.ending)
+    release = Swap(call.store_key, claim.swap.new, left.to_bytes(), ttl)
     seen = yield release
-    shown = ended.requests or claimed.record.fingerprint
+    shown = ended.requests or claim.record.fingerprint
     yield Reply(
         ended.outcome,
         call.owner,
         requests=shown,
         is_shared=not ended.caller_left,
-        protected=claimed.acknowledged,
+        protected=claim.acknowledged,
     )
-    claim, acknowledged, is_clear = claimed.swap, claimed.acknowledged, ended.ending is not Ending.UNCLEAR
-    del claimed, ended
+    claimed, acknowledged, is_clear = claim.swap, claim.acknowledged, ended.ending is not Ending.UNCLEAR
+    del claim, ended
     if not acknowledged and not isinstance(seen, Swapped):
-        yield from _give_back(call, claim, left, ttl)
+        yield from _give_back(call, claimed, left, ttl)
         return
     if isinstance(seen, Outage):
         yield Pause(FIRST_PAUSE)
@@ -346,20 +343,28 @@ def _release(call: Call, claimed: _Claimed, ended: Ended) -> Steps:
         yield from _insist(replace(release, expected=seen.value))
 
 
-def _left_by(call: Call, claimed: _Claimed, ending: Ending) -> tuple[Record, float]:
+def _left_by(call: Call, claim: Claim, ending: Ending) -> tuple[Record, float]:
     """The record that an attempt leaves which has no answer to keep, and its life in seconds.
 
     The request is forgotten, for the caller to mend it, only if no earlier attempt at it
     may have had an effect.
     """
-    opened = replace(claimed.record, state=State.OPEN)
-    if ending is Ending.MENDABLE and claimed.first_of_request:
-        return replace(opened, fingerprint=None), claimed.unused_ttl
+    opened = replace(claim.record, state=State.OPEN)
+    if ending is Ending.MENDABLE and claim.first_of_request:
+        return replace(opened, fingerprint=None), _unused_ttl(call, claim)
     if ending is not Ending.UNCLEAR:
-        return opened, claimed.unused_ttl
+        return opened, _unused_ttl(call, claim)
     if call.rules.on_unclear is OnUnclear.FAIL:
-        return replace(claimed.record, state=State.UNKNOWN), UNKNOWN_TTL
+        return replace(claim.record, state=State.UNKNOWN), UNKNOWN_TTL
     return opened, call.rules.retention
+
+
+def _unused_ttl(call: Call, claim: Claim) -> float:
+    """The life of a key that was not used up: a token keeps the one it had left when it was claimed."""
+    if call.binding is None or not (claim.was_open and claim.acknowledged):
+        return call.rules.retention
+    # No store takes a life of nothing or without an end, but it may well measure one.
+    return max(claim.left, SHORTEST_TTL) if math.isfinite(claim.left) else call.rules.retention
 
 
 def _insist(swap: Swap) -> Generator[Step, Event, Swapped | Held | Outage]:

@@ -9,6 +9,7 @@ docs/states.md is printed from the four.
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from idem_grpc.fingerprint import Fingerprint
 from idem_grpc.outcome import Outcome
 from idem_grpc.policy import KeyRule
 from idem_grpc.problem import Problem, Reason
@@ -18,17 +19,19 @@ from idem_grpc.swap import Held, Swap
 from idem_grpc.verdicts import UNKNOWN_TTL, Call, GiveUp, Overwrite, Reject, Replay, Verdict, WaitFor
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Finding:
     """What a call found under its key, and what the call itself brings along.
 
-    ``waited`` tells that this call has waited for a run before.
+    ``shown`` is the fingerprint of its request, as far as that is known. ``waited`` tells that this
+    call has waited for a run before.
     """
 
     call: Call
     held: Held
     record: Record
     waited: bool
+    shown: Fingerprint | None
 
     @property
     def lease_left(self) -> float:
@@ -46,7 +49,7 @@ class Finding:
         return self.record.ttl - self.record.lease
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Rule:
     """In one of ``states``, if ``when`` holds, ``then`` is what follows."""
 
@@ -58,25 +61,30 @@ class Rule:
 
 def judge(call: Call, held: Held, *, waited: bool = False) -> Verdict:
     """What a call does on finding ``held``."""
-    return _decide(ARRIVAL, Finding(call, held, Record.from_bytes(held.value), waited))
+    finding = Finding(call, held, Record.from_bytes(held.value), waited, call.fingerprint)
+    state = finding.record.state
+    for rule in ARRIVAL:
+        if state in rule.states and rule.when(finding):
+            return rule.then(finding)
+    raise AssertionError(f"no rule for {state}")
 
 
-def judge_late(call: Call, held: Held) -> Verdict:
-    """What the owner of a finished run does on finding ``held`` instead of its own record."""
-    return _decide(LATE, Finding(call, held, Record.from_bytes(held.value), waited=True))
+def judge_late(call: Call, held: Held, shown: Fingerprint | None = None) -> Verdict:
+    """What the owner of a finished run does on finding ``held`` instead of its own record.
+
+    ``shown`` is the fingerprint of a request stream, which is known by then.
+    """
+    finding = Finding(call, held, Record.from_bytes(held.value), True, shown or call.fingerprint)
+    for rule in LATE:
+        if finding.record.state in rule.states and rule.when(finding):
+            return rule.then(finding)
+    raise AssertionError(f"no rule for {finding.record.state}")
 
 
 def left_unknown_by(call: Call, held: Held) -> bool:
     """Whether others took the call's own run for dead, which the call, alive, can still give back."""
     record = Record.from_bytes(held.value)
     return record.state is State.UNKNOWN and record.owner == call.owner
-
-
-def _decide(table: tuple[Rule, ...], finding: Finding) -> Verdict:
-    for rule in table:
-        if finding.record.state in rule.states and rule.when(finding):
-            return rule.then(finding)
-    raise AssertionError(f"no rule for {finding.record.state}")
 
 
 def _always(_: Finding) -> bool:
@@ -92,7 +100,7 @@ def _bound_elsewhere(finding: Finding) -> bool:
 
 
 def _other_request(finding: Finding) -> bool:
-    known, shown = finding.record.fingerprint, finding.call.fingerprint
+    known, shown = finding.record.fingerprint, finding.shown
     return known is not None and shown is not None and not known.matches(shown)
 
 
@@ -127,7 +135,7 @@ def _take_over(finding: Finding) -> Verdict:
 def _give_up(finding: Finding) -> Verdict:
     unknown = replace(finding.record, state=State.UNKNOWN)
     call, held = finding.call, finding.held
-    swap = Swap(call.key, held.value, unknown.to_bytes(), UNKNOWN_TTL, finding.max_left)
+    swap = Swap(call.store_key, held.value, unknown.to_bytes(), UNKNOWN_TTL, finding.max_left)
     return GiveUp(swap, TakeOver(finding.record.owner, finding.record.lease))
 
 

@@ -5,14 +5,13 @@ so an answer must not reach a caller who guessed a key.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from typing import Any, Self
 from urllib.parse import quote
 
 from idem_grpc.keytext import METADATA_NAME, can_be_encoded, is_text
 from idem_grpc.outcome import Metadata
 
 
-@dataclass(frozen=True, slots=True)
 class CallInfo:
     """What a scope may look at.
 
@@ -23,11 +22,50 @@ class CallInfo:
     ``peer_identities`` are of the kind ``peer_identity_key``, such as "x509_common_name".
     """
 
-    method: str
-    metadata: tuple[tuple[str, str | bytes], ...]
-    peer_identities: tuple[bytes, ...]
-    auth_context: Mapping[str, Iterable[bytes]]
-    peer_identity_key: str | None = None
+    __slots__ = ("__weakref__", "_facts", "_given", "method")
+
+    def __init__(
+        self,
+        method: str,
+        metadata: tuple[tuple[str, str | bytes], ...],
+        peer_identities: tuple[bytes, ...],
+        auth_context: Mapping[str, Iterable[bytes]],
+        peer_identity_key: str | None = None,
+    ) -> None:
+        self.method = method
+        self._given = metadata
+        self._facts: Callable[[str], Any] = {
+            "peer_identities": peer_identities,
+            "auth_context": auth_context,
+            "peer_identity_key": peer_identity_key,
+        }.__getitem__
+
+    @classmethod
+    def _of(
+        cls, method: str, metadata: tuple[tuple[str, str | bytes], ...], facts: Callable[[str], Any]
+    ) -> Self:
+        """What a scope may look at of a call. ``facts(name)`` tells of its peer, and is asked when needed."""
+        info = cls.__new__(cls)
+        info.method, info._given, info._facts = method, metadata, facts
+        return info
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str | bytes], ...]:
+        return unambiguous(self._given)
+
+    @property
+    def peer_identities(self) -> tuple[bytes, ...]:
+        return tuple(self._facts("peer_identities") or ())
+
+    @property
+    def auth_context(self) -> Mapping[str, Iterable[bytes]]:
+        context: Mapping[str, Iterable[bytes]] = self._facts("auth_context")
+        return context
+
+    @property
+    def peer_identity_key(self) -> str | None:
+        key: str | None = self._facts("peer_identity_key")
+        return key
 
 
 Scope = Callable[[CallInfo], str]
@@ -70,27 +108,31 @@ def metadata(name: str) -> Scope:
             " as in 'x-tenant-id'"
         )
 
+    is_binary = name.endswith("-bin")
+
     def scope(call: CallInfo) -> str:
-        values = {value for key, value in call.metadata if key == name}
-        if len(values) != 1:
-            raise ValueError(
-                f"the call has {len(values)} values of {name} (if its text is not printable ASCII,"
-                " none counts); exactly one is needed"
-            )
-        value = values.pop()
-        if name.endswith("-bin"):
-            return quote(value, safe="")
-        if not is_text(value):
-            raise ValueError(f"the value of {name} is not printable ASCII")
-        return str(value)
+        found: str | bytes | None = None
+        for key, value in call._given:
+            if key != name:
+                continue
+            if not is_binary and not is_text(value):
+                raise ValueError(f"the value of {name} is not printable ASCII")
+            if found is not None and value != found:
+                raise ValueError(f"the call has several values of {name}; exactly one is needed")
+            found = value
+        if found is None:
+            raise ValueError(f"the call has no value of {name}; exactly one is needed")
+        return quote(found, safe="") if is_binary else str(found)
 
     return scope
 
 
+info_of = CallInfo._of
+"""Makes the CallInfo of a call whose peer is asked for when it is needed."""
+
+
 def scope_of(scope: Scope, call: CallInfo) -> str:
     """Evaluate a scope. Raises ValueError if it does not return whose key it is."""
-    if scope is SHARED:
-        return ""
     value: object = scope(call)
     if not isinstance(value, str) or not value or not can_be_encoded(value):
         raise ValueError(f"the scope returned {value!r}; a text that is not empty is needed")

@@ -14,7 +14,7 @@ from idem_grpc.record import Record
 from idem_grpc.swap import Held, Swap, Swapped
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Wait:
     """Wait for the run of ``owner``: until it replies if it is in this process, else
     about ``seconds``, and never longer than the call may wait. The event is Waited."""
@@ -23,7 +23,7 @@ class Wait:
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class TakeOver:
     """Find out whether the run of ``owner``, whose lease of ``lease`` seconds has run out, may be taken
     for dead. The event is Waited, with ``hold`` if it is too early to say."""
@@ -32,7 +32,7 @@ class TakeOver:
     lease: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Execute:
     """Run the handler under ``record``, renewing it. The event is Ended, or TooLate.
 
@@ -45,7 +45,7 @@ class Execute:
     acknowledged: bool = True
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Compare:
     """Read the call's request stream as far as ``requests`` goes, and see that it is the same.
 
@@ -58,7 +58,7 @@ class Compare:
     run: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Reply:
     """Answer the call, once. ``owner`` names the run that the answer tells of, if any.
 
@@ -81,7 +81,7 @@ class Reply:
         return self.owner if self.protected else b""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Pause:
     """Wait ``seconds`` before the store is asked again. There is no event."""
 
@@ -91,7 +91,7 @@ class Pause:
 Step = Swap | Wait | TakeOver | Execute | Compare | Reply | Pause
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Outage:
     """The store did not answer, and whether the swap took effect is not known.
 
@@ -103,12 +103,12 @@ class Outage:
     sent: bool = True
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Full:
     """Nothing was sent: the call would be claimed, and too many runs are under way for another to begin."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Waited:
     """``reply`` is the run's, if it made one here. ``more``: the call may wait on.
 
@@ -120,12 +120,12 @@ class Waited:
     hold: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class TooLate:
     """The handler was not started: the lease of its claim has run out, or nearly so."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Ended:
     """The handler came to an end, which is of the class ``ending``.
 
@@ -139,7 +139,7 @@ class Ended:
     caller_left: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Compared:
     """Whether the request stream was the same."""
 

@@ -16,7 +16,7 @@ from google.protobuf.descriptor import MethodDescriptor
 
 from idem_grpc.contract import declared_key_rule, key_fields
 from idem_grpc.digest import as_uuid, digest
-from idem_grpc.execution import KeyedExecution, current_run
+from idem_grpc.execution import Run, current_run
 from idem_grpc.keys import current_step, take_pending, unique
 from idem_grpc.keytext import METADATA_KEY, is_valid
 from idem_grpc.methods import (
@@ -192,7 +192,7 @@ def checked(key: Any) -> str | None:
     return key
 
 
-def _derived(execution: KeyedExecution, method: str) -> Chosen:
+def _derived(execution: Run, method: str) -> Chosen:
     """A key that is the same whenever this handler, run again, makes this call.
 
     It is made of the record's name, so that tenants and methods never meet, of the

@@ -1,6 +1,7 @@
 """The interceptor for asyncio servers, ``grpc.aio.server``."""
 
 import asyncio
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import Executor
 from contextlib import aclosing, suppress
@@ -12,14 +13,12 @@ from google.protobuf.descriptor import ServiceDescriptor
 from idem_grpc.policy import Duration, Policy, in_seconds
 from idem_grpc.reporter import Reporter
 from idem_grpc.scope import Scope
-from idem_grpc.server.admission import Caller
 from idem_grpc.server.aio_call import AioCall
 from idem_grpc.server.aio_threads import Threads
-from idem_grpc.server.arities import Handler, raw_handler
+from idem_grpc.server.arities import Handler, RawHandler
 from idem_grpc.server.base import Protection
 from idem_grpc.server.misplaced import refusing
 from idem_grpc.server.passed_on import TOKEN_SERVICE, with_details
-from idem_grpc.server.replies import Answer
 from idem_grpc.server.settings import check_executor, check_watch
 from idem_grpc.stores.protocol import AsyncStore, OnLoop
 
@@ -34,6 +33,7 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
 
     max_detached: as there. Set it where ``maximum_concurrent_rpcs`` is set, to which a call does not
         count whose caller has left, while its handler goes on. Default 1000.
+    cache_bytes: as there.
     executor: runs plain functions, one thread for each while it lasts. Give it the server's own
         ``migration_thread_pool``, which an interceptor cannot see. It stays yours to shut down, after
         ``drain``. Default: up to 128 threads of the interceptor's own, which end with ``drain``.
@@ -49,16 +49,16 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
         default: Policy = Policy(),  # noqa: B008 -- it is frozen
         max_waiters: int = 1000,
         max_detached: int = 1000,
+        cache_bytes: int = 8 * 1024 * 1024,
         executor: Executor | None = None,
         reporter: Reporter | None = None,
     ) -> None:
         if not isinstance(store, AsyncStore):
             raise TypeError(f"store={store!r}: give a store of idem_grpc.aio.open_store")
-        check_watch(max_waiters, max_detached, reporter)
+        check_watch(max_waiters, max_detached, cache_bytes, reporter)
         check_executor(executor)
         self.store = store
         self._on_loop = store.blocking if isinstance(store.blocking, OnLoop) else None
-        self._tasks: set[asyncio.Task[Answer]] = set()
         self._threads = Threads(executor)
         self.protection = Protection(
             store.blocking,
@@ -68,6 +68,7 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
             default=default,
             max_waiters=max_waiters,
             max_detached=max_detached,
+            cache_bytes=cache_bytes,
             reporter=reporter,
         )
 
@@ -103,33 +104,34 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
-        method = handler_call_details.method
-        if method.startswith(TOKEN_SERVICE):
+        if handler_call_details.method.startswith(TOKEN_SERVICE):
             handler = with_details(handler, handler_call_details)
-        planned = self.protection.plan(handler_call_details)
+        planned = self.protection.plan(handler_call_details, handler)
         if planned is None:
             return handler
-        plan, metadata = planned
+        method, metadata, given, refused = planned
         if self._on_loop is not None:
             self._on_loop.use_running_loop()
-        rpc = asyncio.current_task()
+        # Weakly: an interceptor outside may have made a task for this, which has what is returned here.
+        rpc = weakref.ref(asyncio.current_task()) if method.streams_responses else None
 
-        def arrived(request: Any, context: Any) -> AioCall:
-            caller = Caller.of(method, metadata, context)
-            return AioCall(self.store, self.protection, handler, caller, context, request, rpc, self._threads)
+        def arrived(context: Any) -> AioCall:
+            call = AioCall(self.protection, method, metadata, given, context)
+            return call.serves(self.store, self._threads, None if rpc is None else rpc())
 
-        # grpc's context has the exception of an abort, and that has these frames.
+        # grpc's context has the exception of an abort, and that has these frames: so they may have neither
+        # the context nor the stream of requests, which has it.
 
         async def response(request: Any, context: Any) -> Any:
-            call = arrived(request, context)
+            call, body = arrived(context), None if method.streams_requests else request
             del request, context
-            return await call.response(plan, self._tasks)
+            return await call.response(body, refused)
 
         async def responses(request: Any, context: Any) -> AsyncIterator[Any]:
-            call = arrived(request, context)
+            call, body = arrived(context), None if method.streams_requests else request
             del request, context
-            async with aclosing(call.responses(plan, self._tasks)) as messages:
+            async with aclosing(call.responses(body, refused)) as messages:
                 async for message in messages:
                     yield message
 
-        return raw_handler(handler, responses if handler.response_streaming else response)
+        return RawHandler(handler, responses if method.streams_responses else response)

@@ -9,8 +9,9 @@ from typing import Any
 
 import grpc
 
+from idem_grpc.server.admission import Method
 from idem_grpc.server.aio_threads import Threads
-from idem_grpc.server.arities import Handler, behavior_of, closed_after, is_async
+from idem_grpc.server.arities import close
 from idem_grpc.server.contexts import AioContext, ThreadContext
 from idem_grpc.server.recording import Recording
 
@@ -21,7 +22,7 @@ _END = object()
 
 
 async def serve(
-    handler: Handler,
+    method: Method,
     request: Any,
     recording: Recording,
     threads: Threads,
@@ -29,15 +30,15 @@ async def serve(
     send: Send,
     receive: Receive,
 ) -> Any:
-    """Call a handler with its one request, or with the stream that ``receive`` reads.
+    """Call the handler of a method with its one request, or with the stream that ``receive`` reads.
 
     A plain function runs on one of ``threads``. ``start`` is called right before it, on its thread.
     ``receive`` is given what to return at the end. Returns the one response; a stream of them goes
     to ``send``.
     """
     is_stream = recording.incoming is not None
-    behavior = behavior_of(handler)
-    if not is_async(behavior):
+    behavior = method.behavior
+    if not method.is_async:
         loop = asyncio.get_running_loop()
 
         def wait_for(step: Coroutine[Any, Any, Any]) -> Any:
@@ -47,9 +48,9 @@ async def serve(
             request = iter(lambda: wait_for(receive(_END)), _END)
         serving = partial(
             _serve_on_thread,
-            handler,
+            method,
             request,
-            ThreadContext(recording),
+            recording.handed_out(ThreadContext(recording)),
             start,
             lambda response: wait_for(send(response)),
         )
@@ -63,7 +64,8 @@ async def serve(
         finally:
             del thread  # it has its exception, and that has this frame
     reader = partial(receive, grpc.aio.EOF) if is_stream else None
-    context = AioContext(recording, reader, send if handler.response_streaming else None)
+    context = AioContext(recording, reader, send if method.streams_responses else None)
+    recording.handed_out(context)
     if is_stream:
         request = _stream(receive)
     start()
@@ -81,7 +83,7 @@ async def _stream(receive: Receive) -> AsyncIterator[Any]:
 
 
 def _serve_on_thread(
-    handler: Handler,
+    method: Method,
     request: Any,
     context: ThreadContext,
     start: Callable[[], None],
@@ -90,14 +92,16 @@ def _serve_on_thread(
     """Call a plain function, whose streams are plain iterators."""
     start()
     try:
-        response = behavior_of(handler)(request, context)
+        response = method.behavior(request, context)
     except StopIteration as error:  # as of next(requests); no future takes it, nor does a generator
         raise RuntimeError("handler raised StopIteration") from error
-    if not handler.response_streaming:
+    if not method.streams_responses:
         return response
-    with closed_after(response):
+    try:
         for each in response:
             send(each)
+    finally:
+        close(response)
     return None
 
 

@@ -5,11 +5,12 @@ alone reads and writes; the flow asks it to, and goes on without it once it is g
 """
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import grpc
 
-from idem_grpc.server.arities import Outside
+from idem_grpc.server.arities import Raw, body_of
 from idem_grpc.server.recording import CallerGone
 from idem_grpc.server.replies import Part
 from idem_grpc.server.transcript import EOF_HOLD, Incoming
@@ -18,10 +19,13 @@ _CUT = object()
 
 
 class Pipe:
-    """The streams of one RPC. ``is_gone`` once its coroutine is."""
+    """The streams of one RPC. ``is_gone`` once its coroutine is.
 
-    def __init__(self, outside: Outside) -> None:
-        self._outside = outside
+    ``wrap`` makes of a response what interceptors outside get, by how they pass on requests.
+    """
+
+    def __init__(self) -> None:
+        self.wrap: Callable[[bytes], Any] = Raw
         self.is_gone = False
         self._wanted = asyncio.Semaphore(0)
         self._requests: asyncio.Queue[Any] = asyncio.Queue()
@@ -70,7 +74,8 @@ class Pipe:
                         await asyncio.sleep(step)
                     self._requests.put_nowait(None)
                     return
-                self._requests.put_nowait(self._outside.taken(raw))
+                body, self.wrap = body_of(raw)
+                self._requests.put_nowait(body)
         except Exception:
             self._requests.put_nowait(_CUT)
 
@@ -87,6 +92,8 @@ class Pipe:
     def leave(self) -> None:
         """The RPC is over: nothing more is read or written."""
         self.is_gone = True
+        while not self._responses.empty():  # which nobody takes any more
+            self._responses.get_nowait()
         self._requests.put_nowait(_CUT)
         for written in tuple(self._unwritten):
             self.written(written)

@@ -1,8 +1,7 @@
 """The kinds of method that grpc has, told apart in one place."""
 
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -13,13 +12,6 @@ else:
     Handler = grpc.RpcMethodHandler
 
 Behavior = Callable[[Any, Any], Any]
-
-_FACTORIES = {
-    (False, False): grpc.unary_unary_rpc_method_handler,
-    (False, True): grpc.unary_stream_rpc_method_handler,
-    (True, False): grpc.stream_unary_rpc_method_handler,
-    (True, True): grpc.stream_stream_rpc_method_handler,
-}
 
 
 class Raw:
@@ -40,41 +32,46 @@ class Raw:
         return len(self.body)
 
 
-class Outside:
-    """How the messages of one call look outside this interceptor: as Raw, or as bytes.
+def body_of(message: Any) -> tuple[bytes, Callable[[bytes], Any]]:
+    """The bytes of a message that came from outside, and how messages go back there: as Raw, or as bytes.
 
-    They are bytes where an interceptor has left out the functions of our handler, as works
-    without us for a service that deals in bytes.
+    They are bytes where an interceptor has left out the functions of our handler, as works without us for a
+    service that deals in bytes.
     """
-
-    __slots__ = ("wrap",)
-
-    def __init__(self) -> None:
-        self.wrap: Callable[[bytes], Any] = Raw
-
-    def taken(self, message: Any) -> bytes:
-        """The bytes of a message that came from outside."""
-        if isinstance(message, bytes):
-            self.wrap = bytes
-            return message
-        body: bytes = message.SerializeToString()
-        return body
+    if isinstance(message, Raw):
+        return message.body, Raw
+    if isinstance(message, bytes):
+        return message, bytes
+    return message.SerializeToString(), Raw
 
 
-def raw_handler(like: Handler, behavior: Behavior) -> Handler:
-    """A handler of the same kind that is given, and gives, messages of class Raw.
+class RawHandler(Handler):
+    """A handler of the same kind as ``like`` that is given, and gives, messages of class Raw.
 
     An interceptor outside may answer in its place, with a message of the method's own class.
     """
-    serialize = like.response_serializer
 
-    def body_of(response: Any) -> Any:
-        if isinstance(response, Raw):
+    request_deserializer = Raw
+    unary_unary = unary_stream = stream_unary = stream_stream = None
+
+    def __init__(self, like: Handler, behavior: Behavior) -> None:
+        self.request_streaming = like.request_streaming
+        self.response_streaming = like.response_streaming
+        self._serialize = like.response_serializer
+        if like.request_streaming:
+            if like.response_streaming:
+                self.stream_stream = behavior
+            else:
+                self.stream_unary = behavior
+        elif like.response_streaming:
+            self.unary_stream = behavior
+        else:
+            self.unary_unary = behavior
+
+    def response_serializer(self, response: Any) -> Any:
+        if type(response) is Raw:
             return response.body
-        return response if serialize is None else serialize(response)
-
-    make = _FACTORIES[bool(like.request_streaming), bool(like.response_streaming)]
-    return make(behavior, request_deserializer=Raw, response_serializer=body_of)
+        return response if self._serialize is None else self._serialize(response)
 
 
 def behavior_of(handler: Handler) -> Behavior:
@@ -92,25 +89,20 @@ def is_async(behavior: Behavior) -> bool:
     return inspect.iscoroutinefunction(behavior) or inspect.isasyncgenfunction(behavior)
 
 
-@contextmanager
-def closed_after(responses: Any) -> Iterator[None]:
-    """Close a generator with the block: what it does last must not meet the next run of its call."""
-    try:
-        yield
-    finally:
-        close = getattr(responses, "close", None)
-        if close is not None:
-            close()
+def close(responses: Any) -> None:
+    """Close a generator that is left: what it does last must not meet the next run of its call."""
+    if (closing := getattr(responses, "close", None)) is not None:
+        closing()
 
 
 class NotSerialized(Exception):
     """A handler's response cannot be sent."""
 
 
-def serialized(handler: Handler, response: Any) -> bytes:
+def serialized(serialize: Callable[[Any], Any] | None, response: Any) -> bytes:
     """A response as bytes, by the handler's own function. Raises NotSerialized."""
     try:
-        body = response if handler.response_serializer is None else handler.response_serializer(response)
+        body = response if serialize is None else serialize(response)
     except Exception as error:
         raise NotSerialized(f"{type(response)} cannot be serialized") from error
     if not isinstance(body, bytes):

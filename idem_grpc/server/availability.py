@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from math import inf
 
 from idem_grpc.elapsed import elapsed
@@ -46,9 +46,8 @@ class Availability:
         self._probe = -inf
         self._away_since = 0.0
         self._wrote = self._wrote_before = -inf
-        self._outages: list[
-            tuple[float, float]
-        ] = []  # for how long nothing was written, and when it was again
+        # For how long nothing was written, and when it was again.
+        self._outages: list[tuple[float, float]] = []
         self._failures = 0
         self._failed_at = -inf
         self._is_logged = False
@@ -61,12 +60,15 @@ class Availability:
         who finds out.
         """
         now = elapsed()
-        if self._is_open:
-            with self._lock:
-                if now < self._probe + LONGEST_PROBE:
-                    return None
-                self._probe = now
-        return now
+        return None if self._is_open and self._is_probed(now) else now
+
+    def _is_probed(self, now: float) -> bool:
+        """Whether another finds out. If none does, it is this caller who does, from ``now`` on."""
+        with self._lock:
+            if now < self._probe + LONGEST_PROBE:
+                return True
+            self._probe = now
+        return False
 
     def cancelled(self, began: float) -> None:
         """The caller whose swap began then has left: what came of it is not known."""
@@ -82,8 +84,10 @@ class Availability:
         """The store did what it was asked by swaps that began then."""
         if any(isinstance(each, Swapped) for each in seen):
             self._wrote = began
-        if not self._is_away:
-            return
+        if self._is_away:
+            self._returned()
+
+    def _returned(self) -> None:
         with self._lock:
             was_away = self._is_away
             self._is_away = self._is_open = False
@@ -143,13 +147,22 @@ class Availability:
         ends = (back + lease * SETTLING for length, back in self._outages if length >= lease * SHORT)
         return max(0.0, max(ends, default=0.0) - elapsed())
 
-    def attempt(self, store: Store, swap: Swap) -> Swapped | Held | Outage:
-        """Send a swap, unless the store is known to keep its callers waiting."""
-        began = self.admits()
-        return Outage(sent=False) if began is None else self.send(store, swap, began)
+    def attempt(self, store: Store, swap: Swap, began: float) -> Swapped | Held | Outage:
+        """Send a swap now, at ``began``, unless the store is known to keep its callers waiting."""
+        if self._is_open and self._is_probed(began):
+            return NOT_SENT
+        try:
+            seen = store.swap(swap)
+        except Exception as error:
+            return self.failed(error, began)
+        if isinstance(seen, Swapped):
+            self._wrote = began
+        if self._is_away:
+            self._returned()
+        return seen
 
     def send(self, store: Store, swap: Swap, began: float) -> Swapped | Held | Outage:
-        """Send a swap that begins now, at ``began``, and note what came of it."""
+        """Send a swap now, at ``began``, and note what came of it."""
         try:
             seen = store.swap(swap)
         except Exception as error:
@@ -157,11 +170,10 @@ class Availability:
         self.answered(began, seen)
         return seen
 
-    async def attempt_async(self, store: AsyncStore, swap: Swap) -> Swapped | Held | Outage:
-        """The same for asyncio. Raises what its caller's task is cancelled by."""
-        began = self.admits()
-        if began is None:
-            return Outage(sent=False)
+    async def attempt_async(self, store: AsyncStore, swap: Swap, began: float) -> Swapped | Held | Outage:
+        """As ``attempt``, for asyncio. Raises what its caller's task is cancelled by."""
+        if self._is_open and self._is_probed(began):
+            return NOT_SENT
         try:
             seen = await store.swap(swap)
         except Exception as error:
@@ -169,30 +181,33 @@ class Availability:
         except BaseException:
             self.cancelled(began)
             raise
-        self.answered(began, seen)
+        if isinstance(seen, Swapped):
+            self._wrote = began
+        if self._is_away:
+            self._returned()
         return seen
 
-    def attempt_many(self, store: Store, swaps: Sequence[Swap]) -> Sequence[Swapped | Held] | Outage:
-        """Send swaps in one batch, likewise."""
+    def ask(self, work: Callable[[], Sequence[Swapped | Held]]) -> Sequence[Swapped | Held] | Outage:
+        """Do any other work with the store, likewise. Returns its answers."""
         began = self.admits()
         if began is None:
-            return Outage(sent=False)
+            return NOT_SENT
         try:
-            seen = store.swap_many(swaps)
+            seen = work()
         except Exception as error:
             return self.failed(error, began)
         self.answered(began, *seen)
         return seen
 
-    async def attempt_many_async(
-        self, store: AsyncStore, swaps: Sequence[Swap]
+    async def ask_async(
+        self, work: Callable[[], Awaitable[Sequence[Swapped | Held]]]
     ) -> Sequence[Swapped | Held] | Outage:
         """The same for asyncio."""
         began = self.admits()
         if began is None:
-            return Outage(sent=False)
+            return NOT_SENT
         try:
-            seen = await store.swap_many(swaps)
+            seen = await work()
         except Exception as error:
             return self.failed(error, began)
         except BaseException:
@@ -201,32 +216,8 @@ class Availability:
         self.answered(began, *seen)
         return seen
 
-    def attempt_read(self, store: Store, key: bytes) -> Sequence[Held] | Outage:
-        """Read a key, likewise. Returns what it holds as the only answer."""
-        began = self.admits()
-        if began is None:
-            return Outage(sent=False)
-        try:
-            held = store.read(key)
-        except Exception as error:
-            return self.failed(error, began)
-        self.answered(began, held)
-        return [held]
 
-    async def attempt_read_async(self, store: AsyncStore, key: bytes) -> Sequence[Held] | Outage:
-        """The same for asyncio."""
-        began = self.admits()
-        if began is None:
-            return Outage(sent=False)
-        try:
-            held = await store.read(key)
-        except Exception as error:
-            return self.failed(error, began)
-        except BaseException:
-            self.cancelled(began)
-            raise
-        self.answered(began, held)
-        return [held]
+NOT_SENT = Outage(sent=False)
 
 
 def _holds_any(length: float, back: float, now: float) -> bool:

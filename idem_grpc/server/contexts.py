@@ -54,19 +54,23 @@ class _Context:
             delattr(recording.context, name)
 
     def invocation_metadata(self) -> Any:
-        return self._recording.caller.invocation_metadata
+        return tuple(self._recording.fact("invocation_metadata") or ())
 
     def peer(self) -> str:
-        return self._recording.caller.peer
+        fact: str = self._recording.fact("peer")
+        return fact
 
     def peer_identities(self) -> Sequence[bytes] | None:
-        return self._recording.caller.peer_identities
+        fact: Sequence[bytes] | None = self._recording.fact("peer_identities")
+        return fact
 
     def peer_identity_key(self) -> str | None:
-        return self._recording.caller.peer_identity_key
+        fact: str | None = self._recording.fact("peer_identity_key")
+        return fact
 
     def auth_context(self) -> Mapping[str, Any]:
-        return self._recording.caller.auth_context
+        fact: Mapping[str, Any] = self._recording.fact("auth_context")
+        return fact
 
     def set_code(self, code: Any) -> None:
         self._recording.set_code(code)

@@ -12,60 +12,39 @@ import heapq
 import itertools
 import logging
 import threading
-from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from copy import copy
 from math import inf
+from typing import Protocol
 
 from idem_grpc.elapsed import elapsed
-from idem_grpc.execution import Lease
+from idem_grpc.execution import PROBES_PER_RENEWAL, RENEWALS_PER_LEASE, Lease
 from idem_grpc.policy import Rules
 from idem_grpc.server.availability import Availability, is_worth_a_line
 from idem_grpc.steps import Outage, Pause, Step, Steps
 from idem_grpc.stores.protocol import Store, StoreUnavailable
-from idem_grpc.swap import Held, Swap, Swapped, renewal
+from idem_grpc.swap import Held, Swap, Swapped
 
 logger = logging.getLogger("idem_grpc")
 
-RENEWALS_PER_LEASE = 3
-PROBES_PER_RENEWAL = 4
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 5.0
 BATCH = 256  # of renewals, in one round trip
 MOST_MISTAKES = 10
 """How often the store may refuse a swap as a mistake before a flow gives up: half a minute, in all."""
 
+LOOK_EVERY = 1.0
+"""Seconds between two looks at the leases that were taken since, while there are any."""
+
+LOOKS_WHEN_IDLE = 10
+"""How many of them find that there were none, before they cease."""
+
 MAX_GIVE_BACKS = 10_000
 MAX_OUTCOMES = 1000
 MAX_OUTCOME_BYTES = 64 * 1024 * 1024
 
 Seen = Swapped | Held | Outage
-
-
-class Promise:
-    """What a run has promised: to keep its lease until the store knows its end.
-
-    ``swap`` is its claim, which the store has confirmed if the run ``is_protected``, and ``size``
-    the number of bytes of its outcome, once there is one.
-    """
-
-    __slots__ = ("is_protected", "lease", "size", "swap")
-
-    def __init__(self, swap: Swap, lease: Lease, *, is_protected: bool) -> None:
-        self.swap = swap
-        self.lease = lease
-        self.is_protected = is_protected
-        self.size = 0
-
-    def start(self) -> None:
-        """Called right before the handler. Raises NotStarted if the lease has run out, or nearly so."""
-        if self.is_protected and not self.lease.may_start:
-            logger.warning(
-                "a handler is not started yet: less than a quarter of its lease of %g s is left",
-                self.lease.seconds,
-            )
-            raise NotStarted
 
 
 class NotStarted(Exception):
@@ -82,45 +61,37 @@ class Keeper:
         self._leases = _Worker("idem_grpc leases", store, self._availability, BATCH if has_batches else 1)
         self._tails = _Worker("idem_grpc tails", store, self._availability, 1)  # their records can be large
         self._availability.on_return += [self._leases.look_soon, self._tails.look_soon]
+        self.hold = self._leases.hold
+        self.let_go = self._leases.let_go
         self._lock = threading.Lock()
+        self.is_full = False
+        """Whether so many outcomes wait to be stored that no further run should begin."""
         self._give_backs = self._outcomes = self._outcome_bytes = self._dropped = 0
 
-    @contextmanager
-    def renewing(self, promise: Promise, lose: Callable[[], None]) -> Iterator[None]:
-        """Renew a run's record, three times a lease from its claim on, until the block ends.
+    def limit(self, seconds: float, stop: Callable[[], object]) -> "Limit":
+        """Call ``stop`` in ``seconds`` seconds, unless ``unlimit`` is called by then."""
+        limit = Limit(stop)
+        self._leases.start(seconds, limit)
+        return limit
 
-        ``lose`` is called once it is known that the lease is lost.
-        """
-        job = _Renewal(promise, lose)
-        with self._leases.working(job.first_delay(), job):
-            yield
-
-    @contextmanager
-    def limiting(self, seconds: float, stop: Callable[[], object]) -> Iterator[None]:
-        """Call ``stop`` if the block takes longer than ``seconds``."""
-        with self._leases.working(seconds, _Limit(stop)):
-            yield
-
-    @property
-    def is_full(self) -> bool:
-        """Whether so many outcomes wait to be stored that no further run should begin."""
-        return self._outcomes >= MAX_OUTCOMES or self._outcome_bytes >= MAX_OUTCOME_BYTES
+    def unlimit(self, limit: "Limit") -> None:
+        self._leases.forget(limit)
 
     def finish(
-        self, steps: Steps, step: Step, then: Callable[[], None], promise: Promise | None, rules: Rules
+        self, steps: Steps, step: Step, then: Callable[[], None], lease: Lease | None, rules: Rules
     ) -> None:
         """Bring a flow to its end that has replied and now asks for ``step``; then call ``then``.
 
-        ``promise`` is that of its run, None if nothing was run: then a claim is given back. Its
-        lease is renewed until the end, which is of no use any more once the retention is over.
+        ``lease`` is that of its run, None if nothing was run: then a claim is given back. It is renewed
+        until the end, which is of no use any more once the retention is over.
 
         Of the claims to give back, those over MAX_GIVE_BACKS are left for their leases to run out. No
         outcome of a protected run is dropped: while ``is_full``, no further run may begin.
         """
-        if promise is None:
+        if lease is None:
             is_dropped = self._give_backs >= MAX_GIVE_BACKS
         else:
-            is_dropped = self.is_full and not promise.is_protected
+            is_dropped = self.is_full and not lease.acknowledged
         if is_dropped:
             self._dropped += 1
             if is_worth_a_line(self._dropped):
@@ -132,17 +103,18 @@ class Keeper:
             steps.close()
             then()
             return
-        is_run, size = promise is not None, 0 if promise is None else promise.size
+        is_run, size = lease is not None, 0 if lease is None else lease.outcome_bytes
         self._count(is_run, 1, size)
-        renewal: _Renewal | None = None
-        if promise is not None and promise.is_protected:
-            renewal = _Renewal(promise, _nothing)
-            self._leases.start(0, renewal)
+        renewed: Lease | None = None
+        if lease is not None and lease.acknowledged:
+            renewed = copy(lease)  # the run is over, and so is its own
+            renewed.is_over = False
+            self._leases.start(0, renewed)
 
         def end() -> None:
             self._count(is_run, -1, size)
-            if renewal is not None:
-                self._leases.forget(renewal)
+            if renewed is not None:
+                self._leases.forget(renewed)
             then()
 
         pause = step.seconds if isinstance(step, Pause) else 0.0
@@ -153,30 +125,29 @@ class Keeper:
             if is_run:
                 self._outcomes += number
                 self._outcome_bytes += number * size
+                self.is_full = self._outcomes >= MAX_OUTCOMES or self._outcome_bytes >= MAX_OUTCOME_BYTES
             else:
                 self._give_backs += number
 
 
-class _Job(ABC):
+class Job(Protocol):
     """Something to do at its time, until it is over."""
 
-    is_over = False
-    interval = inf
-    """Seconds in which it wants the store to be looked for, while that is away."""
+    is_over: bool
+
+    @property
+    def interval(self) -> float:
+        """Seconds in which it wants the store to be looked for, while that is away."""
 
     def swap(self) -> Swap | None:
         """What the store is to be asked first, if anything."""
-        return None
 
     def end(self) -> None:
         """It is over, though it may stay in the heap for a while."""
-        self.is_over = True
 
-    @abstractmethod
-    def run(self, seen: Seen | None) -> float | None:
+    def run(self, seen: Seen | None, /) -> float | None:
         """Do it, with the store's answer. Returns after how many seconds it is due again, if it is."""
 
-    @abstractmethod
     def stalled(self) -> None:
         """The store is away, and nothing was asked."""
 
@@ -192,8 +163,12 @@ class _Worker:
         self._store = store
         self._availability = availability
         self._batch = batch
-        self._due: list[tuple[float, int, _Job]] = []
-        self._stalled: deque[_Job] = deque()  # those that wait for the store to come back
+        self._due: list[tuple[float, int, Job]] = []
+        self._fresh: set[Lease] = set()
+        self._looks_at = inf
+        self._is_used = False
+        self._idle_looks = 0
+        self._stalled: deque[Job] = deque()  # those that wait for the store to come back
         self._pause = FIRST_PAUSE
         self._failed_at = self._probe_at = 0.0
         self._order = itertools.count()
@@ -201,27 +176,51 @@ class _Worker:
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
 
-    @contextmanager
-    def working(self, delay: float, job: _Job) -> Iterator[None]:
-        """Start a job, which is over when the block ends."""
-        self.start(delay, job)
-        try:
-            yield
-        finally:
-            self.forget(job)
+    def hold(self, lease: Lease) -> None:
+        """Renew a lease from when it is due. Most runs end before that, and wake nobody."""
+        self._fresh.add(lease)
+        self._is_used = True
+        if lease.due < self._looks_at:
+            with self._changed:
+                self._run_thread()
+                self._changed.notify()
 
-    def start(self, delay: float, job: _Job) -> None:
+    def let_go(self, lease: Lease) -> None:
+        """Renew a lease no longer."""
+        if lease in self._fresh:
+            self._fresh.discard(lease)
+            lease.end()
+        else:
+            self.forget(lease)
+
+    def _run_thread(self) -> None:
+        if self._thread is None or not self._thread.is_alive():  # as in a process that was forked
+            thread = threading.Thread(target=self._work, name=self._name, daemon=True)
+            thread.start()
+            self._thread = thread
+
+    def _take_fresh(self, now: float) -> None:
+        """Take in the leases that are due before the next look at them."""
+        if not self._is_used:
+            self._idle_looks += 1
+        else:
+            self._is_used, self._idle_looks = False, 0
+        self._looks_at = inf if self._idle_looks > LOOKS_WHEN_IDLE else now + LOOK_EVERY
+        for lease in tuple(self._fresh):  # which begins after that was set
+            self._looks_at = min(self._looks_at, now + LOOK_EVERY)
+            if lease.due < self._looks_at:
+                self._fresh.discard(lease)
+                heapq.heappush(self._due, (lease.due, next(self._order), lease))
+
+    def start(self, delay: float, job: Job) -> None:
         """Run a job in ``delay`` seconds."""
         with self._changed:
-            if self._thread is None or not self._thread.is_alive():  # as in a process that was forked
-                thread = threading.Thread(target=self._work, name=self._name, daemon=True)
-                thread.start()
-                self._thread = thread
+            self._run_thread()
             heapq.heappush(self._due, (elapsed() + delay, next(self._order), job))
             if self._due[0][2] is job:
                 self._changed.notify()
 
-    def forget(self, job: _Job) -> None:
+    def forget(self, job: Job) -> None:
         """Jobs that are over are dropped from the heap when they are the greater part of it."""
         with self._changed:
             job.end()
@@ -266,7 +265,7 @@ class _Worker:
             elif self._stalled:
                 self._resume()
 
-    def _run(self, job: _Job, seen: Seen | None) -> None:
+    def _run(self, job: Job, seen: Seen | None) -> None:
         try:
             delay = job.run(seen)
         except Exception:
@@ -275,7 +274,7 @@ class _Worker:
         if delay is not None:
             self.start(delay, job)
 
-    def _stall(self, job: _Job) -> None:
+    def _stall(self, job: Job) -> None:
         with self._changed:
             self._stalled.append(job)
 
@@ -304,22 +303,24 @@ class _Worker:
             self._stalled.clear()
             self._pause = FIRST_PAUSE
 
-    def _next(self) -> tuple[list[_Job], bool]:
+    def _next(self) -> tuple[list[Job], bool]:
         """Those that are due, or the one that looks whether the store is back; waits for the first."""
         with self._changed:
             while True:
                 now = elapsed()
+                if self._looks_at <= now or self._fresh:
+                    self._take_fresh(now)
                 if due := self._pop(now):
                     return due, False
                 if self._stalled and self._probe_at <= now:
                     return [self._stalled.popleft()], True
-                times = [self._due[0][0]] if self._due else []
+                next_at = min(self._looks_at, self._due[0][0] if self._due else inf)
                 if self._stalled:
-                    times.append(self._probe_at)
-                self._changed.wait(min(times) - now if times else None)
+                    next_at = min(next_at, self._probe_at)
+                self._changed.wait(None if next_at == inf else next_at - now)
 
-    def _pop(self, now: float) -> list[_Job]:
-        due = list[_Job]()
+    def _pop(self, now: float) -> list[Job]:
+        due = list[Job]()
         while self._due and self._due[0][0] <= now and len(due) < self._batch:
             due.append(heapq.heappop(self._due)[2])
         return due
@@ -331,78 +332,42 @@ def attempt_all(store: Store, swaps: Sequence[Swap], availability: Availability)
     if len(swaps) > 1:
         try:
             seen = store.swap_many(swaps)
-            answers: list[Seen] = [each for _, each in zip(swaps, seen, strict=True)]
+            answers = [each for _, each in zip(swaps, seen, strict=True)]
         except StoreUnavailable as error:
             return [availability.failed(error, began)] * len(swaps)
         except Exception:
             logger.warning("a batch of swaps failed, and is sent one by one", exc_info=True)
         else:
-            availability.answered(began, *seen)
-            return answers
+            availability.answered(began, *answers)
+            return list[Seen](answers)
     # Past the breaker: the keeper's threads look for the store one at a time anyway.
     return [availability.send(store, swap, elapsed()) for swap in swaps]
 
 
-def _nothing() -> None:
-    pass
+class Limit:
+    """Calls ``stop`` when its time has come."""
 
+    interval = inf
 
-class _Renewal(_Job):
-    def __init__(self, promise: Promise, lose: Callable[[], None]) -> None:
-        self._renewal = renewal(promise.swap)
-        self._lease = promise.lease
-        self._lose = lose
-        self._sent = 0.0
-        self._interval = promise.lease.seconds / RENEWALS_PER_LEASE
-        self.interval = self._interval / PROBES_PER_RENEWAL
-
-    def first_delay(self) -> float:
-        """Seconds until the first renewal is due, which counts from the claim."""
-        return max(0.0, self._lease.left - self._interval * (RENEWALS_PER_LEASE - 1))
-
-    def end(self) -> None:
-        super().end()
-        self._lose = _nothing
-
-    def swap(self) -> Swap | None:
-        self._sent = elapsed()
-        return self._renewal if self._lease.run_left > 0 else None
-
-    def run(self, seen: Seen | None) -> float | None:
-        if self.is_over:  # and what the run wrote at its end has overtaken this renewal
-            return None
-        if isinstance(seen, Swapped):
-            self._lease.renewed(self._sent)
-        elif isinstance(seen, Held):
-            self._lease.taken()
-        self.stalled()
-        is_done = seen is None or isinstance(seen, Held)
-        return None if is_done else max(0.0, min(self._interval, self._lease.run_left))
-
-    def stalled(self) -> None:
-        if self._lease.is_lost:
-            self._lose()
-        if self._lease.run_left <= 0:
-            self.is_over = True
-
-
-class _Limit(_Job):
     def __init__(self, stop: Callable[[], object]) -> None:
-        self._stop = stop
+        self._stop: Callable[[], object] | None = stop
+        self.is_over = False
 
     def end(self) -> None:
-        super().end()
-        self._stop = _nothing
+        self.is_over, self._stop = True, None
+
+    def swap(self) -> None:
+        return None
 
     def run(self, seen: object) -> None:
-        if not self.is_over:
-            self._stop()
+        if (stop := self._stop) is not None:
+            stop()
 
     def stalled(self) -> None:
         raise AssertionError("it asks the store for nothing")
 
 
-class _Tail(_Job):
+class _Tail:
     def __init__(self, steps: Steps, step: Step, then: Callable[[], None], rules: Rules) -> None:
         self._steps = steps
         self._step = step
@@ -410,6 +375,10 @@ class _Tail(_Job):
         self._ends = elapsed() + rules.retention
         self.interval = rules.lease / (RENEWALS_PER_LEASE * PROBES_PER_RENEWAL)  # before others take over
         self._mistakes = 0
+        self.is_over = False
+
+    def end(self) -> None:
+        self.is_over = True
 
     def swap(self) -> Swap | None:
         return self._step if isinstance(self._step, Swap) else None

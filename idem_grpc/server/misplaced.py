@@ -7,10 +7,8 @@ from typing import Any
 import grpc
 
 from idem_grpc.problem import Problem, Reason
-from idem_grpc.server.admission import Caller
-from idem_grpc.server.arities import Handler, raw_handler
-from idem_grpc.server.replies import answer
-from idem_grpc.steps import Reply
+from idem_grpc.server.arities import Handler, RawHandler
+from idem_grpc.server.replies import GRPC_CODES
 
 logger = logging.getLogger("idem_grpc")
 
@@ -25,13 +23,13 @@ def refusing(handler: Any, method: str) -> Handler | None:
     if hasattr(handler, "close"):  # the coroutine of another interceptor that is misplaced
         handler.close()
         handler = grpc.unary_unary_rpc_method_handler(_unary)
-    return raw_handler(handler, _stream if handler.response_streaming else _unary)
+    return RawHandler(handler, _stream if handler.response_streaming else _unary)
 
 
 def _unary(request: Any, context: grpc.ServicerContext) -> Any:
-    sent, _ = answer(Reply(Problem(Reason.MISCONFIGURED, _WRONG)), Caller.of("", (), context))
-    context.set_trailing_metadata(sent.trailing_metadata)
-    context.abort(sent.code, sent.details)
+    refusal = Problem(Reason.MISCONFIGURED, _WRONG).outcome()
+    context.set_trailing_metadata(refusal.trailing_metadata)
+    context.abort(GRPC_CODES[refusal.code], refusal.details)
 
 
 def _stream(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:

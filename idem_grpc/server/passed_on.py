@@ -48,4 +48,4 @@ def metadata_here(context: Any) -> Metadata:
     Raises Refused for metadata that is none.
     """
     details = _details.get()
-    return tuple(context.invocation_metadata() or ()) if details is None else metadata_of(details)
+    return tuple(context.invocation_metadata() or ()) if details is None else metadata_of(details)[0]

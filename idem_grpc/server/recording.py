@@ -6,56 +6,47 @@ once the caller is gone, the handler must be able to finish as if it were not.
 
 import asyncio
 import logging
+import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 
 from idem_grpc.endings import Ending, ending_of
-from idem_grpc.execution import KeyedExecution
 from idem_grpc.outcome import Code, Metadata, Outcome
-from idem_grpc.policy import OnCancel, Rules
-from idem_grpc.server.admission import NOT_PARSED, Caller
-from idem_grpc.server.arities import Handler, NotSerialized
+from idem_grpc.policy import OnCancel
+from idem_grpc.server.admission import NOT_PARSED
+from idem_grpc.server.arities import NotSerialized, serialized
+from idem_grpc.server.call import ServedCall
+from idem_grpc.server.facts import Facts
+from idem_grpc.server.replies import GRPC_CODES
 from idem_grpc.server.transcript import Incoming, Outgoing
 from idem_grpc.server.values import code_of, pairs, shown, text
 from idem_grpc.steps import Ended
 
 logger = logging.getLogger("idem_grpc")
 
+T = TypeVar("T")
+
 
 class Recording:
     """What a handler said of its answer, and what it may know of its caller.
 
-    context: the real one.
-    is_gone: tells whether the caller is.
     in_aio: whether the rules of grpc.aio hold: numbers are codes, and the first abort ends the call.
         In grpc they are not, and the last one does.
     """
 
-    def __init__(
-        self,
-        caller: Caller,
-        execution: KeyedExecution,
-        rules: Rules,
-        handler: Handler,
-        context: Any,
-        *,
-        is_gone: Callable[[], bool],
-        in_aio: bool,
-    ) -> None:
-        self.incoming: Incoming | None = None
+    def __init__(self, call: ServedCall, *, in_aio: bool) -> None:
+        method = call.method
+        self.incoming = Incoming(method) if method.streams_requests else None
         self._outgoing: Outgoing | None = None
-        if handler.request_streaming:
-            self.incoming = Incoming(caller.method, rules, handler.request_deserializer)
-        if handler.response_streaming:
-            self._outgoing = Outgoing(rules.max_response_bytes, self.incoming)
-        self.caller = caller
-        self.context = context
-        self.is_gone = is_gone
+        if method.streams_responses:
+            self._outgoing = Outgoing(call.rules.max_response_bytes, self.incoming)
+        self.call = call
+        self.context = call.context
         self.in_aio = in_aio
-        self._execution = execution
-        self._rules = rules
+        self._facts: Facts | None = None
+        self._handed_out: weakref.ref[Any] | None = None
         self.code: Any = None
         self.details: str | None = None
         self.initial_metadata: Metadata = ()
@@ -104,7 +95,7 @@ class Recording:
     def not_run(self, why: str) -> None:
         """Note that the handler was not called: a retry calls it."""
         self.abort(grpc.StatusCode.UNAVAILABLE, f"the handler was not run: {why}", ())
-        self._execution.release()
+        self.call.release()
 
     def raise_if_over(self) -> None:
         """Raise AbortError where an abort has ended the call, and a handler goes on."""
@@ -121,8 +112,28 @@ class Recording:
 
     # What it may know of its caller.
 
+    def fact(self, name: str) -> Any:
+        """What grpc knows of the caller, by the name of the context's method."""
+        if self._facts is None:
+            self._facts = self.call.facts_of(self.context)
+        return self._facts.get(name)
+
+    def handed_out(self, context: T) -> T:
+        """Note the context that the handler gets, which is returned."""
+        self._handed_out = weakref.ref(context)
+        return context
+
+    @property
+    def is_held(self) -> bool:
+        """Whether the handler, or somebody whom it gave its context to, can still ask it."""
+        return self._handed_out is not None and self._handed_out() is not None
+
+    def is_gone(self) -> bool:
+        """Whether the caller is."""
+        return self.call.caller_is_gone()
+
     def sees_caller_gone(self) -> bool:
-        return self._rules.on_cancel is OnCancel.CANCEL and self.is_gone()
+        return self.call.rules.on_cancel is OnCancel.CANCEL and self.is_gone()
 
     def time_remaining(self) -> float | None:
         if self.is_gone() and not self.sees_caller_gone():
@@ -136,7 +147,7 @@ class Recording:
 
     def caller_left(self) -> bool:
         """Tell a handler that must stop. Returns whether this one must."""
-        if stops := self._rules.on_cancel is OnCancel.CANCEL:
+        if stops := self.call.rules.on_cancel is OnCancel.CANCEL:
             self.run_callbacks()
         return stops
 
@@ -147,7 +158,7 @@ class Recording:
             try:
                 callback()
             except BaseException:  # nor does grpc.aio let any through
-                logger.exception("Exception in a callback at the end of %s", self.caller.method)
+                logger.exception("Exception in a callback at the end of %s", self.call.method.path)
 
     # What becomes of it.
 
@@ -161,14 +172,15 @@ class Recording:
         plain, self.next_is_plain = self.next_is_plain, False
         return plain
 
-    def returned(self, serialize: Callable[[], bytes] | None) -> Ended:
-        """The end of a handler that returned.
+    def returned(self, response: Any = None) -> Ended:
+        """The end of a handler that returned. ``response`` is what it returned, if it does not stream.
 
-        ``serialize`` gives its response, if it does not stream them, and is asked on success.
+        Raises NotSerialized where it cannot be sent.
         """
-        if self._final is not None or self._status is not Code.OK or serialize is None:
+        method = self.call.method
+        if self._final is not None or self._status is not Code.OK or method.streams_responses:
             return self._ended()
-        return self._ended((serialize(),))
+        return self._ended((serialized(method.serialize, response),))
 
     def raised(self, error: BaseException, doing: str = "calling application") -> Ended:
         """The end of a handler that raised; an abort is raised too, and is no accident."""
@@ -178,7 +190,7 @@ class Recording:
         if self._is_malformed:
             pass  # which is logged already, and decides how the call ends
         elif isinstance(error, NotSerialized):
-            logger.error("%s: Failed to serialize response!", self.caller.method, exc_info=error)
+            logger.error("%s: Failed to serialize response!", self.call.method.path, exc_info=error)
             self._status, self.details = Code.INTERNAL, "Failed to serialize response!"
         elif isinstance(error, (CallerGone, asyncio.CancelledError)):
             self._caller_left = True
@@ -214,7 +226,7 @@ class Recording:
         if failure is None:
             return
         try:
-            self.context.set_code(UNMAPPED if self._status is Code.OK else _GRPC_CODES[self._status])
+            self.context.set_code(UNMAPPED if self._status is Code.OK else GRPC_CODES[self._status])
             if self.details is not None:
                 self.context.set_details(self.details)
             raise failure
@@ -226,7 +238,10 @@ class Recording:
         failure, self._failure = self._failure, None
         if failure is not None:
             logger.error(
-                "%s: Exception calling application: %s", self.caller.method, shown(failure), exc_info=failure
+                "%s: Exception calling application: %s",
+                self.call.method.path,
+                shown(failure),
+                exc_info=failure,
             )
 
     def _ended(self, messages: tuple[bytes, ...] = (), usual: Ending | None = None) -> Ended:
@@ -235,12 +250,12 @@ class Recording:
             self.details or "",
             self.trailing_metadata or (),
         )
-        if self._is_malformed:
+        if self.incoming is not None and self.incoming.malformed:
             code, details, messages = Code.INTERNAL, NOT_PARSED, ()
         outcome = Outcome(code, details, self.initial_metadata, trailing, messages)
         if self._outgoing is not None:
             outcome = self._outgoing.outcome(outcome)
-        ending = self._execution.ending or usual or ending_of(outcome, self._rules.replay_errors)
+        ending = self.call.ending or usual or ending_of(outcome, self.call.rules.replay_errors)
         if self.incoming is None:
             return Ended(outcome, ending, caller_left=self._caller_left)
         broke_off = self.incoming.cut or self.incoming.malformed
@@ -251,6 +266,11 @@ class Recording:
     @property
     def _is_malformed(self) -> bool:
         return self.incoming is not None and self.incoming.malformed
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing has to be sent or raised for it but its answer, as for most."""
+        return self.compression is None and not self.next_is_plain and self._failure is None
 
 
 def disable_compression(context: Any) -> None:
@@ -288,8 +308,6 @@ class _Unmapped:
 
 
 UNMAPPED = _Unmapped()
-
-_GRPC_CODES = {Code[code.name]: code for code in grpc.StatusCode}
 
 
 class CallerGone(grpc.RpcError):

@@ -1,36 +1,20 @@
 """What is sent for a reply of the flow: a status, a body and our trailing metadata."""
 
 from contextvars import Context
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import grpc
 
 from idem_grpc.outcome import Code, Metadata, Outcome
-from idem_grpc.problem import NOTHING_KNOWN, PUSHBACK, Outlook, Problem
-from idem_grpc.reporter import Replied
-from idem_grpc.server.admission import Caller
+from idem_grpc.problem import PUSHBACK
 from idem_grpc.steps import Reply
 
 RUN = "idempotency-run"
 REPLAYED = "idempotency-replayed"
+_REPLAYED = ((REPLAYED, "true"),)
 _RETRY_MEETS_THE_SAME = (Code.OK, Code.NOT_FOUND, Code.ALREADY_EXISTS, Code.FAILED_PRECONDITION)
 
-
-@dataclass(frozen=True, slots=True)
-class Answer(grpc.Status):
-    """All that is sent for a reply. Serves as the status of ``abort_with_status``.
-
-    ``opening`` is the initial metadata of a stream of responses, which goes out with the
-    first of them and never earlier: on a failing attempt it would stop gRPC's own retries.
-    """
-
-    code: grpc.StatusCode
-    details: str
-    initial_metadata: Metadata
-    opening: Metadata
-    messages: tuple[bytes, ...]
-    trailing_metadata: Metadata
+GRPC_CODES = {code: grpc.StatusCode[code.name] for code in Code}
 
 
 class Part(NamedTuple):
@@ -44,7 +28,11 @@ class Part(NamedTuple):
 
 
 def opening(initial_metadata: Metadata, run: bytes) -> Metadata:
-    """The initial metadata of a stream of responses, with the id of ``run``, if any."""
+    """The initial metadata of a stream of responses, with the id of ``run``, if any.
+
+    It goes out with the first response and never earlier: on a failing attempt it would stop gRPC's
+    own retries.
+    """
     own = _without(initial_metadata, RUN, REPLAYED)
     return (*own, (RUN, run.hex())) if run else own
 
@@ -54,30 +42,18 @@ def _without(metadata: Metadata, *names: str) -> Metadata:
     return tuple(pair for pair in metadata if pair[0] not in names)
 
 
-def answer(reply: Reply, caller: Caller, outlook: Outlook = NOTHING_KNOWN) -> tuple[Answer, Replied]:
-    """A reply as it is sent to ``caller``, and as it is reported. ``outlook`` is that of a refusal."""
-    given = reply.answer
-    if isinstance(given, Outcome):
-        outcome = given
-    else:
-        outcome = given.outcome(caller.previous_attempts, outlook=outlook)
-    run = reply.owner.hex()
-    trailing = outcome.trailing_metadata
-    if isinstance(given, Outcome):
+def as_sent(reply: Reply, outcome: Outcome) -> Outcome:
+    """A reply as it goes over the wire. ``outcome`` is its answer, or what its refusal looks like."""
+    trailing, initial = outcome.trailing_metadata, outcome.initial_metadata
+    if trailing and outcome is reply.answer:
         trailing = _without(trailing, RUN, REPLAYED)
-        if given.code in _RETRY_MEETS_THE_SAME:
+        if outcome.code in _RETRY_MEETS_THE_SAME:
             trailing = _without(trailing, PUSHBACK)
-    if reply.run:
-        trailing += ((RUN, run),)
-    if reply.replayed and reply.protected:
-        trailing += ((REPLAYED, "true"),)
-    sent = Answer(
-        code=grpc.StatusCode[outcome.code.name],
-        details=outcome.details,
-        initial_metadata=_without(outcome.initial_metadata, RUN, REPLAYED),
-        opening=opening(outcome.initial_metadata, reply.run),
-        messages=outcome.messages,
-        trailing_metadata=trailing,
-    )
-    reason = given.reason if isinstance(given, Problem) else None
-    return sent, Replied(caller.method, outcome.code, reply.replayed, reason, run, reply.protected)
+    if reply.protected:
+        if reply.owner:
+            trailing += ((RUN, reply.owner.hex()),)
+        if reply.replayed:
+            trailing += _REPLAYED
+    if initial:
+        initial = _without(initial, RUN, REPLAYED)
+    return Outcome(outcome.code, outcome.details, initial, trailing, outcome.messages)

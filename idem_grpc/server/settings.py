@@ -1,5 +1,6 @@
 """Settings of an interceptor that are of the wrong kind; those of the right kind are judged elsewhere."""
 
+import inspect
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Executor, ProcessPoolExecutor
 
@@ -9,10 +10,11 @@ from idem_grpc.policy import Policy, contradiction, whole_number
 from idem_grpc.reporter import Reporter
 
 
-def check_watch(max_waiters: object, max_detached: object, reporter: object) -> None:
+def check_watch(max_waiters: object, max_detached: object, cache_bytes: object, reporter: object) -> None:
     """Check limits and the reporter. Raises ValueError or TypeError, saying what to give."""
     whole_number("ServerInterceptor", "max_waiters", max_waiters, smallest=0)
     whole_number("ServerInterceptor", "max_detached", max_detached, smallest=1)
+    whole_number("ServerInterceptor", "cache_bytes", cache_bytes, smallest=0)
     if reporter is not None and not isinstance(reporter, Reporter):
         raise TypeError(f"reporter={reporter!r}: give an instance of a subclass of idem_grpc.Reporter")
 
@@ -25,6 +27,20 @@ def check_executor(executor: object) -> None:
         raise TypeError(
             f"executor={executor!r}: give a concurrent.futures.ThreadPoolExecutor, such as the server's"
             " migration_thread_pool"
+        )
+
+
+def check_scope(scope: object) -> None:
+    """Who shares keys and answers. Raises TypeError, saying what to give."""
+    if not callable(scope):
+        raise TypeError(
+            f"scope={scope!r}: give SHARED, PEER, metadata('name') or a function of CallInfo,"
+            " which says who shares keys and answers"
+        )
+    if inspect.iscoroutinefunction(scope) or inspect.iscoroutinefunction(type(scope).__call__):
+        raise TypeError(
+            f"scope={scope!r}: give a plain function; what has to wait belongs into an interceptor"
+            " outside, which passes on what it finds as metadata"
         )
 
 

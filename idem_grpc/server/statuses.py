@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import grpc
 
-from idem_grpc.outcome import Metadata
+from idem_grpc.outcome import Metadata, Outcome
+from idem_grpc.server.replies import GRPC_CODES
 from idem_grpc.updates import UpdateRefused
 
 
@@ -13,6 +14,11 @@ class _Status(grpc.Status):
     code: grpc.StatusCode
     details: str
     trailing_metadata: Metadata
+
+
+def status(outcome: Outcome) -> grpc.Status:
+    """An answer without messages as the status for ``abort_with_status``."""
+    return _Status(GRPC_CODES[outcome.code], outcome.details, outcome.trailing_metadata)
 
 
 def status_of(refused: UpdateRefused) -> grpc.Status:

@@ -9,8 +9,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 from idem_grpc.policy import Duration, Policy, in_seconds
 from idem_grpc.reporter import Reporter
 from idem_grpc.scope import Scope
-from idem_grpc.server.admission import Caller
-from idem_grpc.server.arities import Handler, raw_handler
+from idem_grpc.server.arities import Handler, RawHandler
 from idem_grpc.server.base import Protection
 from idem_grpc.server.passed_on import TOKEN_SERVICE, with_details
 from idem_grpc.server.settings import check_watch
@@ -37,6 +36,8 @@ class ServerInterceptor(grpc.ServerInterceptor):
     max_detached: how many runs may go on whose callers have left. When there are so many, a call that
         would run is refused with OVERLOADED; replays and duplicates are served. Each of them holds
         a thread of the server's pool, which so bounds them too. Default 1000.
+    cache_bytes: how many bytes of answers are kept in this process, for duplicates that come within 10
+        seconds; other duplicates ask the store. 0 turns that off. Default 8 MiB.
     reporter: is told of every keyed call.
 
     Raises ValueError or TypeError for settings that are wrong or contradict each other.
@@ -52,13 +53,14 @@ class ServerInterceptor(grpc.ServerInterceptor):
         default: Policy = Policy(),  # noqa: B008 -- it is frozen
         max_waiters: int = 2,
         max_detached: int = 1000,
+        cache_bytes: int = 8 * 1024 * 1024,
         reporter: Reporter | None = None,
     ) -> None:
         if not isinstance(store, Store):
             raise TypeError(
                 f"store={store!r}: give a store of idem_grpc.open_store (idem_grpc.aio has its own)"
             )
-        check_watch(max_waiters, max_detached, reporter)
+        check_watch(max_waiters, max_detached, cache_bytes, reporter)
         self.store = store
         self.protection = Protection(
             store,
@@ -68,6 +70,7 @@ class ServerInterceptor(grpc.ServerInterceptor):
             default=default,
             max_waiters=max_waiters,
             max_detached=max_detached,
+            cache_bytes=cache_bytes,
             reporter=reporter,
         )
 
@@ -87,17 +90,16 @@ class ServerInterceptor(grpc.ServerInterceptor):
         handler = continuation(handler_call_details)
         if handler is None:
             return None
-        method = handler_call_details.method
-        if method.startswith(TOKEN_SERVICE):
+        if handler_call_details.method.startswith(TOKEN_SERVICE):
             handler = with_details(handler, handler_call_details)
-        planned = self.protection.plan(handler_call_details)
+        planned = self.protection.plan(handler_call_details, handler)
         if planned is None:
             return handler
-        plan, metadata = planned
+        method, metadata, given, refused = planned
 
         def behavior(request: Any, context: grpc.ServicerContext) -> Any:
-            caller = Caller.of(method, metadata, context)
-            call = SyncCall(self.store, self.protection, handler, caller, context, request)
-            return call.responses(plan) if handler.response_streaming else call.response(plan)
+            call = SyncCall(self.protection, method, metadata, given, context)
+            serve = call.responses if method.streams_responses else call.response
+            return serve(self.store, request, refused)
 
-        return raw_handler(handler, behavior)
+        return RawHandler(handler, behavior)

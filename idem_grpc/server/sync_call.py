@@ -8,25 +8,23 @@ import logging
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
-from contextvars import Context, copy_context
+from contextvars import copy_context
 from typing import Any
 
 import grpc
 
+from idem_grpc import execution
 from idem_grpc.elapsed import elapsed
-from idem_grpc.execution import adopt
+from idem_grpc.execution import Run, adopt
 from idem_grpc.flow import flow
-from idem_grpc.outcome import Metadata
-from idem_grpc.policy import Rules
-from idem_grpc.server.admission import Admitted, Caller, Refused
-from idem_grpc.server.arities import Handler, Outside, behavior_of, closed_after, serialized
-from idem_grpc.server.base import Patience, Protection, once_claimed, unless_claimable
+from idem_grpc.outcome import Code, Metadata, Outcome
+from idem_grpc.server.admission import Refused
+from idem_grpc.server.arities import body_of, close, serialized
+from idem_grpc.server.call import ServedCall, unless_claimable
 from idem_grpc.server.contexts import SyncContext
-from idem_grpc.server.keeper import NotStarted, Promise
 from idem_grpc.server.outlet import Outlet
 from idem_grpc.server.recording import CallerGone, Recording, disable_compression
-from idem_grpc.server.replies import Answer, Part, opening
-from idem_grpc.server.runs import Run
+from idem_grpc.server.replies import GRPC_CODES, Part, opening
 from idem_grpc.server.transcript import EOF_HOLD, Incoming, compare
 from idem_grpc.steps import (
     Compare,
@@ -36,7 +34,6 @@ from idem_grpc.steps import (
     Execute,
     Full,
     Outage,
-    Pause,
     Reply,
     TakeOver,
     TooLate,
@@ -49,285 +46,287 @@ from idem_grpc.swap import Held, Swap, Swapped, renewal
 logger = logging.getLogger("idem_grpc")
 
 
-class SyncCall:
-    """One call that arrived. ``request`` is its message, or an iterator of those of a stream."""
+class SyncCall(ServedCall):
+    """One keyed call to a threaded server."""
 
-    def __init__(
-        self,
-        store: Store,
-        protection: Protection,
-        handler: Handler,
-        caller: Caller,
-        context: grpc.ServicerContext,
-        request: Any,
-    ) -> None:
-        self._store = store
-        self._protection = protection
-        self._handler = handler
-        self._caller = caller
-        self._context = context
-        self._outside = Outside()
-        self._request: Any = request if handler.request_streaming else self._outside.taken(request)
-        self._outlet = Outlet()
-        self._is_opened = False
-        self._streamed = b""
-        self._recorded: Recording | None = None
-        self._variables: Context | None = None
-        self._run: Run | None = None
-        self._waits = self._has_claim = False
-        self._promise: Promise | None = None
-        self._wake = threading.Event()
-        self._gone = threading.Event()
+    __slots__ = ("_incoming", "_outlet", "_store", "_wake")
 
-    def response(self, plan: Rules | Reply) -> Any:
-        """Serve a method with one response, on the thread of its RPC."""
-        answer = self._answered(plan) if isinstance(plan, Reply) else self._reply(plan)
-        self._end(answer)
-        return self._outside.wrap(answer.messages[0] if answer.messages else b"")
+    _incoming: Iterator[Any]
+    _outlet: Outlet | None
+    _wake: threading.Event | None
+    _store: Store
 
-    def responses(self, plan: Rules | Reply) -> Iterator[Any]:
+    def response(self, store: Store, request: Any, refused: Reply | None) -> Any:
+        """Serve a method with one response, on the thread of its RPC. ``request``: its message or stream."""
+        self._store, self._wake, self._outlet = store, None, None
+        try:
+            outcome = self._reply(request) if refused is None else self.answer(refused)
+            self._end(outcome)
+            return self.wrap(outcome.messages[0] if outcome.messages else b"")
+        finally:
+            self._let_go()
+
+    def responses(self, store: Store, request: Any, refused: Reply | None) -> Iterator[Any]:
         """Serve a method with a stream of responses.
 
         grpc asks for no more of them once the caller is gone, so the flow has a thread
         of its own. That of the RPC stays until the flow is over: as for other methods, the
         size of the pool is how many handlers run, of callers who left too.
         """
+        self._store, self._wake, self._outlet = store, None, None
+        thread = threading.get_ident()
+        try:
+            yield from self._answered(request, refused)
+        finally:
+            if threading.get_ident() == thread:  # and not a collector of garbage on any other
+                self._let_go()
+
+    def _answered(self, request: Any, refused: Reply | None) -> Iterator[Any]:
         thread = threading.get_ident()
         sent = 0
-        if isinstance(plan, Reply):
-            answer = self._answered(plan)
+        if refused is not None:
+            outcome = self.answer(refused)
         else:
-            pending = self._beside(plan)
+            outlet = self._outlet = Outlet()
+            pending = self._beside(request)
             try:
-                while (part := self._outlet.take()) is not None:
+                while (part := outlet.take()) is not None:
                     self._open(part.opening)
                     if part.variables is not None:
                         adopt(part.variables)
                     if part.plain:
-                        disable_compression(self._context)
-                    yield self._outside.wrap(part.message)
+                        disable_compression(self.context)
+                    yield self.wrap(part.message)
                     sent += 1
             finally:
-                self._outlet.close()
-                if threading.get_ident() == thread:  # and not a collector of garbage on any other
+                outlet.close()
+                if threading.get_ident() == thread:
                     pending.exception()
-                    if self._gone.is_set():
-                        self._log_failure()
-            if self._gone.is_set():
+                    if self.is_gone:
+                        self.log_failure()
+            if self.is_gone:
                 return
-            if self._variables is not None:
-                adopt(self._variables)
+            if self.variables is not None:
+                adopt(self.variables)
             try:
-                answer = pending.result()
+                outcome = pending.result()
             finally:
                 del pending  # the traceback of its error would keep it
-        for message in answer.messages[sent:]:
-            self._open(answer.opening)
-            yield self._outside.wrap(message)
-        self._end(answer)
+        for message in outcome.messages[sent:]:
+            self._open(self.opening)
+            yield self.wrap(message)
+        self._end(outcome)
 
-    def _answered(self, reply: Reply, patience: Patience | None = None) -> Answer:
-        """What is sent for a reply: asked once, whether or not the caller is still there."""
-        return self._protection.answer(reply, self._caller, self._handler, self._streamed, patience)
-
-    def _beside(self, rules: Rules) -> Future[Answer]:
-        pending = Future[Answer]()
+    def _beside(self, request: Any) -> Future[Outcome]:
+        pending, outlet = Future[Outcome](), self._outlet
+        assert outlet is not None
 
         def work() -> None:
             try:
-                pending.set_result(self._reply(rules))
-                if self._gone.is_set():
-                    self._log_failure()
+                pending.set_result(self._reply(request))
+                if self.is_gone:
+                    self.log_failure()
             except BaseException as error:
-                logger.exception("%s broke", self._caller.method)  # nobody else may be there to tell
+                logger.exception("%s broke", self.method.path)  # nobody else may be there to tell
                 pending.set_exception(error.with_traceback(None))  # of which this frame has ``pending``
             finally:
-                self._outlet.close()
+                outlet.close()
 
         threading.Thread(target=copy_context().run, args=(work,), name="idem_grpc stream").start()
         return pending
 
     def _open(self, initial_metadata: Metadata) -> None:
-        if not self._is_opened:
-            self._is_opened = True
-            if self._recorded is not None:
-                self._recorded.compress()
+        if not self.is_opened:
+            self.is_opened = True
+            if self.recorded is not None:
+                self.recorded.compress()
             try:
-                self._context.send_initial_metadata(initial_metadata)
+                self.context.send_initial_metadata(initial_metadata)
             except grpc.RpcError as error:  # the caller is gone: what comes next is not sent either
                 _let_go(error)
 
-    def _end(self, answer: Answer) -> None:
+    def _end(self, outcome: Outcome) -> None:
         """Send the status of an answer, by the methods that interceptors outside look at."""
-        recorded = self._recorded
-        if self._context.is_active():
-            if answer.initial_metadata:
-                self._open(answer.initial_metadata)
-            elif recorded is not None:
-                recorded.compress()
-            if recorded is not None and recorded.take_plain():
-                disable_compression(self._context)
-        self._context.set_trailing_metadata(answer.trailing_metadata)
+        recorded, context = self.recorded, self.context
+        if recorded is not None and recorded.is_plain:
+            recorded = None
+        if outcome.initial_metadata and context.is_active():
+            self._open(outcome.initial_metadata)
+        elif recorded is not None:
+            recorded.compress()
+        if recorded is not None and recorded.take_plain() and context.is_active():
+            disable_compression(context)
+        context.set_trailing_metadata(outcome.trailing_metadata)
         if recorded is not None:
             recorded.raise_failure()
-        if answer.code is not grpc.StatusCode.OK:
-            self._context.abort(answer.code, answer.details)
-        if answer.details:
-            self._context.set_details(answer.details)
+        if outcome.code is not Code.OK:
+            context.abort(GRPC_CODES[outcome.code], outcome.details)
+        if outcome.details:
+            context.set_details(outcome.details)
 
-    def _log_failure(self) -> None:
-        if self._recorded is not None:
-            self._recorded.log_failure()
+    def _let_go(self) -> None:
+        """Hold no longer what only the RPC needs: the flow may have to wait for the store."""
+        self.context = self.request = self.recorded = self._facts = self.variables = self._outlet = None
 
-    def _reply(self, rules: Rules) -> Answer:
+    def _reply(self, request: Any) -> Outcome:
         """What to answer: by the time it is known, so does the store."""
-        raw = None if self._handler.request_streaming else self._request
+        raw = None
+        if self.method.streams_requests:
+            self._incoming = request
+        else:
+            raw, self.wrap = body_of(request)
         try:
-            parse = self._handler.request_deserializer
-            admitted = self._protection.admission.admit(rules, self._caller, raw, parse)
+            kept = self.admit(raw)
         except Refused as refused:
-            return self._answered(Reply(refused.answer))
-        self._patience = self._protection.patience(rules, self._context.time_remaining())
-        if not self._context.add_callback(self._leave):
+            kept = Reply(refused.answer)
+        if kept is not None:
+            return self.answer(kept)
+        if not self.context.add_callback(self._leave):
             self._leave()
-        with self._protection.running(admitted.call, self._patience) as run:
-            self._run = run
-            reply, answer = self._drive(admitted)
-            run.end(reply)
-        return answer
+        self.protection.runs.start(self)
+        reply = None
+        try:
+            reply, outcome = self._drive()
+        finally:
+            if reply is None:
+                self.protection.runs.end(self)
+            self.ends(reply)
+        return outcome
 
     def _leave(self) -> None:
         """The caller is gone: nothing more is sent, nor waited for on its account."""
-        self._gone.set()
-        self._patience.gone = True
-        self._wake.set()
-        self._detach()
-        self._outlet.close()
-        if self._recorded is not None:
-            self._recorded.caller_left()
+        self.is_gone = True
+        if self.is_over:
+            return
+        if (wake := self._wake) is not None:
+            wake.set()
+        self.detach()
+        if (outlet := self._outlet) is not None:
+            outlet.close()
+        if (recorded := self.recorded) is not None:
+            recorded.caller_left()
 
-    def _detach(self) -> None:
-        """Count the run as one whose caller has left, unless it only waits for another, and so ends now."""
-        if self._run is not None and not self._waits:
-            self._run.detach()
+    def caller_is_gone(self) -> bool:
+        context = self.context
+        return self.is_gone or context is None or not context.is_active()
 
-    def _drive(self, admitted: Admitted) -> tuple[Reply, Answer]:
-        steps = flow(admitted.call)
+    def _drive(self) -> tuple[Reply, Outcome]:
+        steps = flow(self)
         event: Event = None
-        sent = 0.0
         while True:
-            match steps.send(event):
-                case Swap() as swap:
-                    if swap.key == admitted.call.key:
-                        sent = elapsed()
-                    event = self._swap(swap)
-                    self._has_claim = self._has_claim or isinstance(event, Swapped)
-                case Wait() as wait:
-                    event = self._wait(wait)
-                case TakeOver() as takeover:
-                    event = self._take_over(takeover)
-                case Execute() as execute:
-                    event = self._execute(execute, admitted, sent)
-                case Compare() as wanted:
-                    event = self._compare(wanted, admitted)
-                case Reply() as reply:
-                    answer = self._answered(reply, self._patience)
-                    self._protection.finish(steps, admitted.call, self._promise)
-                    return reply, answer
-                case Pause():
-                    raise AssertionError("a flow pauses only after its reply")
+            step = steps.send(event)
+            if isinstance(step, Swap):
+                event = self._swap(step)
+            elif isinstance(step, Execute):
+                event = self._execute(step)
+            elif isinstance(step, Reply):
+                outcome = self.answer(step)
+                self.protection.finish(steps, self)
+                return step, outcome
+            elif isinstance(step, Wait):
+                event = self._wait(step)
+            elif isinstance(step, TakeOver):
+                event = self._take_over(step)
+            elif isinstance(step, Compare):
+                event = self._compare(step)
+            else:
+                raise AssertionError(f"{step}: a flow pauses only after its reply")
 
     def _swap(self, swap: Swap) -> Swapped | Held | Outage | Full:
-        availability = self._protection.availability
-        if self._promise is not None:
-            return once_claimed(availability.attempt(self._store, swap))
-        if self._gone.is_set():
-            self._detach()
-        if not self._has_claim and (no_room := self._protection.no_room) is not None:
-            return unless_claimable(swap, availability.attempt(self._store, renewal(swap)), no_room)
-        return availability.attempt(self._store, swap)
+        if not self.has_run:
+            if self.is_gone:
+                self.detach()
+            if not self.has_claim and (no_room := self.protection.no_room()) is not None:
+                return unless_claimable(swap, self._send(renewal(swap)), no_room)
+        return self._send(swap)
+
+    def _send(self, swap: Swap) -> Swapped | Held | Outage:
+        began = elapsed()
+        return self.heard(swap, self.protection.availability.attempt(self._store, swap, began), began)
 
     def _wait(self, wait: Wait) -> Waited:
-        run = self._protection.runs.find(wait.owner)
+        run = self.protection.runs.find(wait.owner)
         if run is not None:
             return self._wait_here(run)
-        if self._patience.left() == 0:
+        if self.may_wait() == 0:
             return Waited(more=False)
-        self._sleep(self._patience.until_poll(wait))
+        self._sleep(self.until_poll(wait))
         return Waited()
 
     def _take_over(self, takeover: TakeOver) -> Waited:
-        run = self._protection.runs.find(takeover.owner)
+        run = self.protection.runs.find(takeover.owner)
         if run is not None:
             return self._wait_here(run)
-        return Waited(hold=self._protection.availability.hold(takeover.lease))
+        return Waited(hold=self.protection.availability.hold(takeover.lease))
 
     def _wait_here(self, run: Run) -> Waited:
         """Wait for the reply of a run of this process."""
-        if self._patience.left() == 0:
+        if self.may_wait() == 0:
             return Waited(more=False)
-        wake = self._wake.set
+        wake = self._woken().set
         run.join(wake)
-        self._sleep(self._patience.left())
+        self._sleep(self.may_wait())
         run.leave(wake)
         return Waited(run.reply, more=False)
 
+    def _woken(self) -> threading.Event:
+        """Set once the caller is gone, and by what is waited for."""
+        event = self._wake
+        if event is None:
+            event = self._wake = threading.Event()
+        if self.is_gone:  # perhaps since before there was an event to set
+            event.set()
+        return event
+
     def _sleep(self, seconds: float) -> None:
-        self._waits = True
-        self._wake.wait(seconds)
-        self._waits = False
+        self.waits = True
+        self._woken().wait(seconds)
+        self.waits, self._wake = False, None
 
-    def _execute(self, execute: Execute, admitted: Admitted, sent: float) -> Ended | TooLate:
-        execution = admitted.execution(execute.record, sent)
-        promise = Promise(execute.swap, execution.lease, is_protected=execute.acknowledged)
-        gone, context = self._gone, self._context
-        recording = self._recorded = Recording(
-            self._caller,
-            execution,
-            admitted.call.rules,
-            self._handler,
-            context,
-            is_gone=lambda: gone.is_set() or not context.is_active(),
-            in_aio=False,
-        )
-
+    def _execute(self, execute: Execute) -> Ended | TooLate:
+        lease = self.starts_under(execute)
+        if not lease.may_start:
+            return self.too_late()
+        recording = self.recorded = Recording(self, in_aio=False)
+        keeper = self.protection.keeper
+        keeper.hold(lease)
+        token = execution.enter(self)
         try:
-            with self._protection.keeping(promise, execution, execute.record.owner, self._caller):
-                promise.start()
-                ended = self._handle(recording, admitted, promise)
-                recording.run_callbacks()
-        except NotStarted:
-            self._recorded = None
-            return TooLate()
+            ended = self._handle(recording)
+            recording.run_callbacks()
         except Exception as error:  # the handler's own are caught: its lease could not be kept
             ended = recording.raised(error)
-        self._promise = promise
-        promise.size = ended.outcome.size
+        finally:
+            execution.leave(token)
+            keeper.let_go(lease)
+        self.has_run = True
+        lease.outcome_bytes = ended.outcome.size
         return ended
 
-    def _handle(self, recording: Recording, admitted: Admitted, promise: Promise) -> Ended:
-        incoming = recording.incoming
-        request = admitted.request if incoming is None else iter(lambda: self._next(incoming), _END)
-        run = admitted.call.owner if promise.is_protected else b""
+    def _handle(self, recording: Recording) -> Ended:
+        method, incoming, outlet = self.method, recording.incoming, self._outlet
+        request = self.request if incoming is None else iter(lambda: self._next(incoming), _END)
         doing = "calling application"
         try:
-            response = behavior_of(self._handler)(request, SyncContext(recording))
-            if not self._handler.response_streaming:
-                return recording.returned(lambda: serialized(self._handler, response))
+            response = method.behavior(request, SyncContext(recording))
+            if outlet is None:
+                return recording.returned(response)
             doing = "iterating responses"
-            with closed_after(response):
+            try:
                 for each in response:
-                    message = serialized(self._handler, each)
+                    message = serialized(method.serialize, each)
                     recording.sends(message)
-                    self._streamed = admitted.call.owner
-                    ahead = opening(recording.initial_metadata, run)
-                    self._outlet.put(Part(message, ahead, recording.take_plain(), copy_context()))
-            return recording.returned(None)
+                    self.has_streamed = True
+                    ahead = opening(recording.initial_metadata, self.run_told)
+                    outlet.put(Part(message, ahead, recording.take_plain(), copy_context()))
+            finally:
+                close(response)
+            return recording.returned()
         except BaseException as error:  # the thread is the pool's: nothing may end it but the call
             return recording.raised(error, doing)
         finally:
-            if self._handler.response_streaming:  # on a thread of its own
-                self._variables = copy_context()
+            if method.streams_responses:  # on a thread of its own
+                self.variables = copy_context()
 
     def _next(self, incoming: Incoming) -> Any:
         raw = self._read(incoming)
@@ -338,7 +337,7 @@ class SyncCall:
         if incoming.malformed:
             return None
         try:
-            raw = self._outside.taken(next(self._request))
+            raw, self.wrap = body_of(next(self._incoming))
         except StopIteration:
             incoming.whole = incoming.whole or self._is_there_after_the_end()
             if incoming.whole:
@@ -352,26 +351,30 @@ class SyncCall:
 
     def _is_there_after_the_end(self) -> bool:
         """Whether the end of the request stream was the caller's, and is not that of the call."""
-        return all(not self._gone.wait(step) and self._context.is_active() for step in EOF_HOLD)
+        gone = self._woken()
+        return all(not gone.wait(step) and not self.caller_is_gone() for step in EOF_HOLD)
 
-    def _compare(self, wanted: Compare, admitted: Admitted) -> Compared:
-        rules = admitted.call.rules
-        incoming = Incoming(self._caller.method, rules, self._handler.request_deserializer)
-        comparing = compare(incoming, wanted, has_turns=bool(self._handler.response_streaming))
+    def _compare(self, wanted: Compare) -> Compared:
+        incoming, outlet = Incoming(self.method), self._outlet
+        comparing = compare(incoming, wanted, has_turns=self.method.streams_responses)
         ahead = opening(wanted.outcome.initial_metadata, wanted.run)
+        keeper = self.protection.keeper
+        limit = keeper.limit(self.rules.max_run, self.context.cancel)
         try:
-            with self._protection.keeper.limiting(rules.max_run, self._context.cancel):
-                response = next(comparing)
-                while True:
-                    if response is None:
-                        response = comparing.send(self._read(incoming))
-                    else:
-                        self._outlet.put(Part(response, ahead))
-                        response = comparing.send(None)
+            response = next(comparing)
+            while True:
+                if response is None:
+                    response = comparing.send(self._read(incoming))
+                else:
+                    assert outlet is not None
+                    outlet.put(Part(response, ahead))
+                    response = comparing.send(None)
         except StopIteration as end:
             return Compared(end.value)
         except (CallerGone, Refused):
             return Compared(same=False)
+        finally:
+            keeper.unlimit(limit)
 
 
 def _let_go(error: grpc.RpcError) -> None:

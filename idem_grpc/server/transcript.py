@@ -9,8 +9,7 @@ from typing import Any
 
 from idem_grpc.fingerprint import Fingerprint, StreamFingerprint
 from idem_grpc.outcome import Outcome, Turn
-from idem_grpc.policy import Rules
-from idem_grpc.server.admission import Parse, Refused, parsed, readable
+from idem_grpc.server.admission import Method, Refused, parsed
 from idem_grpc.steps import Compare
 
 EOF_HOLD = (0.005,) * 10
@@ -35,11 +34,9 @@ class Incoming:
     parsed. Nothing is read after that, and the call fails whatever its handler makes of it.
     """
 
-    def __init__(self, method: str, rules: Rules, parse: Parse | None) -> None:
+    def __init__(self, method: Method) -> None:
         self._method = method
-        self._rules = rules
-        self._parse = parse
-        self._fingerprint = StreamFingerprint(method, rules.ignore)
+        self._fingerprint = StreamFingerprint(method.path, method.rules.ignore)
         self.messages = 0
         self.size = 0
         self.whole = False
@@ -49,8 +46,9 @@ class Incoming:
     def take(self, raw: bytes) -> Any:
         """The next message, parsed. Raises Refused for bytes that are none."""
         try:
-            request = parsed(raw, self._parse)
-            read = readable(self._method, raw, request, self._rules)
+            parse = self._method.parse
+            request = raw if parse is None else parsed(raw, parse)
+            read = self._method.readable(raw, request)
         except Refused:
             self.malformed = True
             raise

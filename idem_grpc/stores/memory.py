@@ -25,6 +25,8 @@ class MemoryStore(Store):
     object is a world of its own, whatever its ``namespace``.
     """
 
+    is_in_process = True
+
     def __init__(self, *, namespace: str = "idem", clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(namespace)
         self._clock = clock

@@ -81,6 +81,8 @@ class _AnyStore:
     """
 
     namespace: str = "idem"
+    is_in_process: bool = False
+    """Whether it is as quick to ask as a cache in this process, and needs none."""
     _place: str | None = None
 
     def __init__(self, namespace: str = "idem") -> None:

@@ -1,7 +1,6 @@
 """The TokenService, for grpc and grpc.aio: it issues, shows and revokes tokens."""
 
 from collections.abc import Callable, Generator, Iterable, Mapping
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
@@ -9,16 +8,17 @@ import grpc
 from google.protobuf.empty_pb2 import Empty
 from idem_grpc_pb.v1 import token_pb2, token_pb2_grpc
 
-from idem_grpc.outcome import Code, Outcome
+from idem_grpc.outcome import Code
 from idem_grpc.policy import in_seconds
 from idem_grpc.problem import Problem, Reason, status_outcome
 from idem_grpc.record import LONGEST, Binding, State
-from idem_grpc.server.admission import Admission, Caller, Refused
+from idem_grpc.server.admission import Refused, previous_attempts
 from idem_grpc.server.aio import ServerInterceptor as AsyncServerInterceptor
+from idem_grpc.server.base import Protection
 from idem_grpc.server.passed_on import metadata_here
-from idem_grpc.server.replies import Answer, answer
+from idem_grpc.server.statuses import status
 from idem_grpc.server.sync import ServerInterceptor
-from idem_grpc.steps import Outage, Reply
+from idem_grpc.steps import Outage
 from idem_grpc.tokens.issuing import (
     MOST_AT_ONCE,
     Answers,
@@ -45,7 +45,7 @@ _STATES = {
 class _Tokens:
     """What the service does, whatever drives it. ``operations`` are named by what they issue for."""
 
-    def __init__(self, admission: Admission, operations: Mapping[str, Operation]) -> None:
+    def __init__(self, protection: Protection, operations: Mapping[str, Operation]) -> None:
         if not isinstance(operations, Mapping):
             raise TypeError(
                 f"operations={operations!r}: give a mapping, as in {{'payments.charge': Operation()}}"
@@ -58,14 +58,16 @@ class _Tokens:
                 raise TypeError(f"operations[{name!r}] is {operation!r}: give an Operation, by its name")
             if not name:
                 raise ValueError("operations: a name is empty: give one, such as 'payments.charge'")
-        admission.check_operations(operations)
-        self._admission = admission
+        protection.check_operations(operations)
+        self._protection = protection
         self._operations = dict(operations)
         self._names = {Binding.of(name, "").operation: name for name in operations}
 
-    def subject(self, caller: Caller) -> Subject:
+    def subject(self, context: Any) -> Subject:
         """Who asks. Raises Refused if that is unknown."""
-        return Subject(self._admission.namespace, self._admission.scope_of(caller))
+        protection = self._protection
+        scope = protection.scope_of(_SERVICE, metadata_here(context), context)
+        return Subject(protection.namespace, scope)
 
     def issue(
         self, subject: Subject, request: token_pb2.IssueTokensRequest
@@ -108,7 +110,7 @@ class TokenServicer(token_pb2_grpc.TokenServiceServicer):
             )
         self._store = interceptor.store
         self._availability = interceptor.protection.availability
-        self._tokens = _Tokens(interceptor.protection.admission, operations)
+        self._tokens = _Tokens(interceptor.protection, operations)
 
     def IssueTokens(
         self, request: token_pb2.IssueTokensRequest, context: Any
@@ -122,10 +124,8 @@ class TokenServicer(token_pb2_grpc.TokenServiceServicer):
         return self._serve(self._tokens.revoke, request, context)
 
     def _serve(self, work: Callable[[Subject, Any], Work[T]], request: Any, context: Any) -> T:
-        caller = Caller.of(_SERVICE, (), context)
         try:
-            caller = replace(caller, metadata=metadata_here(context))
-            steps = work(self._tokens.subject(caller), request)
+            steps = work(self._tokens.subject(context), request)
             seen = self._ask(next(steps))
             while not isinstance(seen, Outage):
                 seen = self._ask(steps.send(seen))
@@ -133,16 +133,17 @@ class TokenServicer(token_pb2_grpc.TokenServiceServicer):
             result: T = end.value
             return result
         except (Refused, Declined) as error:
-            refusal = _refusal(error, caller)
+            refusal = _refusal(error, context)
         else:
-            refusal = _refusal(seen, caller)
+            refusal = _refusal(seen, context)
         context.abort_with_status(refusal)
         raise AssertionError("abort raises")
 
     def _ask(self, asked: Asked) -> Answers | Outage:
-        if isinstance(asked, bytes):
-            return self._availability.attempt_read(self._store, asked)
-        return self._availability.attempt_many(self._store, asked)
+        store = self._store
+        return self._availability.ask(
+            lambda: [store.read(asked)] if isinstance(asked, bytes) else store.swap_many(asked)
+        )
 
 
 class AsyncTokenServicer(token_pb2_grpc.TokenServiceServicer):
@@ -155,7 +156,7 @@ class AsyncTokenServicer(token_pb2_grpc.TokenServiceServicer):
             )
         self._store = interceptor.store
         self._availability = interceptor.protection.availability
-        self._tokens = _Tokens(interceptor.protection.admission, operations)
+        self._tokens = _Tokens(interceptor.protection, operations)
 
     async def IssueTokens(
         self, request: token_pb2.IssueTokensRequest, context: Any
@@ -169,10 +170,8 @@ class AsyncTokenServicer(token_pb2_grpc.TokenServiceServicer):
         return await self._serve(self._tokens.revoke, request, context)
 
     async def _serve(self, work: Callable[[Subject, Any], Work[T]], request: Any, context: Any) -> T:
-        caller = Caller.of(_SERVICE, (), context)
         try:
-            caller = replace(caller, metadata=metadata_here(context))
-            steps = work(self._tokens.subject(caller), request)
+            steps = work(self._tokens.subject(context), request)
             seen = await self._ask(next(steps))
             while not isinstance(seen, Outage):
                 seen = await self._ask(steps.send(seen))
@@ -180,16 +179,18 @@ class AsyncTokenServicer(token_pb2_grpc.TokenServiceServicer):
             result: T = end.value
             return result
         except (Refused, Declined) as error:
-            refusal = _refusal(error, caller)
+            refusal = _refusal(error, context)
         else:
-            refusal = _refusal(seen, caller)
+            refusal = _refusal(seen, context)
         await context.abort_with_status(refusal)
         raise AssertionError("abort raises")
 
     async def _ask(self, asked: Asked) -> Answers | Outage:
-        if isinstance(asked, bytes):
-            return await self._availability.attempt_read_async(self._store, asked)
-        return await self._availability.attempt_many_async(self._store, asked)
+        async def work() -> Answers:
+            store = self._store
+            return [await store.read(asked)] if isinstance(asked, bytes) else await store.swap_many(asked)
+
+        return await self._availability.ask_async(work)
 
 
 def add_token_service(
@@ -226,15 +227,16 @@ def _declined(code: Code, message: str) -> Declined:
     return Declined(status_outcome(code, message))
 
 
-def _refusal(cause: Declined | Refused | Outage, caller: Caller) -> Answer:
-    given: Outcome | Problem
+def _refusal(cause: Declined | Refused | Outage, context: Any) -> grpc.Status:
     if isinstance(cause, Declined):
-        given = cause.outcome
-    elif isinstance(cause, Refused):
+        return status(cause.outcome)
+    if isinstance(cause, Refused):
         given = cause.answer
     else:
         given = Problem(Reason.MISCONFIGURED if cause.misused else Reason.STORE_UNAVAILABLE)
-    return answer(Reply(given), caller)[0]
+    if isinstance(given, Problem):
+        given = given.outcome(previous_attempts(context.invocation_metadata() or ()))
+    return status(given)
 
 
 def _token(token: str, operation: str, state: State, attempt: int, ttl: float) -> token_pb2.Token:

@@ -7,9 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from idem_grpc.digest import Digest, as_uuid, digest, store_key, token_key
-from idem_grpc.execution import KeyedExecution, identity_of
+from idem_grpc.elapsed import elapsed
+from idem_grpc.execution import Lease, Run
 from idem_grpc.fingerprint import Fingerprint
+from idem_grpc.policy import Rules
 from idem_grpc.record import Record, State
+from idem_grpc.swap import Swap
 
 some_parts = st.lists(st.binary(max_size=3), max_size=3)
 words = st.text(max_size=3)
@@ -71,9 +74,12 @@ def test_uuids(bits, version):
     assert made.int & untouched == bits & untouched
 
 
-def execution(attempt: int, key: bytes = b"name", raw: bytes = b"raw") -> KeyedExecution:
-    record = Record(state=State.RUNNING, attempt=attempt, fingerprint=Fingerprint(raw))
-    return KeyedExecution("key", "/a.B/C", "scope", attempt, identity_of(key, record))
+def execution(attempt: int, key: bytes = b"name", raw: bytes = b"raw") -> Run:
+    run = Run(Rules.of("/a.B/C", []))
+    run.store_key = key
+    lease = Lease(Swap(key, None, b"claim", 60.0), 60.0, 60.0, elapsed())
+    run.starts(Record(state=State.RUNNING, attempt=attempt, fingerprint=Fingerprint(raw)), lease)
+    return run
 
 
 def test_a_derived_id_is_the_same_in_every_attempt_and_for_no_other_request():

@@ -50,11 +50,11 @@ def held(record: Record | None, left: float = ALIVE) -> Held:
 
 def found(record: Record | None, left: float = ALIVE, *, by: Call = ME, waited: bool = False) -> Finding:
     seen = held(record, left)
-    return Finding(by, seen, Record.from_bytes(seen.value), waited)
+    return Finding(by, seen, Record.from_bytes(seen.value), waited, by.fingerprint)
 
 
 def unreadable(by: Call = ME) -> Finding:
-    return Finding(by, Held(b"\xff", 1.0), Record.from_bytes(b"\xff"), False)
+    return Finding(by, Held(b"\xff", 1.0), Record.from_bytes(b"\xff"), False, by.fingerprint)
 
 
 def rejected(reason: Reason, owner: bytes = b"other") -> Verdict:

@@ -280,10 +280,10 @@ def claims_again(call: Call, execute: Execute) -> Steps:
 
 
 def releases_whoever_runs(call: Call, execute: Execute) -> Steps:
-    seen = yield Swap(call.key, None, None, execute.swap.ttl)
+    seen = yield Swap(call.store_key, None, None, execute.swap.ttl)
     if isinstance(seen, Held) and state(seen.value) is State.RUNNING:
         opened = Record(state=State.OPEN, attempt=execute.record.attempt, owner=call.owner)
-        yield Swap(call.key, seen.value, opened.to_bytes(), execute.swap.ttl)
+        yield Swap(call.store_key, seen.value, opened.to_bytes(), execute.swap.ttl)
 
 
 def answers_again(call: Call, execute: Execute) -> Steps:

@@ -92,7 +92,7 @@ def hostile(value: bytes, kind: Kind) -> Iterator[tuple[str, bytes]]:
 
 
 def test_such_a_record_is_refused_and_stays_as_it_is(start, url, kind, errors):
-    server = start(url)
+    server = start(url, cache_bytes=0)
     first_key, request = uuid4().hex, order()
     first = server.client.call(kind, request, first_key)
     assert first.ok
@@ -134,7 +134,7 @@ def test_metadata_that_aborts_a_process_aborts_none(face, kind, tmp_path, where,
 
 def test_an_owner_that_comes_late_finds_such_a_record(start, url, kind, errors):
     """As when somebody wrote it while the handler ran: its outcome is not put in the place of that."""
-    server = start(url)
+    server = start(url, cache_bytes=0)
     record = record_pb2.Record(state=record_pb2.STATE_DONE, attempt=2, owner=b"8 bytes.")
     record.outcome.trailing_metadata.add(key="grpc-timeout", value=b"1S")
     for planted in (record.SerializeToString(), b"an operator's note"):
@@ -152,7 +152,7 @@ def test_an_owner_that_comes_late_finds_such_a_record(start, url, kind, errors):
 
 
 def test_an_empty_value_in_redis_is_unreadable(face, start, redis_server, kind, key, errors, run):
-    server = start(redis_server.url)
+    server = start(redis_server.url, cache_bytes=0)
     request = order()
     assert server.client.call(kind, request, key).ok
     name = store_key(server.store.namespace, kind.path, b"", key)
@@ -181,7 +181,7 @@ def test_a_row_of_a_sqlite_file_that_no_store_wrote_is_unreadable(
     face, start, tmp_path, kind, key, errors, run, change
 ):
     url = f"sqlite:///{tmp_path}/store.db"
-    server = start(url)
+    server = start(url, cache_bytes=0)
     request = order()
     assert server.client.call(kind, request, key).ok
     with sqlite3.connect(tmp_path / "store.db") as connection:

@@ -182,7 +182,8 @@ def test_a_method_may_have_a_rate_where_others_have_none(start, url):
 @pytest.mark.parametrize("rate", [(), (5, PERIOD)])
 def test_a_rate_costs_nothing_when_unused_and_replays_nothing_when_used(face, start, url, rate, key):
     store = watched(open_store(face, url, uuid4().hex))
-    server = start(store=store, scope=idem_grpc.metadata(TENANT), default=Policy(claim_rate=rate))
+    policy = Policy(claim_rate=rate)
+    server = start(store=store, scope=idem_grpc.metadata(TENANT), default=policy, cache_bytes=0)
     request = order(run())
     assert call(server, Kind.UNARY, key, request=request).ok
     assert len(store.swaps) == (3 if rate else 2)

@@ -1,6 +1,7 @@
 """A server as a process of its own: ``python -m tests.server.process FACE URL NAMESPACE SETTINGS``.
 
-SETTINGS is JSON: the interceptor's, with ``default`` as the fields of a Policy. It says its
+SETTINGS is JSON: the interceptor's, with ``default`` as the fields of a Policy. Unless they say otherwise,
+it keeps no answers, so that it sees what a test does to its store at once. It says its
 port first, then every event of its ledger, one a line; it opens the gates that it is told
 to on its standard input, echoes what it is asked to, and ends when that does.
 """
@@ -25,7 +26,7 @@ def settings(given: str) -> dict[str, Any]:
     policy = found.pop("default", {})
     if "on_unclear" in policy:
         policy["on_unclear"] = OnUnclear[policy["on_unclear"]]
-    return {**found, "default": Policy(**policy)}
+    return {"cache_bytes": 0, **found, "default": Policy(**policy)}
 
 
 def main(face: str, url: str, namespace: str, given: str) -> None:

@@ -16,7 +16,7 @@ COMMANDS = ("evalsha", "eval", "script|load")
 @pytest.fixture
 def server(start, own_redis_server):
     """One that is connected to a Redis of its own, which knows the script."""
-    server = start(own_redis_server.url)
+    server = start(own_redis_server.url, cache_bytes=0)
     for kind in Kind:
         server.client.call(kind, order(), uuid4().hex)
     return server

@@ -7,7 +7,7 @@ import pytest
 
 from idem_grpc.elapsed import elapsed
 from idem_grpc.execution import Lease
-from idem_grpc.server.keeper import BATCH, Keeper, Promise
+from idem_grpc.server.keeper import BATCH, Keeper
 from idem_grpc.stores.memory import MemoryStore
 from idem_grpc.stores.protocol import StoreError, StoreUnavailable
 from idem_grpc.swap import Swap
@@ -58,13 +58,12 @@ class Running:
     def __init__(self, keeper, store, key):
         claim = Swap(key, None, b"mine", 60.0)
         MemoryStore.swap(store, claim)
-        self.lease = Lease(60.0, claimed=elapsed() - 61.0)  # lost, but for a renewal
-        promise = Promise(claim, self.lease, is_protected=True)
-        self._renewing = keeper.renewing(promise, lambda: None)
-        self._renewing.__enter__()
+        self._keeper = keeper
+        self.lease = Lease(claim, 60.0, 3600.0, claimed=elapsed() - 61.0)  # lost, but for a renewal
+        keeper.hold(self.lease)
 
     def end(self):
-        self._renewing.__exit__(None, None, None)
+        self._keeper.let_go(self.lease)
 
 
 @pytest.fixture

@@ -1,17 +1,22 @@
 """What is kept of a response stream has room for the smallest of messages and turns, and no more."""
 
+from typing import Any
+
+import grpc
 import pytest
 
 from idem_grpc.outcome import Outcome
 from idem_grpc.policy import Rules
+from idem_grpc.server.admission import Method
 from idem_grpc.server.transcript import Incoming, Outgoing
 
 LIMIT = 1024
 
 
 def outgoing(turns):
-    rules = Rules.of("/t.T/Talk", [])
-    incoming = Incoming("/t.T/Talk", rules, None) if turns else None
+    handler: Any = grpc.stream_stream_rpc_method_handler(lambda requests, _: requests)
+    method = Method("/t.T/Talk", handler, Rules.of("/t.T/Talk", []), "idem")
+    incoming = Incoming(method) if turns else None
     return incoming, Outgoing(LIMIT, incoming)
 
 

@@ -14,7 +14,7 @@ from tests.tokens.stores import counted
 @pytest.fixture
 def server(start, own_redis_server):
     """One that is connected to a Redis of its own, which knows the script."""
-    server = start(own_redis_server.url)
+    server = start(own_redis_server.url, cache_bytes=0)
     server.client.call(Kind.UNARY, order(), issue(server.client))
     return server
 

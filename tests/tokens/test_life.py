@@ -113,7 +113,7 @@ def test_used_it_lives_as_long_as_the_answer(start, clocked, clock):
 
 @pytest.mark.parametrize("used", [False, True])
 def test_a_store_that_lost_its_data_knows_no_token(start, own_redis_server, used):
-    server, request = start(own_redis_server.url), order()
+    server, request = start(own_redis_server.url, cache_bytes=0), order()
     token = issue(server.client)
     if used:
         assert server.client.call(Kind.UNARY, request, token).ok
