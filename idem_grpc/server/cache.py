@@ -1,0 +1,71 @@
+"""Answers kept in this process for a few seconds, for duplicates that come soon."""
+
+from collections import deque
+from threading import Lock
+
+from idem_grpc.elapsed import elapsed
+from idem_grpc.record import Record, State, is_done
+from idem_grpc.swap import Held, Swap, Swapped
+
+LONGEST = 10.0
+"""Seconds after which the store is asked again: what an operator forgets or corrects is noticed by then."""
+
+_ENTRY_BYTES = 512  # what an entry takes up beside its key and value, roughly
+
+
+class _Entry:
+    """``record`` is made of ``value`` when it is asked for: most records are written and never replayed."""
+
+    __slots__ = ("record", "until", "value")
+
+    def __init__(self, value: bytes, until: float) -> None:
+        self.value = value
+        self.until = until
+        self.record: Record | None = None
+
+
+class Cache:
+    """DONE records of this process's calls, as the store held them up to LONGEST seconds ago.
+
+    ``max_bytes`` bounds what they take up; the oldest are dropped first. Nothing else is kept: all other
+    states may change at any time, by calls of other processes.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        self._lock = Lock()
+        self._entries: dict[bytes, _Entry] = {}
+        self._order: deque[tuple[_Entry, bytes, int]] = deque()  # by age, with those that others replaced
+
+    def get(self, key: bytes) -> Record | None:
+        """The record of a key, if the store held it a moment ago."""
+        entry = self._entries.get(key)
+        if entry is None or elapsed() >= entry.until:
+            return None
+        if entry.record is None:
+            entry.record = Record.from_bytes(entry.value)
+        is_final = not entry.record.by_hand  # else a person may correct it
+        return entry.record if is_final and entry.record.state is State.DONE else None
+
+    def saw(self, swap: Swap, seen: Swapped | Held, began: float) -> None:
+        """Take in what a swap that began then has shown of its key."""
+        if isinstance(seen, Swapped):
+            value, left = swap.new, swap.ttl
+        else:
+            value, left = seen.value, seen.ttl_left
+        if value is None or not is_done(value):
+            return
+        size = len(swap.key) + len(value) + _ENTRY_BYTES
+        if size > self._max_bytes:
+            return
+        entry = _Entry(value, began + min(left, LONGEST))
+        with self._lock:
+            self._entries[swap.key] = entry
+            self._order.append((entry, swap.key, size))
+            self._bytes += size
+            while self._order and (self._bytes > self._max_bytes or self._order[0][0].until <= began):
+                oldest, key, freed = self._order.popleft()
+                self._bytes -= freed
+                if self._entries.get(key) is oldest:
+                    del self._entries[key]
