@@ -1,21 +1,37 @@
-"""Measure: ``make bench``, or ``make bench ARGS=calls`` for one of them."""
+"""Measure: ``make bench``, ``make bench-quick``, or ``make bench ARGS=updates`` for one of them."""
 
 import argparse
+import sys
+from collections.abc import Callable
 
-from benchmarks import calls, native, stores, updates
+from benchmarks import calls, native, peers, soak, throughput, updates
 
-ALL = {"stores": stores.main, "calls": calls.main, "updates": updates.main, "native": native.main}
+ALL: dict[str, Callable[[], bool | None]] = {
+    "throughput": throughput.main,
+    "calls": calls.main,
+    "peers": peers.main,
+    "updates": updates.main,
+    "native": native.main,
+    "soak": soak.main,
+}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure what stores, interceptors and updates cost.")
-    parser.add_argument("what", nargs="*", metavar="what", help=f"of {', '.join(ALL)}; default: all")
-    wanted = parser.parse_args().what or list(ALL)
+    everything = [name for name in ALL if name != "soak"]  # which takes a quarter of an hour
+    parser = argparse.ArgumentParser(description="Measure what interceptors, stores and updates cost.")
+    parser.add_argument("what", nargs="*", metavar="what", help=f"of {', '.join(ALL)}; default: all but soak")
+    parser.add_argument("--quick", action="store_true", help="less than a minute: the first two, briefly")
+    given = parser.parse_args()
+    wanted = given.what or everything
     if unknown := set(wanted) - set(ALL):
         parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(ALL)}")
+    if given.quick:
+        sys.exit(any([throughput.main(quick=True), calls.main()]))
+    missed = False
     for number, name in enumerate(wanted):
         print(end="\n" if number else "")
-        ALL[name]()
+        missed |= bool(ALL[name]())
+    sys.exit(missed)
 
 
 if __name__ == "__main__":

@@ -1,96 +1,111 @@
-"""A server to be measured, in a process of its own: python -m benchmarks.server sync memory:
+"""A server to be measured, in a process of its own: python -m benchmarks.server FACE ROW URL
 
-It listens on two ports, without the interceptor and with it, prints both, and ends with
-its standard input. Its one method answers with as many bytes as it is asked for.
+It prints its port, then after each line on its standard input the CPU seconds that it has used and how often
+its handler ran, and ends with its input. README.md says what the rows are.
 """
 
 import argparse
 import asyncio
+import gc
+import itertools
+import resource
 import sys
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import grpc
-from google.protobuf.wrappers_pb2 import BytesValue, UInt32Value
+from tests_pb.v1 import bench_pb2, bench_pb2_grpc
 
 import idem_grpc
 import idem_grpc.aio
 
-SERVICE = "benchmarks.Bench"
-METHOD = f"/{SERVICE}/Get"
+FACES = ("sync", "asyncio", "uvloop")
+THREADS = 16
 MEBIBYTE = 1024 * 1024
-THREADS = 8
 GRACE = 1.0
 KEPT = idem_grpc.Policy(max_response_bytes=2 * MEBIBYTE)
 
-
-def get(request: UInt32Value, context: Any) -> BytesValue:
-    return BytesValue(value=bytes(request.value))
+runs = itertools.count()
 
 
-async def aget(request: UInt32Value, context: Any) -> BytesValue:
-    return BytesValue(value=bytes(request.value))
+def answer(request: bench_pb2.ChargeRequest) -> bench_pb2.ChargeResponse:
+    next(runs)
+    return bench_pb2.ChargeResponse(charge_id="ch_0123456789", receipt=bytes(request.receipt_bytes))
 
 
-def serve(store: idem_grpc.Store) -> None:
-    ours = idem_grpc.ServerInterceptor(store, scope=idem_grpc.SHARED, default=KEPT)
-    servers = [
-        grpc.server(ThreadPoolExecutor(THREADS)),
-        grpc.server(ThreadPoolExecutor(THREADS), interceptors=[ours]),
-    ]
-    ports = [opened(server, get) for server in servers]
-    for server in servers:
+class Bench(bench_pb2_grpc.BenchServiceServicer):
+    def Charge(self, request: bench_pb2.ChargeRequest, context: Any) -> bench_pb2.ChargeResponse:
+        return answer(request)
+
+
+class AsyncBench(bench_pb2_grpc.BenchServiceServicer):
+    async def Charge(  # type: ignore[override]  # the stubs know plain servicers
+        self, request: bench_pb2.ChargeRequest, context: Any
+    ) -> bench_pb2.ChargeResponse:
+        return answer(request)
+
+
+def settings(row: str) -> dict[str, Any]:
+    """The interceptor's settings. A scope that counts makes a first call of every call."""
+    if row.endswith("first"):
+        number = itertools.count()
+        return {"scope": lambda call: str(next(number)), "default": KEPT}
+    cache = {} if row.endswith("cache") else {"cache_bytes": 0}
+    return {"scope": idem_grpc.SHARED, "default": KEPT, **cache}
+
+
+def report() -> None:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    print(used.ru_utime + used.ru_stime, next(runs), pages * resource.getpagesize() // 1024, flush=True)
+
+
+def serve(row: str, url: str) -> None:
+    with idem_grpc.open_store(url) as store:
+        ours = [] if row == "bare" else [idem_grpc.ServerInterceptor(store, **settings(row))]
+        server = grpc.server(ThreadPoolExecutor(THREADS), interceptors=ours)
+        bench_pb2_grpc.add_BenchServiceServicer_to_server(Bench(), server)
+        print(server.add_insecure_port("127.0.0.1:0"), flush=True)
         server.start()
-    tell(ports)
-    sys.stdin.read()
-    for server in servers:
+        for _ in sys.stdin:
+            report()
         server.stop(GRACE).wait()
-    ours.drain()
+        for each in ours:
+            each.drain()
 
 
-async def aserve(store: idem_grpc.aio.Store) -> None:
-    ours = idem_grpc.aio.ServerInterceptor(store, scope=idem_grpc.SHARED, default=KEPT)
-    servers = [grpc.aio.server(), grpc.aio.server(interceptors=[ours])]
-    ports = [opened(server, aget) for server in servers]
-    for server in servers:
-        await server.start()
-    tell(ports)
-    await asyncio.to_thread(sys.stdin.read)
-    for server in servers:
-        await server.stop(GRACE)
-    await ours.drain()
-
-
-def opened(server: Any, behavior: Any) -> int:
-    """Give a server its method and a port, which is returned."""
-    handler: grpc.RpcMethodHandler[Any, Any] = grpc.unary_unary_rpc_method_handler(
-        behavior, UInt32Value.FromString, BytesValue.SerializeToString
-    )
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {"Get": handler}),))
-    port: int = server.add_insecure_port("127.0.0.1:0")
-    return port
-
-
-def tell(ports: Sequence[int]) -> None:
-    print(*ports, flush=True)
-
-
-async def amain(url: str) -> None:
+async def aserve(row: str, url: str) -> None:
     async with idem_grpc.aio.open_store(url) as store:
-        await aserve(store)
+        ours = [] if row == "bare" else [idem_grpc.aio.ServerInterceptor(store, **settings(row))]
+        server = grpc.aio.server(interceptors=ours)
+        bench_pb2_grpc.add_BenchServiceServicer_to_server(AsyncBench(), server)
+        print(server.add_insecure_port("127.0.0.1:0"), flush=True)
+        await server.start()
+        while await asyncio.to_thread(sys.stdin.readline):
+            report()
+        await server.stop(GRACE)
+        for each in ours:
+            await each.drain()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Serve one method, with the interceptor and without.")
-    parser.add_argument("face", choices=["sync", "aio"])
+    parser = argparse.ArgumentParser(description="Serve one method, to be measured.")
+    parser.add_argument("face", choices=FACES)
+    parser.add_argument("row")
     parser.add_argument("store", help="URL of the store")
+    parser.add_argument("--no-gc", action="store_true", help="do without the collector of garbage")
     options = parser.parse_args()
-    if options.face == "aio":
-        asyncio.run(amain(options.store))
-        return
-    with idem_grpc.open_store(options.store) as store:
-        serve(store)
+    if options.no_gc:
+        gc.disable()
+    if options.face == "sync":
+        serve(options.row, options.store)
+    elif options.face == "asyncio":
+        asyncio.run(aserve(options.row, options.store))
+    else:
+        import uvloop
+
+        uvloop.run(aserve(options.row, options.store))
 
 
 if __name__ == "__main__":

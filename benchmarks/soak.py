@@ -1,0 +1,38 @@
+"""Whether a server's memory stays flat: python -m benchmarks soak
+
+300,000 first calls on Redis, with the collector of garbage and without it. The first fifth is warm-up; from
+then on, memory may grow by 5 %.
+"""
+
+import sys
+
+from benchmarks.load import Server
+from tests.support.redis_server import RedisServer
+
+CALLS, PARTS = 300_000, 10
+MOST = 1.05
+
+
+def main() -> bool:
+    """Measure. Returns whether memory grew."""
+    has_grown = False
+    redis = RedisServer()
+    try:
+        for face in ("sync", "asyncio"):
+            for collects in (True, False):
+                server = Server(face, "redis first", redis.url, sys.executable, collects=collects)
+                sizes = []
+                try:
+                    for _ in range(PARTS):
+                        server.load(CALLS // PARTS)
+                        sizes.append(server.report()[2])
+                finally:
+                    server.close()
+                warm, last = sizes[PARTS // 5 - 1], max(sizes[PARTS // 5 :])
+                has_grown |= last > warm * MOST
+                how = "with the collector" if collects else "without it"
+                shown = ", ".join(f"{size / 1024:.0f}" for size in sizes)
+                print(f"{face}, {how}: {shown} MiB; {last / warm:.3f} of the size after warm-up", flush=True)
+    finally:
+        redis.stop()
+    return has_grown
