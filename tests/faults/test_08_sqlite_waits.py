@@ -119,14 +119,18 @@ class TestLockedByAnotherProcess:
         assert max(waited) < 2 * waited[0], "they do not add up"
         assert all(isinstance(again.result(), Swapped) for again in claims(opened, b"together"))
 
-    def test_swaps_that_change_nothing_wait_for_nobody(self, opened, path):
+    def test_swaps_that_change_nothing_wait_for_nobody(self, opened, path, url):
         opened.swap(Swap(b"key", None, b"one", TTL)).result()
+        with open_store(url) as other:
+            theirs = [Swap(b"theirs %d" % number, None, b"theirs", TTL) for number in range(CALLS)]
+            other.swap_many(theirs)
         with locked(path):
             waiting = claims(opened, b"claim")
-            for _ in range(CALLS):
-                held = opened.swap(Swap(b"key", None, b"two", TTL)).result()
-                assert isinstance(held, Held)
-                assert held.value == b"one"
+            for one in theirs:
+                for key, value in (b"key", b"one"), (one.key, b"theirs"):
+                    held = opened.swap(Swap(key, None, b"two", TTL)).result()
+                    assert isinstance(held, Held)
+                    assert held.value == value
                 assert opened.swap(Swap(b"nothing", b"there", b"two", TTL)).result() == Held(None, 0)
                 assert opened.swap(Swap(b"nothing", b"there", None, TTL)).result() == Swapped(0)
                 both = [Swap(key, b"there", b"two", TTL) for key in (b"key", b"nothing")]

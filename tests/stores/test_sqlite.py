@@ -1,5 +1,6 @@
 """What only a file can be asked: several processes, sudden deaths, clocks that jump, boots, other files."""
 
+import asyncio
 import gc
 import os
 import sqlite3
@@ -9,10 +10,11 @@ import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from idem_grpc.stores import StoreError, StoreUnavailable, open_store
+from idem_grpc.stores import StoreError, StoreUnavailable, open_async_store, open_store
 from idem_grpc.stores.boot_clock import BootClock, host_clock
 from idem_grpc.stores.contract import TTL
 from idem_grpc.stores.sqlite import SqliteStore
@@ -219,6 +221,80 @@ def test_a_replay_takes_no_lock(url, path):
         connection.execute("ROLLBACK")
         connection.close()
         assert isinstance(store.swap(Swap(b"key", b"one", b"two", TTL)), Swapped)
+
+
+def test_what_another_store_has_changed_is_seen(url):
+    """A store knows what it wrote of late, and takes it for no more than a guess."""
+    changes = {
+        b"renewed": Swap(b"renewed", b"one", b"one", 2 * TTL),
+        b"replaced": Swap(b"replaced", b"one", b"theirs", TTL),
+        b"deleted": Swap(b"deleted", b"one", None, TTL),
+    }
+    with open_store(url) as store, open_store(url) as other:
+        for key, change in changes.items():
+            store.swap(Swap(key, None, b"one", TTL))
+            other.swap(change)
+        assert isinstance(store.swap(Swap(b"renewed", b"one", b"two", TTL, max_left=TTL)), Held)
+        renewed, replaced, deleted = store.swap_many([Swap(key, b"one", b"two", TTL) for key in changes])
+        assert isinstance(renewed, Swapped)
+        assert TTL < renewed.ttl_left <= 2 * TTL
+        assert isinstance(replaced, Held)
+        assert replaced.value == b"theirs"
+        assert deleted == store.swap(Swap(b"deleted", b"one", b"two", TTL)) == Held(None, 0)
+        assert other.swap(Swap(b"deleted", None, b"theirs", TTL)) == Swapped(0)
+        held = store.swap(Swap(b"deleted", None, b"two", TTL))
+        assert isinstance(held, Held)
+        assert held.value == b"theirs"
+
+
+def test_threads_and_tasks_of_one_store_are_all_served(url):
+    """They take turns at nearly every step, so that any of them may miss that it is its turn."""
+    callers, rounds = 8, 40
+
+    async def work(store, name):
+        for number in range(rounds):
+            key = b"%s %d" % (name, number)
+            assert await store.swap(Swap(key, None, b"one", TTL)) == Swapped(0)
+            assert isinstance(await store.swap(Swap(key, b"one", b"two", TTL)), Swapped)
+            assert isinstance(await store.swap(Swap(key, None, b"one", TTL)), Held)
+
+    def in_a_thread(store, name):
+        for number in range(rounds):
+            key = b"%s %d" % (name, number)
+            assert store.swap(Swap(key, None, b"one", TTL)) == Swapped(0)
+            assert isinstance(store.swap_many([Swap(key, b"one", b"two", TTL)])[0], Swapped)
+            assert isinstance(store.swap(Swap(key, None, b"one", TTL)), Held)
+
+    async def main():
+        async with open_async_store(url) as store, asyncio.timeout(120):
+            await asyncio.gather(
+                *[work(store, b"task %d" % number) for number in range(callers)],
+                *[
+                    asyncio.to_thread(in_a_thread, store.blocking, b"%d" % number)
+                    for number in range(callers)
+                ],
+            )
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        asyncio.run(main())
+    finally:
+        sys.setswitchinterval(interval)
+
+
+def test_a_swap_of_the_wrong_types_fails_alone(url):
+    async def main():
+        async with open_async_store(url) as store:
+            swaps = [Swap(b"%d" % number, None, b"one", TTL) for number in range(5)]
+            await store.swap_many(swaps)
+            wrong: Any = "soon"
+            again = [Swap(swap.key, b"one", b"two", TTL) for swap in swaps]
+            again[2].max_left = wrong
+            return await asyncio.gather(*[store.swap(swap) for swap in again], return_exceptions=True)
+
+    answers = asyncio.run(main())
+    assert [type(answer) for answer in answers] == [Swapped, Swapped, TypeError, Swapped, Swapped]
 
 
 def test_namespaces_share_a_file(url):
