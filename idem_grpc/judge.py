@@ -62,11 +62,7 @@ class Rule:
 def judge(call: Call, held: Held, *, waited: bool = False) -> Verdict:
     """What a call does on finding ``held``."""
     finding = Finding(call, held, Record.from_bytes(held.value), waited, call.fingerprint)
-    state = finding.record.state
-    for rule in ARRIVAL:
-        if state in rule.states and rule.when(finding):
-            return rule.then(finding)
-    raise AssertionError(f"no rule for {state}")
+    return _decide(ARRIVAL, finding)
 
 
 def judge_late(call: Call, held: Held, shown: Fingerprint | None = None) -> Verdict:
@@ -75,16 +71,21 @@ def judge_late(call: Call, held: Held, shown: Fingerprint | None = None) -> Verd
     ``shown`` is the fingerprint of a request stream, which is known by then.
     """
     finding = Finding(call, held, Record.from_bytes(held.value), True, shown or call.fingerprint)
-    for rule in LATE:
-        if finding.record.state in rule.states and rule.when(finding):
-            return rule.then(finding)
-    raise AssertionError(f"no rule for {finding.record.state}")
+    return _decide(LATE, finding)
 
 
 def left_unknown_by(call: Call, held: Held) -> bool:
     """Whether others took the call's own run for dead, which the call, alive, can still give back."""
     record = Record.from_bytes(held.value)
     return record.state is State.UNKNOWN and record.owner == call.owner
+
+
+def _decide(table: tuple[Rule, ...], finding: Finding) -> Verdict:
+    state = finding.record.state
+    for rule in table:
+        if state in rule.states and rule.when(finding):
+            return rule.then(finding)
+    raise AssertionError(f"no rule for {state}")
 
 
 def _always(_: Finding) -> bool:

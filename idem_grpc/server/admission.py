@@ -7,7 +7,7 @@ from typing import Any
 import grpc
 
 from idem_grpc import keys
-from idem_grpc.digest import StoreKeys, digest, token_key
+from idem_grpc.digest import StoreKeys, digest
 from idem_grpc.fingerprint import Fingerprint, Fingerprinting
 from idem_grpc.keytext import METADATA_KEY, VALID_KEY
 from idem_grpc.messages import message_of
@@ -70,10 +70,6 @@ class Method:
         """Whether its rules name fields of the request."""
         self.keys = StoreKeys(namespace, rules.operation)
         self.fingerprints = Fingerprinting(path, rules.ignore)
-
-    def store_key(self, scope: bytes, key: str) -> bytes:
-        """The name of the record of a key."""
-        return token_key(self.namespace, key) if self.is_token else self.keys.name(scope, key)
 
     def rate_key(self, scope: str) -> bytes:
         """The name under which new keys of a scope are counted; empty if they are not."""

@@ -497,7 +497,7 @@ class AioCall(ServedCall):
             message = serialized(method.serialize, response)
             recording.sends(message)
             self.has_streamed = True
-            ahead = opening(recording.initial_metadata, self.run_told)
+            ahead = opening(recording.initial_metadata, self.announced_run)
             variables = copy_context() if self._handling is asyncio.current_task() else None
             assert pipe is not None
             await pipe.write(Part(message, ahead, recording.take_plain(), variables))

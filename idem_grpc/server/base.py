@@ -125,9 +125,8 @@ class Protection:
         if len(self._methods) + len(self._passing) >= _MOST_METHODS:
             self._methods.clear()
             self._passing.clear()
-        is_settled = (
-            find_method(path) is not None
-        )  # else its contract may be imported yet, and change its rules
+        # Else its contract may be imported yet, and change its rules.
+        is_settled = find_method(path) is not None
         if rules is None:
             if is_settled:
                 self._passing[path] = handler

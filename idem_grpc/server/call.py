@@ -9,6 +9,7 @@ from contextvars import Context
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from idem_grpc.digest import token_key
 from idem_grpc.execution import Lease, Run
 from idem_grpc.flow import replay_at_once
 from idem_grpc.outcome import Code, Metadata, Outcome
@@ -42,8 +43,7 @@ class ServedCall(Run):
     __slots__ = (
         *("_deadline", "_facts", "_has_place", "_is_reported_lost", "_sent", "_waits_until", "context"),
         *("given", "has_claim", "has_run", "has_streamed", "is_gone", "is_opened", "metadata", "method"),
-        "opening",
-        *("protection", "recorded", "request", "variables", "waits", "wrap"),
+        *("opening", "protection", "recorded", "request", "variables", "waits", "wrap"),
     )
 
     def __init__(
@@ -85,9 +85,11 @@ class ServedCall(Run):
         scope = self.scope.encode()
         if self.given:
             self.key = key_in(self.given)
-            self.store_key = method.store_key(scope, self.key)
             if method.is_token:
+                self.store_key = token_key(method.namespace, self.key)
                 self.binding = Binding.of(self.rules.operation, self.scope)
+            else:
+                self.store_key = method.keys.name(scope, self.key)
             if raw is not None and (kept := self._kept(raw)) is not None:
                 return kept
         if raw is None:
@@ -98,7 +100,7 @@ class ServedCall(Run):
             self.fingerprint = method.fingerprint(raw, read)
             if not self.given:
                 self.key = method.key_of(read, self.metadata)
-                self.store_key = method.store_key(scope, self.key)
+                self.store_key = method.keys.name(scope, self.key)
         if self.rules.claim_rate is not None:
             self.rate_key = method.rate_key(self.scope)
         self.owner = os.urandom(_OWNER_BYTES)
@@ -130,7 +132,7 @@ class ServedCall(Run):
     # Between the store and the flow.
 
     def heard(self, swap: Swap, seen: Swapped | Held | Outage, began: float) -> Swapped | Held | Outage:
-        """Take in the answer to a swap, which was sent at ``began``. Returns what the flow is told of it."""
+        """Take in the answer to a swap, which was sent at ``began``. Returns what the flow gets for it."""
         is_own = swap.key == self.store_key  # and not that of a rate
         if is_own:
             self._sent = began
@@ -177,7 +179,7 @@ class ServedCall(Run):
             self.is_disowned = True
 
     @property
-    def run_told(self) -> bytes:
+    def announced_run(self) -> bytes:
         """The owner of the run whose id the caller gets while responses are streamed, if any."""
         return self.owner if self.lease is not None and self.lease.acknowledged else b""
 

@@ -250,7 +250,7 @@ class Recording:
             self.details or "",
             self.trailing_metadata or (),
         )
-        if self.incoming is not None and self.incoming.malformed:
+        if self._is_malformed:
             code, details, messages = Code.INTERNAL, NOT_PARSED, ()
         outcome = Outcome(code, details, self.initial_metadata, trailing, messages)
         if self._outgoing is not None:

@@ -76,13 +76,12 @@ class SyncCall(ServedCall):
         self._store, self._wake, self._outlet = store, None, None
         thread = threading.get_ident()
         try:
-            yield from self._answered(request, refused)
+            yield from self._answered(request, refused, thread)
         finally:
             if threading.get_ident() == thread:  # and not a collector of garbage on any other
                 self._let_go()
 
-    def _answered(self, request: Any, refused: Reply | None) -> Iterator[Any]:
-        thread = threading.get_ident()
+    def _answered(self, request: Any, refused: Reply | None, thread: int) -> Iterator[Any]:
         sent = 0
         if refused is not None:
             outcome = self.answer(refused)
@@ -317,7 +316,7 @@ class SyncCall(ServedCall):
                     message = serialized(method.serialize, each)
                     recording.sends(message)
                     self.has_streamed = True
-                    ahead = opening(recording.initial_metadata, self.run_told)
+                    ahead = opening(recording.initial_metadata, self.announced_run)
                     outlet.put(Part(message, ahead, recording.take_plain(), copy_context()))
             finally:
                 close(response)
