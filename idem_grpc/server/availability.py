@@ -147,9 +147,14 @@ class Availability:
         ends = (back + lease * SETTLING for length, back in self._outages if length >= lease * SHORT)
         return max(0.0, max(ends, default=0.0) - elapsed())
 
-    def attempt(self, store: Store, swap: Swap, began: float) -> Swapped | Held | Outage:
-        """Send a swap now, at ``began``, unless the store is known to keep its callers waiting."""
-        if self._is_open and self._is_probed(began):
+    def attempt(
+        self, store: Store, swap: Swap, began: float, *, insists: bool = False
+    ) -> Swapped | Held | Outage:
+        """Send a swap now, at ``began``, unless the store is known to keep its callers waiting.
+
+        One that ``insists`` is sent all the same.
+        """
+        if self._is_open and not insists and self._is_probed(began):
             return NOT_SENT
         try:
             seen = store.swap(swap)
@@ -159,15 +164,6 @@ class Availability:
             self._wrote = began
         if self._is_away:
             self._returned()
-        return seen
-
-    def send(self, store: Store, swap: Swap, began: float) -> Swapped | Held | Outage:
-        """Send a swap now, at ``began``, and note what came of it."""
-        try:
-            seen = store.swap(swap)
-        except Exception as error:
-            return self.failed(error, began)
-        self.answered(began, seen)
         return seen
 
     async def attempt_async(self, store: AsyncStore, swap: Swap, began: float) -> Swapped | Held | Outage:

@@ -341,7 +341,7 @@ def attempt_all(store: Store, swaps: Sequence[Swap], availability: Availability)
             availability.answered(began, *answers)
             return list[Seen](answers)
     # Past the breaker: the keeper's threads look for the store one at a time anyway.
-    return [availability.send(store, swap, elapsed()) for swap in swaps]
+    return [availability.attempt(store, swap, elapsed(), insists=True) for swap in swaps]
 
 
 class Limit:
