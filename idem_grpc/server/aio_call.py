@@ -60,19 +60,8 @@ class AioCall(ServedCall):
     """
 
     __slots__ = (
-        *(
-            "__weakref__",
-            "_broke",
-            "_done",
-            "_ended",
-            "_handling",
-            "_outcome",
-            "_pipe",
-            "_reading",
-            "_rpc",
-            "_stop_by",
-        ),
-        *("_store", "_task", "_threads", "_wake"),
+        *("__weakref__", "_broke", "_done", "_ended", "_handling", "_outcome", "_pipe", "_reading", "_rpc"),
+        *("_stop_by", "_store", "_task", "_threads", "_wake"),
     )
 
     _done: asyncio.Future[None]
@@ -102,10 +91,7 @@ class AioCall(ServedCall):
             await self._end(outcome)
             return self._wrapped(outcome.messages[0] if outcome.messages else b"")
         finally:
-            self._stop()
-            if self._reading is not None:
-                await self._stop_reading()
-            self._raise_stop()
+            await self._stop()
 
     async def responses(self, request: Any, refused: Reply | None) -> AsyncGenerator[Any, None]:
         """Serve a method with a stream of responses: a generator, as those outside of ours want one."""
@@ -135,10 +121,7 @@ class AioCall(ServedCall):
                 yield self._wrapped(message)
             await self._end(outcome)
         finally:
-            self._stop()
-            if self._reading is not None:
-                await self._stop_reading()
-            self._raise_stop()
+            await self._stop()
 
     # In the coroutine of the RPC.
 
@@ -168,9 +151,13 @@ class AioCall(ServedCall):
         except (KeyboardInterrupt, SystemExit) as stop:
             self._stop_by = stop
             event = cut_off(step)
-        step = steps.send(event)
-        if isinstance(step, Reply):
-            return self._replies(steps, step)
+        try:
+            step = steps.send(event)
+            if isinstance(step, Reply):
+                return self._replies(steps, step)
+        except BaseException as error:
+            self._breaks(error)
+            raise
         self._go_on(steps, step)
         return None
 
@@ -249,7 +236,7 @@ class AioCall(ServedCall):
         if outcome.details:
             context.set_details(outcome.details)
 
-    def _stop(self) -> None:
+    async def _stop(self) -> None:
         """The coroutine of the RPC is over: after that, its context must not be asked for anything."""
         self._leave()
         self._settle_facts()
@@ -257,6 +244,12 @@ class AioCall(ServedCall):
             self.log_failure()
             self.recorded = self.request = self.variables = self._task = None
         self.context = None
+        reading, self._reading = self._reading, None
+        try:
+            if reading is not None:
+                await asyncio.gather(reading, return_exceptions=True)
+        finally:
+            self._raise_stop()
 
     def _settle_facts(self) -> None:
         """Ask now what those who hold the handler's context may still want to know of the caller."""
@@ -266,11 +259,6 @@ class AioCall(ServedCall):
             self.facts_of(self.context).freeze()
         elif self._facts is not None:
             self._facts.close()
-
-    async def _stop_reading(self) -> None:
-        reading, self._reading = self._reading, None
-        if reading is not None:
-            await asyncio.gather(reading, return_exceptions=True)
 
     def _raise_stop(self) -> None:
         """Raise what is to end the process, once, if the handler raised it and the run is over."""
