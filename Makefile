@@ -137,7 +137,7 @@ check-proto: setup ## Check that the protos are well made, break nobody, and tha
 		[ -z "$$new" ] || { echo "Not in git:" $$new >&2; exit 1; }; \
 	done
 
-# What is measured beside it has requirements of its own. h2load, which makes the load, is of nghttp2-client.
+# The libraries that it is compared with are installed in an environment of their own. h2load, which makes the load, is of nghttp2-client.
 BENCH_VENV := .venv-bench
 $(BENCH_VENV)/.installed: pyproject.toml benchmarks/requirements.txt
 	@$(call make-venv,$(BENCH_VENV))
@@ -150,7 +150,7 @@ $(BENCH_VENV)/.installed: pyproject.toml benchmarks/requirements.txt
 BENCH := PYTHONPATH=.:generated:examples/generated:tests/generated $(BENCH_VENV)/bin/python -W ignore -m benchmarks
 
 .PHONY: bench
-bench: $(BENCH_VENV)/.installed ## Measure what calls cost beside bare gRPC and other libraries; fails below a bar
+bench: $(BENCH_VENV)/.installed ## Compare what calls cost with bare gRPC and other libraries; fails below a bar
 	$(BENCH) $(ARGS)
 
 .PHONY: bench-quick

@@ -1,4 +1,4 @@
-"""The servers that are measured side by side, and how fast each has to be beside the bare one."""
+"""The servers that are measured side by side, and how fast each has to be, as a ratio to the bare one."""
 
 from typing import NamedTuple
 

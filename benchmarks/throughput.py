@@ -103,7 +103,7 @@ def plot(judged: list[Verdict]) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif"'
         ' font-size="11">',
         f'<rect width="{width}" height="{height}" fill="white"/>',
-        f'<text x="{left}" y="16">throughput beside bare gRPC, 64 calls in flight (line: the bar)</text>',
+        f'<text x="{left}" y="16">ratio to bare gRPC, 64 calls in flight (line: the bar)</text>',
     ]
     scale = width - left - 50
     top = 28

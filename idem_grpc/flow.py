@@ -88,7 +88,7 @@ def replay_at_once(record: Record, binding: Binding | None, raw: bytes) -> Reply
     """The reply to a call whose key has the DONE ``record``; None where the flow has to find it.
 
     ``binding`` is the call's, and ``raw`` the digest of its request's bytes: if they are those that were
-    answered, neither has to be parsed. What it returns is what the flow comes to with this record.
+    answered, neither has to be parsed. It equals the reply of the flow to this record.
     """
     outcome, answered = record.outcome, record.fingerprint
     if outcome is None or answered is None or answered.raw != raw:

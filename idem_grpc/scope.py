@@ -44,7 +44,7 @@ class CallInfo:
     def _of(
         cls, method: str, metadata: tuple[tuple[str, str | bytes], ...], facts: Callable[[str], Any]
     ) -> Self:
-        """What a scope may look at of a call. ``facts(name)`` tells of its peer, and is asked when needed."""
+        """What a scope may look at of a call. ``facts(name)`` describes its peer, and is called late."""
         info = cls.__new__(cls)
         info.method, info._given, info._facts = method, metadata, facts
         return info

@@ -10,7 +10,7 @@ from idem_grpc.swap import Held, Swap, Swapped
 LONGEST = 10.0
 """Seconds after which the store is asked again: what an operator forgets or corrects is noticed by then."""
 
-_ENTRY_BYTES = 512  # what an entry takes up beside its key and value, roughly
+_ENTRY_BYTES = 512  # what an entry takes up in addition to its key and value, roughly
 
 
 class _Entry:
