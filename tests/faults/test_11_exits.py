@@ -83,11 +83,12 @@ def test_the_process_ends_as_it_does_without_us(tmp_path, style, kind, key, how,
 class Surviving:
     """A server in a loop that is run again whenever something ends it."""
 
-    def __init__(self, style: str, script: Any, kind: Kind, **policy: Any) -> None:
+    def __init__(self, style: str, script: Any, kind: Kind, outside: Any = (), **policy: Any) -> None:
         self.ended_by: queue.Queue[BaseException] = queue.Queue()
         self._ready: queue.Queue[str] = queue.Queue()
         self._loop = asyncio.new_event_loop()
         self._is_over = False
+        self._outside = outside
         self.store = idem_grpc.aio.open_store("memory:", namespace=uuid4().hex)
         self.interceptor = idem_grpc.aio.ServerInterceptor(
             self.store, scope=idem_grpc.SHARED, default=Policy(**policy)
@@ -98,7 +99,7 @@ class Surviving:
         self.client = Client(self._ready.get(timeout=DEADLINE))
 
     async def _serve(self) -> None:
-        self._server = grpc.aio.server(interceptors=[self.interceptor])
+        self._server = grpc.aio.server(interceptors=[*self._outside, self.interceptor])
         self._server.add_generic_rpc_handlers((self._handlers,))
         port = self._server.add_insecure_port("127.0.0.1:0")
         await self._server.start()
@@ -198,6 +199,52 @@ def test_it_reaches_the_loop_when_the_caller_has_left(surviving, style, kind, ke
     assert server.ended_by.get(timeout=DEADLINE) is stop
     until(lambda: server.interceptor.protection.runs.left() == 0)
     assert state_of(server.store.blocking, kind, key) is State.OPEN
+    assert server.ended_by.empty()
+
+
+class Rpcs(grpc.aio.ServerInterceptor):
+    """Keeps the task of each RPC, in which it is intercepted too."""
+
+    def __init__(self) -> None:
+        self.tasks: list[asyncio.Task[Any]] = []
+
+    async def intercept_service(self, continuation: Any, details: Any) -> Any:
+        task = asyncio.current_task()
+        assert task is not None
+        self.tasks.append(task)
+        return await continuation(details)
+
+
+@pytest.mark.parametrize("style", ["aio", "aio-read-write"])
+def test_it_reaches_the_loop_whenever_the_rpc_is_cancelled(surviving, style, kind):
+    """A turn of the loop later each time, until the RPC is over by itself."""
+    rpcs, stop = Rpcs(), SystemExit(STATUS)
+    turns = 0
+    was_too_late = False
+
+    def cancel(rpc: asyncio.Task[Any], left: int) -> None:
+        nonlocal was_too_late
+        if left:
+            asyncio.get_running_loop().call_soon(cancel, rpc, left - 1)
+        else:
+            was_too_late = not rpc.cancel()
+
+    def script(context):
+        yield Read()
+        yield Do(lambda: cancel(rpcs.tasks[-1], turns))
+        raise stop
+
+    server = surviving(style, script, kind, outside=[rpcs])
+    while not was_too_late:
+        call = Conversation(server.client, kind, uuid4().hex)
+        if kind.has_request_stream:
+            call.send(b"request")
+        call.end()
+        assert server.ended_by.get(timeout=DEADLINE) is stop, f"cancelled after {turns} turns"
+        call.cancel()  # which hears no more of it
+        turns += 1
+        assert turns < 50
+    until(lambda: server.interceptor.protection.runs.left() == 0)
     assert server.ended_by.empty()
 
 
