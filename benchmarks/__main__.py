@@ -3,34 +3,42 @@
 import argparse
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
-from benchmarks import calls, native, peers, soak, throughput, updates
+from benchmarks import calls, costs, native, peers, soak, throughput, updates
+from benchmarks.report import Report
 
-ALL: dict[str, Callable[[], bool | None]] = {
+ALL: dict[str, Callable[..., bool]] = {
     "throughput": throughput.main,
     "calls": calls.main,
     "peers": peers.main,
+    "costs": costs.main,
+    "soak": soak.main,
     "updates": updates.main,
     "native": native.main,
-    "soak": soak.main,
 }
+LONG = ("soak", "native")  # which are run by their names alone
+QUICK = ("throughput", "calls", "peers")
 
 
 def main() -> None:
-    everything = [name for name in ALL if name != "soak"]  # which takes a quarter of an hour
+    usual = [name for name in ALL if name not in LONG]
     parser = argparse.ArgumentParser(description="Measure what interceptors, stores and updates cost.")
-    parser.add_argument("what", nargs="*", metavar="what", help=f"of {', '.join(ALL)}; default: all but soak")
-    parser.add_argument("--quick", action="store_true", help="less than a minute: the first two, briefly")
+    parser.add_argument(
+        "what", nargs="*", metavar="what", help=f"of {', '.join(ALL)}; default: all but {', '.join(LONG)}"
+    )
+    parser.add_argument("--quick", action="store_true", help=f"less than a minute: {', '.join(QUICK)}")
     given = parser.parse_args()
-    wanted = given.what or everything
-    if unknown := set(wanted) - set(ALL):
+    if unknown := set(given.what) - set(ALL):
         parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(ALL)}")
     if given.quick:
-        sys.exit(any([throughput.main(quick=True), calls.main()]))
+        report = Report(Path(".bench/results.json"), Path(".bench/benchmarks.svg"))
+    else:
+        report = Report(Path("benchmarks/results.json"), Path("docs/benchmarks.svg"))
     missed = False
-    for number, name in enumerate(wanted):
+    for number, name in enumerate(given.what or (QUICK if given.quick else usual)):
         print(end="\n" if number else "")
-        missed |= bool(ALL[name]())
+        missed |= ALL[name](report, quick=given.quick)
     sys.exit(missed)
 
 

@@ -1,19 +1,26 @@
 """How many Python functions a call enters: python -m benchmarks calls
 
 Counted between the interceptor and its return, in this process and without a network, with a store in
-memory. What a call costs is layers, more than anything else, and these are the same on every host.
+memory. What a call costs is layers, more than anything else, and these are the same on every host. In
+asyncio, those of the event loop itself are not counted.
 """
 
+import asyncio
 import sys
+from pathlib import Path
 from typing import Any
 
 import grpc
 from tests_pb.v1 import bench_pb2
 
 import idem_grpc
+import idem_grpc.aio
 from benchmarks.load import METHOD, REQUEST
+from benchmarks.report import Report
+from benchmarks.server import answer
 
 BARS = {"first call": 150, "replay": 80}
+OTHERS = (str(Path(__file__).parent), str(Path(asyncio.__file__).parent))
 
 
 class Details(grpc.HandlerCallDetails):
@@ -25,6 +32,8 @@ class Details(grpc.HandlerCallDetails):
 class _Context:
     """What the interceptor asks of grpc's own context, and nothing that grpc does."""
 
+    trailing: Any = ()
+
     def add_callback(self, callback: Any) -> bool:
         return True
 
@@ -35,48 +44,104 @@ class _Context:
         self.trailing = metadata
 
 
-def _charge(request: bench_pb2.ChargeRequest, context: Any) -> bench_pb2.ChargeResponse:
-    return bench_pb2.ChargeResponse(charge_id="ch_0123456789", receipt=bytes(100))
+class Handled:
+    """How often a handler ran."""
+
+    count = 0
 
 
-HANDLER: Any = grpc.unary_unary_rpc_method_handler(
-    _charge, bench_pb2.ChargeRequest.FromString, bench_pb2.ChargeResponse.SerializeToString
-)
+def charge(request: bench_pb2.ChargeRequest, context: Any) -> bench_pb2.ChargeResponse:
+    Handled.count += 1
+    return answer(request)
 
 
-def call(interceptor: idem_grpc.ServerInterceptor, key: str) -> Any:
+async def acharge(request: bench_pb2.ChargeRequest, context: Any) -> bench_pb2.ChargeResponse:
+    return charge(request, context)
+
+
+def _handler(behavior: Any) -> Any:
+    return grpc.unary_unary_rpc_method_handler(
+        behavior, bench_pb2.ChargeRequest.FromString, bench_pb2.ChargeResponse.SerializeToString
+    )
+
+
+HANDLER, AHANDLER = _handler(charge), _handler(acharge)
+
+
+async def _continuation(_: Any) -> Any:
+    return AHANDLER
+
+
+def call(interceptor: idem_grpc.ServerInterceptor, key: str) -> tuple[bytes, bool]:
+    """Call the handler that the interceptor returns. Returns the response, and whether it is a replay."""
     handler: Any = interceptor.intercept_service(lambda _: HANDLER, Details(key))
     context = _Context()
     response = handler.unary_unary(handler.request_deserializer(REQUEST.SerializeToString()), context)
-    return handler.response_serializer(response), dict(context.trailing)
+    return handler.response_serializer(response), "idempotency-replayed" in dict(context.trailing)
 
 
-def entered(interceptor: idem_grpc.ServerInterceptor, key: str) -> tuple[int, bool]:
-    """How many functions a call enters, those of this module aside, and whether it was a replay."""
-    count = 0
+async def acall(interceptor: idem_grpc.aio.ServerInterceptor, key: str) -> tuple[bytes, bool]:
+    """The same for asyncio."""
+    handler: Any = await interceptor.intercept_service(_continuation, Details(key))
+    context = _Context()
+    response = await handler.unary_unary(handler.request_deserializer(REQUEST.SerializeToString()), context)
+    return handler.response_serializer(response), "idempotency-replayed" in dict(context.trailing)
 
-    def profile(frame: Any, event: str, _: object) -> None:
-        nonlocal count
-        count += event == "call" and frame.f_code.co_filename != __file__
 
-    sys.setprofile(profile)
-    try:
-        _, trailing = call(interceptor, key)
-    finally:
+class _Counter:
+    """Counts the functions that are entered while it is: not the benchmark's own, nor the event loop's."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __enter__(self) -> "_Counter":
+        sys.setprofile(self._saw)
+        return self
+
+    def __exit__(self, *_: object) -> None:
         sys.setprofile(None)
-    return count, "idempotency-replayed" in trailing
+
+    def _saw(self, frame: Any, event: str, _: object) -> None:
+        self.count += event == "call" and not frame.f_code.co_filename.startswith(OTHERS)
 
 
-def main() -> bool:
-    """Count. Returns whether a bar was missed."""
-    missed = False
+def sync_counts(**settings: Any) -> dict[str, int]:
+    """How many functions a first call and its replay enter."""
     with idem_grpc.open_store("memory:") as store:
-        interceptor = idem_grpc.ServerInterceptor(store, scope=idem_grpc.SHARED)
+        interceptor = idem_grpc.ServerInterceptor(store, scope=idem_grpc.SHARED, **settings)
         call(interceptor, "warm-up")
-        print("Python functions that a call enters, with a store in memory:")
-        for name, bar in BARS.items():
-            count, is_replay = entered(interceptor, "key")
+        found = {}
+        for name in BARS:
+            with _Counter() as counter:
+                _, is_replay = call(interceptor, "key")
             assert is_replay is (name == "replay")
-            missed |= count > bar
-            print(f"{name}: {count} (bar: {bar}{', missed' if count > bar else ''})")
+            found[name] = counter.count
+    return found
+
+
+async def async_counts(**settings: Any) -> dict[str, int]:
+    """The same for asyncio."""
+    async with idem_grpc.aio.open_store("memory:") as store:
+        interceptor = idem_grpc.aio.ServerInterceptor(store, scope=idem_grpc.SHARED, **settings)
+        await acall(interceptor, "warm-up")
+        found = {}
+        for name in BARS:
+            with _Counter() as counter:
+                _, is_replay = await acall(interceptor, "key")
+            assert is_replay is (name == "replay")
+            found[name] = counter.count
+    return found
+
+
+def main(report: Report, *, quick: bool = False) -> bool:
+    """Count. Returns whether a bar was missed."""
+    found = {"sync": sync_counts(), "asyncio": asyncio.run(async_counts())}
+    report.write("functions", found)
+    print("Python functions that a call enters, with a store in memory:\n")
+    print("| | sync | asyncio | bar |\n| --- | --- | --- | --- |")
+    missed = False
+    for name, bar in BARS.items():
+        counts = [found[face][name] for face in ("sync", "asyncio")]
+        missed |= max(counts) > bar
+        print(f"| {name} | {counts[0]} | {counts[1]} | {bar}{' missed' if max(counts) > bar else ''} |")
     return missed

@@ -1,28 +1,48 @@
-"""Load on a server: h2load sends the same call again and again, a Python client looks at the answers."""
+"""Load on a server: h2load sends the same call again and again, a Python client looks at the answers.
+
+A server has a processor to itself, where there are two or more, so that the server is what is measured. What
+loads it, and the stores, have the others.
+"""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from statistics import median
 from typing import Any, NamedTuple
 from uuid import uuid4
 
 import grpc
 from tests_pb.v1 import bench_pb2, bench_pb2_grpc
 
+from benchmarks.server import answer
+
 METHOD = "/tests.v1.BenchService/Charge"
-REQUEST = bench_pb2.ChargeRequest(customer="uid123", amount=1999, items=["book", "pen"], receipt_bytes=100)
+
+
+def charge_request(size: int) -> bench_pb2.ChargeRequest:
+    """A small request, for an answer of so many bytes."""
+    return bench_pb2.ChargeRequest(customer="uid123", amount=1999, items=["book", "pen"], receipt_bytes=size)
+
+
+REQUEST = charge_request(100)
 CONNECTIONS, STREAMS = 4, 16  # 64 calls in flight
 KEY = "idempotency-key"
 
 
+_FINISHED = re.compile(r"finished in ([\d.]+)(us|ms|s|m),")
+_DATA = re.compile(r"\((\d+)\) data")
+_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0}
+_GRPC_HEADER = 5  # bytes before each message
+
+
 class Spent(NamedTuple):
-    """What a number of calls took: seconds, and the server's CPU seconds."""
+    """What a number of calls took: seconds by the clock of h2load, and the server's CPU seconds."""
 
     calls: int
     seconds: float
@@ -37,12 +57,53 @@ def require_h2load() -> str:
     return command
 
 
-class Server:
-    """A server to be measured; see benchmarks.server."""
+@contextmanager
+def spared_processor() -> Iterator[int | None]:
+    """Have this process, and those that it starts, leave one processor alone. Gives it, if there are two."""
+    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set[int]()
+    if len(usable) < 2:
+        yield None
+        return
+    spared = min(usable)
+    os.sched_setaffinity(0, usable - {spared})
+    try:
+        yield spared
+    finally:
+        os.sched_setaffinity(0, usable)
 
-    def __init__(self, face: str, row: str, url: str, python: str, *, collects: bool = True) -> None:
+
+def requests(command: list[str], calls: int, data: int | None) -> float:
+    """Run h2load. Returns the seconds it took for its calls.
+
+    Raises RuntimeError unless all succeeded, with so many bytes of ``data`` in all (None: with any): for
+    h2load, a call that gRPC refuses, which has none, is a success.
+    """
+    done = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    finished, received = _FINISHED.search(done), _DATA.search(done)
+    if finished is None or received is None or f"{calls} succeeded, 0 failed" not in done:
+        raise RuntimeError(f"not all of {calls} calls succeeded:\n{done}")
+    if data is not None and int(received[1]) != data:
+        raise RuntimeError(f"not all of {calls} calls were answered: {received[1]} bytes, and not {data}")
+    return float(finished[1]) * _UNITS[finished[2]]
+
+
+class Server:
+    """A server to be measured; see benchmarks.server. A context manager, which ends it."""
+
+    def __init__(
+        self,
+        face: str,
+        row: str,
+        url: str,
+        python: str = sys.executable,
+        *,
+        collects: bool = True,
+        processor: int | None = None,
+    ) -> None:
         self.row = row
-        command = [python, "-m", "benchmarks.server", face, row, url, *([] if collects else ["--no-gc"])]
+        command = [python, "-m", "benchmarks.server", face, row, url]
+        command += [] if collects else ["--no-gc"]
+        command += [] if processor is None else ["--processor", str(processor)]
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -54,14 +115,20 @@ class Server:
         if not self.port:
             self.close()
             raise RuntimeError(f"{' '.join(command)} did not start: exit status {self._process.returncode}")
-        self.key = None if row in ("bare", "unprotected") else uuid4().hex
+        self.key = None if row in ("bare", "unprotected", "tokens") else uuid4().hex
+
+    def __enter__(self) -> "Server":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def _line(self) -> str:
         assert self._process.stdout is not None
         return self._process.stdout.readline()
 
     def report(self) -> tuple[float, int, int]:
-        """CPU seconds used, handlers run and reports made so far, and the kilobytes of memory now."""
+        """CPU seconds used, handlers run so far, and the kilobytes of memory now."""
         assert self._process.stdin is not None
         self._process.stdin.write("\n")
         self._process.stdin.flush()
@@ -70,50 +137,62 @@ class Server:
 
     def load(self, calls: int, request: bench_pb2.ChargeRequest = REQUEST) -> Spent:
         """Have h2load make so many calls. Raises RuntimeError unless all succeed, and run as the row says."""
-        body = request.SerializeToString()
-        cpu, ran, _ = self.report()
+        data = calls * (_GRPC_HEADER + answer(request).ByteSize())
+        ran = self.report()[1]
+        spent = self.send(calls, METHOD, request.SerializeToString(), data)
+        ran = self.report()[1] - ran
+        expected = 0 if self.row.endswith(("store", "cache")) else calls
+        if ran != expected:
+            raise RuntimeError(f"{self.row}: {ran} handlers ran for {calls} calls")
+        return spent
+
+    def send(self, calls: int, method: str, body: bytes, data: int | None = None) -> Spent:
+        """Have h2load make so many calls of a method; see ``requests`` for ``data``."""
         with tempfile.NamedTemporaryFile(suffix=".grpc") as file:
             Path(file.name).write_bytes(b"\0" + len(body).to_bytes(4, "big") + body)
             command = [
-                *(require_h2load(), f"-n{calls}", f"-c{CONNECTIONS}", f"-m{STREAMS}", "-d", file.name),
+                *(
+                    require_h2load(),
+                    f"-n{calls}",
+                    f"-c{min(CONNECTIONS, calls)}",
+                    f"-m{STREAMS}",
+                    "-d",
+                    file.name,
+                ),
                 *("-H", "content-type: application/grpc", "-H", "te: trailers"),
                 *(() if self.key is None else ("-H", f"{KEY}: {self.key}")),
-                f"http://127.0.0.1:{self.port}{METHOD}",
+                f"http://127.0.0.1:{self.port}{method}",
             ]
-            started = time.perf_counter()
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-            seconds = time.perf_counter() - started
-        if f"{calls} succeeded, 0 failed" not in done.stdout:
-            raise RuntimeError(f"not all of {calls} calls succeeded:\n{done.stdout}")
-        after, ran_after, _ = self.report()
-        expected = 0 if self.row.endswith(("store", "cache")) else calls
-        if ran_after - ran - 1 != expected:
-            raise RuntimeError(f"{self.row}: {ran_after - ran - 1} handlers ran for {calls} calls")
-        return Spent(calls, seconds, after - cpu)
+            cpu = self.report()[0]
+            seconds = requests(command, calls, data)
+            return Spent(calls, seconds, self.report()[0] - cpu)
 
-    def check(self) -> None:
+    def check(self, request: bench_pb2.ChargeRequest = REQUEST) -> None:
         """Look at the answers: what is first, what is a replay. Raises AssertionError."""
         with grpc.insecure_channel(f"127.0.0.1:{self.port}") as channel:
             ask: Any = bench_pb2_grpc.BenchServiceStub(channel).Charge
             keyed = [] if self.key is None else [(KEY, self.key)]
-            answers = [ask.with_call(REQUEST, metadata=keyed) for _ in range(3)]
-        assert len({response.SerializeToString() for response, _ in answers}) == 1
+            answers = [ask.with_call(request, metadata=keyed) for _ in range(3)]
+        assert all(response == answer(request) for response, _ in answers)
         trailing = [dict(call.trailing_metadata() or ()) for _, call in answers]
         assert all(("idempotency-run" in each) is (self.key is not None) for each in trailing), trailing
         replayed = [each.get("idempotency-replayed") == "true" for each in trailing]
         assert replayed == [False, *[self.row.endswith(("store", "cache"))] * 2], (self.row, trailing)
 
-    def latencies(self, calls: int) -> tuple[float, float]:
-        """The median and the 99th percentile of a call in microseconds, one at a time."""
+    def singly(self, calls: int) -> list[float]:
+        """The microseconds of so many calls, one at a time. A wrong answer raises AssertionError."""
         took = []
+        expected = answer(REQUEST)
         with grpc.insecure_channel(f"127.0.0.1:{self.port}") as channel:
             ask: Any = bench_pb2_grpc.BenchServiceStub(channel).Charge
             keyed = [] if self.key is None else [(KEY, self.key)]
+            assert ask(REQUEST, metadata=keyed) == expected  # and the connection is there
             for _ in range(calls):
                 started = time.perf_counter()
-                ask(REQUEST, metadata=keyed)
+                response = ask(REQUEST, metadata=keyed)
                 took.append((time.perf_counter() - started) * 1e6)
-        return median(took), percentile(took, 0.99)
+                assert response == expected
+        return took
 
     def close(self) -> None:
         assert self._process.stdin is not None

@@ -17,6 +17,7 @@ from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.events import DataReceived, RequestReceived, StreamEnded
 
+from benchmarks.report import Report
 from idem_grpc import Retry, client_interceptors, keys, service_config
 
 CALLS = 300
@@ -120,7 +121,7 @@ WAYS: dict[str, tuple[Serving, list[Any], Callable[[], list[Any]]]] = {
 }
 
 
-def main() -> None:
+def main(report: Report, *, quick: bool = False) -> bool:
     title = f"{CALLS} uploads of {len(REQUESTS)} requests"
     print(f"{title:<46}{'answered':>10}{'whole':>8}{'not whole':>11}")
     for name, (serving, options, interceptors) in WAYS.items():
@@ -128,3 +129,4 @@ def main() -> None:
             answered = sum(upload(port, options, interceptors()) for _ in range(CALLS))
         whole = counts.count(len(REQUESTS))
         print(f"{name:<46}{answered:>10}{whole:>8}{len(counts) - whole:>11}")
+    return False

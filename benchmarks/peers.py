@@ -7,8 +7,9 @@ libraries differ in what they promise; README.md says what each leaves out.
 
 import asyncio
 import os
+import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator
 from datetime import timedelta
 from itertools import count
 from statistics import median
@@ -19,17 +20,26 @@ import redis.asyncio
 
 import idem_grpc
 import idem_grpc.aio
-from benchmarks.calls import HANDLER, Details, call
+from benchmarks.calls import Handled, acall, call
 from benchmarks.load import REQUEST
+from benchmarks.report import Report
 from benchmarks.rows import Verdict
+from benchmarks.throughput import in_turn
 from tests.support.redis_server import RedisServer
 
-ROUNDS, CALLS = 15, 200
-ANSWER = {"charge_id": "ch_0123456789", "receipt": "x" * 100}
 BARS = {"sync": 1.5, "asyncio": 1.3}
+OURS = "idem_grpc"
+
+keys_so_far = count()
 
 Once = Callable[[str], Any]
 AsyncOnce = Callable[[str], Awaitable[Any]]
+
+
+def handled() -> Any:
+    """What the function does: nothing, but that it is counted."""
+    Handled.count += 1
+    return {"charge_id": "ch_0123456789", "receipt": "x" * 100}
 
 
 def powertools(url: str) -> Once:
@@ -46,7 +56,7 @@ def powertools(url: str) -> Once:
         config=config,
     )
     def charge(data: Any) -> Any:
-        return ANSWER
+        return handled()
 
     request = REQUEST.SerializeToString().hex()
     return lambda key: charge(data={"key": key, "request": request})
@@ -61,8 +71,9 @@ def fencekit(url: str) -> Once:
     def charge(key: str) -> Any:
         if not guard.try_begin(key, ttl=day):  # without its lock, and so without what follows a crash
             return guard.get_result(key)
-        guard.mark_done(key, result=ANSWER, ttl=day)
-        return ANSWER
+        answer = handled()
+        guard.mark_done(key, result=answer, ttl=day)
+        return answer
 
     return charge
 
@@ -74,7 +85,7 @@ def idemkit(url: str) -> Once:
 
     @idempotent_sync(backend=RedisBackend.from_url(url), config=config)
     def charge(key: str, request: str) -> Any:
-        return ANSWER
+        return handled()
 
     request = REQUEST.SerializeToString().hex()
     return lambda key: charge(key=key, request=request)
@@ -92,7 +103,7 @@ def aidemkit(url: str) -> AsyncOnce:
 
     @idempotent(backend=RedisBackend.from_url(url), config=MethodConfig(key_fields=["key"]))
     async def charge(key: str, request: str) -> Any:
-        return ANSWER
+        return handled()
 
     request = REQUEST.SerializeToString().hex()
     return lambda key: charge(key=key, request=request)
@@ -109,7 +120,7 @@ def idempotency_kit(url: str) -> AsyncOnce:
     adapter: Any = JsonResultAdapter()
 
     async def charge() -> Any:
-        return ANSWER
+        return handled()
 
     request = REQUEST.SerializeToString().hex()
     return lambda key: coordinator.coordinate(
@@ -124,7 +135,7 @@ def nodii(url: str) -> AsyncOnce:
     ready = False
 
     async def charge() -> Any:
-        return ANSWER
+        return handled()
 
     async def once(key: str) -> Any:
         nonlocal ready
@@ -140,41 +151,17 @@ def aours(url: str) -> AsyncOnce:
     interceptor = idem_grpc.aio.ServerInterceptor(
         idem_grpc.aio.open_store(url), scope=idem_grpc.SHARED, cache_bytes=0
     )
-
-    class Context:
-        trailing: Any = ()
-
-        def set_trailing_metadata(self, metadata: Any) -> None:
-            self.trailing = metadata
-
-    async def charge(request: Any, context: Any) -> Any:
-        return HANDLER.unary_unary(request, context)
-
-    import grpc
-
-    handler: Any = grpc.unary_unary_rpc_method_handler(
-        charge, HANDLER.request_deserializer, HANDLER.response_serializer
-    )
-
-    async def continuation(_: Any) -> Any:
-        return handler
-
-    async def once(key: str) -> Any:
-        served: Any = await interceptor.intercept_service(continuation, Details(key))
-        request = served.request_deserializer(REQUEST.SerializeToString())
-        return served.response_serializer(await served.unary_unary(request, Context()))
-
-    return once
+    return lambda key: acall(interceptor, key)
 
 
 SYNC: dict[str, Callable[[str], Once]] = {
-    "idem_grpc": ours,
+    OURS: ours,
     "aws-lambda-powertools": powertools,
     "fencekit": fencekit,
     "idemkit": idemkit,
 }
 ASYNC: dict[str, Callable[[str], AsyncOnce]] = {
-    "idem_grpc": aours,
+    OURS: aours,
     "idemkit": aidemkit,
     "idempotency-kit": idempotency_kit,
     "nodii-idempotency": nodii,
@@ -183,39 +170,52 @@ ASYNC: dict[str, Callable[[str], AsyncOnce]] = {
 Times = dict[str, dict[str, list[float]]]
 
 
-def _empty(names: Any) -> Times:
-    return {name: {"first": [], "replay": []} for name in names}
+def made(libraries: dict[str, Callable[[str], Any]], url: str) -> dict[str, Any]:
+    """The function behind each library that is installed."""
+    found = {}
+    for name, make in libraries.items():
+        try:
+            found[name] = make(url)
+        except ImportError as error:
+            print(f"{name} is left out: {error}", file=sys.stderr)
+    if len(found) < 2:
+        raise RuntimeError("no other library is installed: pip install -r benchmarks/requirements.txt")
+    return found
 
 
-def sync_times(url: str) -> Times:
-    """Microseconds of a call of each library, of each round."""
-    once = {name: make(url) for name, make in SYNC.items()}
-    times, number = _empty(once), count()
-    for round_ in range(ROUNDS):
-        names = list(once)[round_ % len(once) :] + list(once)[: round_ % len(once)]
-        for name in names:
-            keys = [f"{name}-{next(number)}" for _ in range(CALLS)]
-            for way in ("first", "replay"):
+def turns(once: dict[str, Any], times: Times, rounds: int, calls: int) -> Generator[tuple[Any, list[str]]]:
+    """Which function to call with which keys next, and how long that took, in microseconds a call.
+
+    Raises RuntimeError where a first call runs nothing, or a replay does.
+    """
+    times.update({name: {"first": [], "replay": []} for name in once})
+    for round_ in range(rounds):
+        for name in in_turn(list(once), round_):
+            keys = [f"{name}-{next(keys_so_far)}" for _ in range(calls)]
+            for way, expected in (("first", calls), ("replay", 0)):
+                ran = Handled.count
                 started = time.perf_counter()
-                for key in keys:
-                    once[name](key)
-                times[name][way].append((time.perf_counter() - started) / CALLS * 1e6)
+                yield once[name], keys
+                times[name][way].append((time.perf_counter() - started) / calls * 1e6)
+                if Handled.count - ran != expected:
+                    raise RuntimeError(f"{name}, {way}: {Handled.count - ran} of {calls} calls ran")
+
+
+def sync_times(url: str, rounds: int, calls: int) -> Times:
+    """Microseconds of a call of each library, of each round."""
+    times: Times = {}
+    for once, keys in turns(made(SYNC, url), times, rounds, calls):
+        for key in keys:
+            once(key)
     return times
 
 
-async def async_times(url: str) -> Times:
+async def async_times(url: str, rounds: int, calls: int) -> Times:
     """The same for asyncio."""
-    once = {name: make(url) for name, make in ASYNC.items()}
-    times, number = _empty(once), count()
-    for round_ in range(ROUNDS):
-        names = list(once)[round_ % len(once) :] + list(once)[: round_ % len(once)]
-        for name in names:
-            keys = [f"{name}-{next(number)}" for _ in range(CALLS)]
-            for way in ("first", "replay"):
-                started = time.perf_counter()
-                for key in keys:
-                    await once[name](key)
-                times[name][way].append((time.perf_counter() - started) / CALLS * 1e6)
+    times: Times = {}
+    for once, keys in turns(made(ASYNC, url), times, rounds, calls):
+        for key in keys:
+            await once(key)
     return times
 
 
@@ -223,20 +223,24 @@ def judged(face: str, times: Times) -> list[Verdict]:
     """How many times faster ours is than the fastest other, within each round."""
     found = []
     for way in ("first", "replay"):
-        others = [name for name in times if name != "idem_grpc"]
-        fastest = [min(times[name][way][round_] for name in others) for round_ in range(ROUNDS)]
-        ratios = [least / its for least, its in zip(fastest, times["idem_grpc"][way], strict=True)]
-        found.append(Verdict(f"{way}, times faster", face, tuple(ratios), BARS[face]))
+        others = [taken[way] for name, taken in times.items() if name != OURS]
+        ratios = [min(theirs) / its for its, *theirs in zip(times[OURS][way], *others, strict=True)]
+        found.append(Verdict(f"{way}, times faster than the fastest", face, tuple(ratios), BARS[face]))
     return found
 
 
-def main() -> bool:
+def main(report: Report, *, quick: bool = False) -> bool:
     """Measure. Returns whether a bar was missed."""
+    rounds, calls = (5, 50) if quick else (15, 200)
     server = RedisServer()
     try:
-        faces = {"sync": sync_times(server.url), "asyncio": asyncio.run(async_times(server.url))}
+        faces = {
+            "sync": sync_times(server.url, rounds, calls),
+            "asyncio": asyncio.run(async_times(server.url, rounds, calls)),
+        }
     finally:
         server.stop()
+    report.write("peers", faces)
     missed = False
     for face, times in faces.items():
         print(f"\n### {face}, without a network, µs a call\n\n| | first call | replay |\n| --- | --- | --- |")
@@ -244,12 +248,5 @@ def main() -> bool:
             print(f"| {name} | {median(ways['first']):.0f} | {median(ways['replay']):.0f} |")
         for each in judged(face, times):
             missed |= each.is_missed
-            print(
-                f"\n{each.row}: {each.median:.2f} ({min(each.ratios):.2f}..{max(each.ratios):.2f}),"
-                f" bar {each.bar}{', missed' if each.is_missed else ''}"
-            )
+            print(f"\n{each.row}: {each}")
     return missed
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

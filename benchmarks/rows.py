@@ -1,6 +1,10 @@
 """The servers that are measured side by side, and how fast each has to be, as a ratio to the bare one."""
 
+from math import comb
+from statistics import median
 from typing import NamedTuple
+
+CONFIDENCE = 0.95
 
 
 class Row(NamedTuple):
@@ -23,7 +27,10 @@ ROWS = (
 
 
 class Verdict(NamedTuple):
-    """The ratios of one row on one face: of each repeat, and what is said of them."""
+    """The ratios of one row on one face, one of each repeat, and what is said of them.
+
+    ``bar`` is the least that their median may be; None if there is none.
+    """
 
     row: str
     face: str
@@ -32,11 +39,27 @@ class Verdict(NamedTuple):
 
     @property
     def median(self) -> float:
-        ordered = sorted(self.ratios)
-        half = len(ordered) // 2
-        return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
+        return median(self.ratios)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Where the true median lies, in 95 of 100 runs: between two of the ratios in their order.
+
+        The more repeats, the narrower it is; with fewer than six it is all of them.
+        """
+        ordered, count = sorted(self.ratios), len(self.ratios)
+        outside = 0
+        while 2 * sum(comb(count, number) for number in range(outside + 1)) <= (1 - CONFIDENCE) * 2**count:
+            outside += 1
+        outside = max(1, outside)
+        return ordered[outside - 1], ordered[-outside]
 
     @property
     def is_missed(self) -> bool:
-        """Whether the bar is missed by more than the run's own spread: even the best repeat is below it."""
-        return self.bar is not None and max(self.ratios) < self.bar
+        """Whether the bar is missed by more than the run's own spread."""
+        return self.bar is not None and self.interval[1] < self.bar
+
+    def __str__(self) -> str:
+        missed = ", missed" if self.is_missed else ""
+        bar = "" if self.bar is None else f" (bar {self.bar:g}{missed})"
+        return f"{self.median:.2f} ({min(self.ratios):.2f}..{max(self.ratios):.2f}){bar}"

@@ -1,13 +1,14 @@
 """A server to be measured, in a process of its own: python -m benchmarks.server FACE ROW URL
 
-It prints its port, then after each line on its standard input the CPU seconds that it has used and how often
-its handler ran, and ends with its input. README.md says what the rows are.
+It prints its port, then after each line on its standard input the CPU seconds that it has used, how often
+its handler ran, and the kilobytes of its memory. It ends with its input. README.md says what the rows are.
 """
 
 import argparse
 import asyncio
 import gc
 import itertools
+import os
 import resource
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -26,16 +27,20 @@ MEBIBYTE = 1024 * 1024
 GRACE = 1.0
 KEPT = idem_grpc.Policy(max_response_bytes=2 * MEBIBYTE)
 
+OPERATION = "benchmark"
+OPERATIONS = {OPERATION: idem_grpc.Operation(issue_rate=(1_000_000, 900))}
+
 runs = itertools.count()
+reports = itertools.count()
 
 
 def answer(request: bench_pb2.ChargeRequest) -> bench_pb2.ChargeResponse:
-    next(runs)
     return bench_pb2.ChargeResponse(charge_id="ch_0123456789", receipt=bytes(request.receipt_bytes))
 
 
 class Bench(bench_pb2_grpc.BenchServiceServicer):
     def Charge(self, request: bench_pb2.ChargeRequest, context: Any) -> bench_pb2.ChargeResponse:
+        next(runs)
         return answer(request)
 
 
@@ -43,22 +48,28 @@ class AsyncBench(bench_pb2_grpc.BenchServiceServicer):
     async def Charge(  # type: ignore[override]  # the stubs know plain servicers
         self, request: bench_pb2.ChargeRequest, context: Any
     ) -> bench_pb2.ChargeResponse:
+        next(runs)
         return answer(request)
 
 
 def settings(row: str) -> dict[str, Any]:
-    """The interceptor's settings. A scope that counts makes a first call of every call."""
-    if row.endswith("first"):
+    """The interceptor's settings. A scope that counts makes a call of another caller of every call."""
+    if row.endswith("first") or row == "tokens":
         number = itertools.count()
         return {"scope": lambda call: str(next(number)), "default": KEPT}
     cache = {} if row.endswith("cache") else {"cache_bytes": 0}
     return {"scope": idem_grpc.SHARED, "default": KEPT, **cache}
 
 
+def resident() -> int:
+    """The bytes of this process's memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
 def report() -> None:
     used = resource.getrusage(resource.RUSAGE_SELF)
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    print(used.ru_utime + used.ru_stime, next(runs), pages * resource.getpagesize() // 1024, flush=True)
+    ran = next(runs) - next(reports)  # each report has counted one
+    print(used.ru_utime + used.ru_stime, ran, resident() // 1024, flush=True)
 
 
 def serve(row: str, url: str) -> None:
@@ -66,6 +77,8 @@ def serve(row: str, url: str) -> None:
         ours = [] if row == "bare" else [idem_grpc.ServerInterceptor(store, **settings(row))]
         server = grpc.server(ThreadPoolExecutor(THREADS), interceptors=ours)
         bench_pb2_grpc.add_BenchServiceServicer_to_server(Bench(), server)
+        if row == "tokens":
+            idem_grpc.add_token_service(server, ours[0], operations=OPERATIONS)
         print(server.add_insecure_port("127.0.0.1:0"), flush=True)
         server.start()
         for _ in sys.stdin:
@@ -80,6 +93,8 @@ async def aserve(row: str, url: str) -> None:
         ours = [] if row == "bare" else [idem_grpc.aio.ServerInterceptor(store, **settings(row))]
         server = grpc.aio.server(interceptors=ours)
         bench_pb2_grpc.add_BenchServiceServicer_to_server(AsyncBench(), server)
+        if row == "tokens":
+            idem_grpc.aio.add_token_service(server, ours[0], operations=OPERATIONS)
         print(server.add_insecure_port("127.0.0.1:0"), flush=True)
         await server.start()
         while await asyncio.to_thread(sys.stdin.readline):
@@ -94,8 +109,11 @@ def main() -> None:
     parser.add_argument("face", choices=FACES)
     parser.add_argument("row")
     parser.add_argument("store", help="URL of the store")
+    parser.add_argument("--processor", type=int, help="the only one to run on")
     parser.add_argument("--no-gc", action="store_true", help="do without the collector of garbage")
     options = parser.parse_args()
+    if options.processor is not None:
+        os.sched_setaffinity(0, {options.processor})
     if options.no_gc:
         gc.disable()
     if options.face == "sync":

@@ -4,35 +4,37 @@
 then on, memory may grow by 5 %.
 """
 
-import sys
-
 from benchmarks.load import Server
+from benchmarks.report import Report
 from tests.support.redis_server import RedisServer
 
 CALLS, PARTS = 300_000, 10
 MOST = 1.05
 
 
-def main() -> bool:
+def main(report: Report, *, quick: bool = False) -> bool:
     """Measure. Returns whether memory grew."""
     has_grown = False
+    found: dict[str, list[int]] = {}
     redis = RedisServer()
+    client = redis.client()
     try:
         for face in ("sync", "asyncio"):
             for collects in (True, False):
-                server = Server(face, "redis first", redis.url, sys.executable, collects=collects)
                 sizes = []
-                try:
+                with Server(face, "redis first", redis.url, collects=collects) as server:
                     for _ in range(PARTS):
                         server.load(CALLS // PARTS)
                         sizes.append(server.report()[2])
-                finally:
-                    server.close()
+                        client.flushdb()  # the records of all would fill the machine
                 warm, last = sizes[PARTS // 5 - 1], max(sizes[PARTS // 5 :])
                 has_grown |= last > warm * MOST
                 how = "with the collector" if collects else "without it"
+                found[f"{face}, {how}"] = sizes
                 shown = ", ".join(f"{size / 1024:.0f}" for size in sizes)
                 print(f"{face}, {how}: {shown} MiB; {last / warm:.3f} of the size after warm-up", flush=True)
     finally:
+        client.close()
         redis.stop()
+    report.write("soak", found)
     return has_grown

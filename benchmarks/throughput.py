@@ -5,56 +5,57 @@ loaded once, in another order each time. Ratios are taken within a repeat, so th
 falls on all of them alike.
 """
 
-import json
-import platform
-import sys
 import tempfile
-from collections.abc import Iterable
 from contextlib import ExitStack
-from importlib.metadata import version
-from pathlib import Path
-from statistics import median
 from typing import Any
 
-from benchmarks.load import Server, require_h2load
+from benchmarks.load import Server, percentile, require_h2load, spared_processor
+from benchmarks.report import Report, host, plot, table
 from benchmarks.rows import ROWS, Verdict
 from benchmarks.server import FACES
 from tests.support.redis_server import RedisServer
 
-RESULTS = Path("benchmarks/results.json")
-PLOT = Path("docs/benchmarks.svg")
-WARM_UP = 1000
+WARM_UP = 500
+BLOCKS = 10
 
 
-def measure(face: str, *, repeats: int, calls: int, single: int) -> dict[str, Any]:
+def measure(face: str, processor: int | None, *, repeats: int, calls: int, single: int) -> dict[str, Any]:
     """Load all servers of a face ``repeats`` times with ``calls`` calls, and ``single`` one by one."""
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="idem-benchmark-"))
         redis = RedisServer()
         stack.callback(redis.stop)
         urls = {"memory": "memory:", "redis": redis.url, "sqlite": f"sqlite:///{folder}/store.db"}
-        servers = [Server(face, row.name, urls[row.store], sys.executable) for row in ROWS]
-        for server in servers:
-            stack.callback(server.close)
+        servers = [
+            stack.enter_context(Server(face, row.name, urls[row.store], processor=processor)) for row in ROWS
+        ]
         for server in servers:
             server.check()
             server.load(WARM_UP)
-        found: dict[str, dict[str, list[float]]] = {
+        found: dict[str, dict[str, Any]] = {
             row.name: {"ratio": [], "cpu_us": [], "calls_per_s": []} for row in ROWS
         }
         for repeat in range(repeats):
-            first = repeat % len(servers)
-            turn = servers[first:] + servers[:first]
-            spent = {server.row: server.load(calls) for server in (turn if repeat % 2 else reversed(turn))}
-            bare = spent["bare"]
+            spent = {server.row: server.load(calls) for server in in_turn(servers, repeat)}
             for row, its in spent.items():
-                found[row]["ratio"].append(bare.seconds / its.seconds)
+                found[row]["ratio"].append(spent["bare"].seconds / its.seconds)
                 found[row]["cpu_us"].append(its.cpu / its.calls * 1e6)
                 found[row]["calls_per_s"].append(its.calls / its.seconds)
-        result: dict[str, Any] = found
-        for server in servers if single else ():
-            result[server.row]["p50_us"], result[server.row]["p99_us"] = server.latencies(single)
-    return result
+        alone: dict[str, list[float]] = {row.name: [] for row in ROWS}
+        for block in range(BLOCKS if single else 0):
+            for server in in_turn(servers, block):
+                alone[server.row] += server.singly(single // BLOCKS)
+        for name, took in alone.items():
+            if took:
+                found[name]["p50_us"], found[name]["p99_us"] = percentile(took, 0.5), percentile(took, 0.99)
+    return found
+
+
+def in_turn(items: list[Any], repeat: int) -> list[Any]:
+    """The same in another order each time: who comes first changes, and who comes after whom."""
+    first = repeat % len(items)
+    turned = items[first:] + items[:first]
+    return turned if repeat % 2 else turned[::-1]
 
 
 def verdicts(face: str, found: dict[str, Any]) -> list[Verdict]:
@@ -65,85 +66,19 @@ def verdicts(face: str, found: dict[str, Any]) -> list[Verdict]:
     ]
 
 
-def shown(judged: Iterable[Verdict], found: dict[str, Any]) -> Iterable[str]:
-    """A table of one face, as Markdown."""
-    yield "| | ratio to bare (min..max) | bar | server CPU, µs a call | over bare | p50 / p99 alone, µs |"
-    yield "| --- | --- | --- | --- | --- | --- |"
-    bare = median(found["bare"]["cpu_us"])
-    for each in judged:
-        its = found[each.row]
-        cpu = median(its["cpu_us"])
-        bar = "" if each.bar is None else f"{each.bar:.2f}{' missed' if each.is_missed else ''}"
-        alone = f"{its['p50_us']:.0f} / {its['p99_us']:.0f}" if "p50_us" in its else ""
-        yield (
-            f"| {each.row} | {each.median:.2f} ({min(each.ratios):.2f}..{max(each.ratios):.2f}) | {bar} |"
-            f" {cpu:.0f} | {cpu - bare:+.0f} | {alone} |"
-        )
-
-
-def host() -> dict[str, str]:
-    """What the figures were taken on."""
-    model = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        lines = info.read_text().splitlines()
-        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-        model = f"{len(names)} × {names[0]}" if names else model
-    packages = ("grpcio", "protobuf", "redis", "hiredis", "uvloop")
-    return {"cpu": model, "python": platform.python_version(), **{name: version(name) for name in packages}}
-
-
-def plot(judged: list[Verdict]) -> str:
-    """A bar for each row and face, and a mark where its bar is, as SVG."""
-    rows = [row for row in ROWS if row.bars]
-    width, left, step, gap = 760, 170, 14, 12
-    colors = dict(zip(FACES, ("#4269d0", "#efb118", "#3ca951"), strict=True))
-    height = len(rows) * (len(FACES) * step + gap) + 50
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif"'
-        ' font-size="11">',
-        f'<rect width="{width}" height="{height}" fill="white"/>',
-        f'<text x="{left}" y="16">ratio to bare gRPC, 64 calls in flight (line: the bar)</text>',
-    ]
-    scale = width - left - 50
-    top = 28
-    for row in rows:
-        parts.append(f'<text x="{left - 8}" y="{top + 25}" text-anchor="end">{row.name}</text>')
-        for face in FACES:
-            for each in judged:
-                if (each.row, each.face) != (row.name, face) or each.bar is None:
-                    continue
-                long = each.median * scale
-                at = left + each.bar * scale
-                parts += [
-                    f'<rect x="{left}" y="{top}" width="{long:.0f}" height="{step - 3}"'
-                    f' fill="{colors[face]}"/>',
-                    f'<text x="{left + long + 4:.0f}" y="{top + 9}">{each.median:.2f}</text>',
-                    f'<path d="M{at:.0f} {top - 1}v{step - 1}" stroke="black"/>',
-                ]
-            top += step
-        top += gap
-    legend = left
-    for face, color in colors.items():
-        parts.append(f'<rect x="{legend}" y="{top}" width="10" height="10" fill="{color}"/>')
-        parts.append(f'<text x="{legend + 14}" y="{top + 9}">{face}</text>')
-        legend += 90
-    return "\n".join([*parts, "</svg>", ""])
-
-
-def main(*, quick: bool = False) -> bool:
+def main(report: Report, *, quick: bool = False) -> bool:
     """Measure all faces. Returns whether a bar was missed."""
     require_h2load()
-    repeats, calls, single = (3, 3000, 0) if quick else (9, 8000, 1000)
-    judged, results = list[Verdict](), dict[str, Any]()
-    for face in ("sync", "asyncio") if quick else FACES:
-        results[face] = measure(face, repeats=repeats, calls=calls, single=single)
-        of_face = verdicts(face, results[face])
-        print(f"\n### {face}\n", *shown(of_face, results[face]), sep="\n", flush=True)
-        judged += of_face
-    if not quick:
-        RESULTS.write_text(json.dumps({"host": host(), "throughput": results}, indent=1) + "\n")
-        PLOT.write_text(plot(judged))
+    repeats, calls, single = (3, 1000, 0) if quick else (9, 8000, 1000)
+    judged, found = list[Verdict](), dict[str, Any]()
+    with spared_processor() as processor:
+        for face in FACES:
+            found[face] = measure(face, processor, repeats=repeats, calls=calls, single=single)
+            of_face = verdicts(face, found[face])
+            print(f"\n### {face}\n", *table(of_face, found[face]), sep="\n", flush=True)
+            judged += of_face
+    report.write("throughput", found)
+    report.plot.write_text(plot(judged))
     print(f"\n{host()}")
     missed = [each for each in judged if each.is_missed]
     for each in missed:

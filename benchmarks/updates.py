@@ -11,6 +11,7 @@ from statistics import median
 from examples_pb.update_profile.v1 import profiles_pb2 as pb
 from google.protobuf.field_mask_pb2 import FieldMask
 
+from benchmarks.report import Report
 from idem_grpc import updates
 
 STRINGS = 850
@@ -47,7 +48,7 @@ def timed(act: Callable[[], object]) -> float:
     return (time.perf_counter() - started) * 1e6
 
 
-def main() -> None:
+def main(report: Report, *, quick: bool = False) -> bool:
     stored = profile(STRINGS)
     size = stored.ByteSize()
     title = f"a message of {size} bytes with {STRINGS} strings"
@@ -62,7 +63,4 @@ def main() -> None:
     for name in grown[0][1]:
         costs = [min(timed(acts[name]) for _ in range(50)) / factor for factor, acts in grown]
         print(f"{name:<46}" + "".join(f"{cost * 1000 / STRINGS:>15.0f}" for cost in costs))
-
-
-if __name__ == "__main__":
-    main()
+    return False
