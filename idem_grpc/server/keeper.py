@@ -308,7 +308,7 @@ class _Worker:
         with self._changed:
             while True:
                 now = elapsed()
-                if self._looks_at <= now or self._fresh:
+                if self._looks_at <= now or self._is_used:
                     self._take_fresh(now)
                 if due := self._pop(now):
                     return due, False

@@ -1,7 +1,10 @@
 """A store that takes its time: what is due meanwhile goes to it together."""
 
+import math
 import threading
+import time
 from collections import defaultdict
+from pathlib import Path
 
 import pytest
 
@@ -166,3 +169,29 @@ def test_without_batches_each_lease_is_renewed_as_its_answer_comes():
     until(lambda: not runs[-1].lease.is_lost)
     for run in runs:
         run.end()
+
+
+def test_quick_runs_wake_nobody():
+    """The thread looks at the leases once a second: most runs are over by then, and cost it nothing."""
+    keeper = Keeper(MemoryStore())
+
+    def run():
+        lease = Lease(Swap(b"key", None, b"mine", 60.0), 60.0, 60.0, elapsed())
+        keeper.hold(lease)
+        keeper.let_go(lease)
+
+    def woken():
+        (thread,) = [
+            each for each in threading.enumerate() if each.name == "idem_grpc leases" and each not in others
+        ]
+        status = Path(f"/proc/self/task/{thread.native_id}/status").read_text()
+        return int(status.partition("\nvoluntary_ctxt_switches:")[2].split()[0])
+
+    others = set(threading.enumerate())
+    run()
+    until(lambda: keeper._leases._looks_at < math.inf)  # it has looked, and sleeps until the next time
+    before = woken()
+    for _ in range(100):
+        run()
+        time.sleep(0.001)  # in which it could wake
+    assert woken() - before < 20
