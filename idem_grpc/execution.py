@@ -96,7 +96,7 @@ class Lease:
     @property
     def may_start(self) -> bool:
         """Whether a handler may start under it: a quarter of it is left, in which it can be renewed."""
-        left = min(self._ends - elapsed(), self._run_ends - elapsed())
+        left = min(self._ends, self._run_ends) - elapsed()
         return not self.acknowledged or (not self._is_taken and left >= self.seconds / 4)
 
     @property

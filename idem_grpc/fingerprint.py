@@ -29,11 +29,13 @@ class Fingerprint:
         """Whether both stand for the same request: either digest may show it."""
         return self.raw == other.raw or (self.canonical != b"" and self.canonical == other.canonical)
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is that of a single message, as this release makes it."""
+        return len(self.raw) == len(self.canonical) == 16 and not (self.messages or self.size or self.whole)
+
     def to_bytes(self) -> bytes:
-        """Serialized as protobuf does. That of a single request has digests alone."""
-        raw, canonical = self.raw, self.canonical
-        if len(raw) == len(canonical) == 16 and not (self.messages or self.size or self.whole):
-            return b"\x0a\x10%b\x12\x10%b" % (raw, canonical)
+        """Serialized as protobuf does."""
         return self.to_message().SerializeToString(deterministic=True)
 
     def to_message(self) -> fingerprint_pb2.Fingerprint:

@@ -80,13 +80,17 @@ class Record:
     def to_bytes(self) -> bytes:
         """Serialized as protobuf does, byte for byte."""
         is_running = self.state is State.RUNNING
-        parts = [_RUNNING if is_running else b"\x08%c" % self.state.value]
-        if self.attempt:
-            parts += (b"\x10", varint(self.attempt))
-        if self.owner:
-            parts.append(field(3, self.owner))
-        if self.fingerprint is not None:
-            parts.append(field(4, self.fingerprint.to_bytes()))
+        shown, attempt, owner = self.fingerprint, self.attempt, self.owner
+        if shown is not None and shown.is_plain and len(owner) == 8 and 0 < attempt < 0x80:
+            parts = [_PLAIN % (self.state._value_, attempt, owner, shown.raw, shown.canonical)]
+        else:
+            parts = [b"\x08%c" % self.state.value]
+            if attempt:
+                parts += (b"\x10", varint(attempt))
+            if owner:
+                parts.append(field(3, owner))
+            if shown is not None:
+                parts.append(field(4, shown.to_bytes()))
         if is_running:
             strict = self.on_unclear is OnUnclear.FAIL
             parts.append(_running(self.lease, self.ttl, strict))
@@ -183,7 +187,6 @@ def is_done(value: bytes) -> bool:
     return value.startswith(_DONE)
 
 
-_RUNNING = b"\x08%c" % State.RUNNING.value
 _DONE = b"\x08%c" % State.DONE.value
 
 
@@ -195,7 +198,9 @@ def _running(lease: float, ttl: float, strict: bool) -> bytes:
     return message.SerializeToString(deterministic=True)
 
 
-# A DONE record as most are, up to its outcome: an answer to a single request, under a client's own key.
+# The first four fields as most records have them: the first attempts at a single request.
+_PLAIN = b"\x08%c\x10%c\x1a\x08%b\x22\x24\x0a\x10%b\x12\x10%b"
+# A DONE record as most are, up to its outcome: such fields, and no binding.
 _PLAIN_DONE = re.compile(
     rb"\x08\x03\x10([\x01-\x7f])\x1a\x08(.{8})\x22\x24\x0a\x10(.{16})\x12\x10(.{16})\x42", re.DOTALL
 )
