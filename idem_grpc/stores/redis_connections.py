@@ -231,6 +231,7 @@ class AsyncConnection:
         self._places = asyncio.Semaphore(pool.max_connections)
         self._unsent: deque[_Exchange] = deque()
         self._sent: deque[_Exchange] = deque()
+        self._outstanding = 0  # bytes of these
         self._connection: Any = None
         self._driver: Any = None  # a task
         self._sender: Any = None
@@ -254,7 +255,10 @@ class AsyncConnection:
         if _is_over(self._driver):
             self._driver = _started(self._drive())
         elif self._is_open and _is_over(self._sender):
-            self._sender = _started(self._send(self._connection))
+            if self._outstanding + len(packed) < _LARGE:
+                await self._send(self._connection)  # which does not wait, so that no cancel meets it
+            else:
+                self._sender = _started(self._send(self._connection))
         await exchange.done
         if exchange.error is not None:
             raise exchange.error
@@ -301,6 +305,7 @@ class AsyncConnection:
         """End all exchanges with ``error``, apart from those that can be sent again."""
         unanswered = [*self._sent, *self._unsent]
         self._sent.clear()
+        self._outstanding = 0
         self._unsent = deque(_to_send_again([each for each in unanswered if not each.done.done()], error))
         for exchange in unanswered:
             if exchange not in self._unsent:
@@ -356,6 +361,7 @@ class AsyncConnection:
             while self._unsent and connection.is_connected:
                 batch = _next_batch(self._unsent)
                 self._sent.extend(batch)
+                self._outstanding += sum(len(exchange.packed) for exchange in batch)
                 await connection.send_packed_command(_joined(batch), check_health=False)
         except (RedisError, OSError):
             pass  # the connection is closed, which the driver sees
@@ -376,6 +382,7 @@ class AsyncConnection:
             exchange.replies.append(reply)
             if len(exchange.replies) == exchange.count:
                 sent.popleft()
+                self._outstanding -= len(exchange.packed)
                 self._end(exchange)
 
     def _watch(self) -> None:
