@@ -5,6 +5,7 @@ import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import Executor
 from contextlib import aclosing, suppress
+from functools import partial
 from typing import Any
 
 import grpc
@@ -114,10 +115,7 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
             self._on_loop.use_running_loop()
         # Weakly: an interceptor outside may have made a task for this, which has what is returned here.
         rpc = weakref.ref(asyncio.current_task()) if method.streams_responses else None
-
-        def arrived(context: Any) -> AioCall:
-            call = AioCall(self.protection, method, metadata, given, context)
-            return call.serves(self.store, self._threads, None if rpc is None else rpc())
+        arrived = partial(AioCall, self.protection, method, metadata, given, self.store, self._threads, rpc)
 
         # grpc's context has the exception of an abort, and that has these frames: so they may have neither
         # the context nor the stream of requests, which has it.

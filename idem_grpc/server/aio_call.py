@@ -7,7 +7,7 @@ too, as at the end of the event loop, each of its steps comes to an end that the
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextvars import copy_context
 from functools import partial
 from typing import Any
@@ -19,12 +19,12 @@ from idem_grpc.execution import Run, adopt
 from idem_grpc.flow import flow
 from idem_grpc.outcome import Code, Metadata, Outcome
 from idem_grpc.policy import OnCancel
-from idem_grpc.server.admission import Refused
+from idem_grpc.server.admission import Method, Refused
 from idem_grpc.server.aio_handler import serve
 from idem_grpc.server.aio_pipe import Pipe
 from idem_grpc.server.aio_threads import Threads
 from idem_grpc.server.arities import body_of, serialized
-from idem_grpc.server.base import cut_off
+from idem_grpc.server.base import Protection, cut_off
 from idem_grpc.server.call import ServedCall, unless_claimable
 from idem_grpc.server.contexts import AioContext
 from idem_grpc.server.keeper import NotStarted
@@ -56,7 +56,7 @@ logger = logging.getLogger("idem_grpc")
 class AioCall(ServedCall):
     """One keyed call to an asyncio server.
 
-    ``rpc`` is the task in which it was intercepted.
+    ``rpc`` gives the task in which it was intercepted, if its method streams responses.
     """
 
     __slots__ = (
@@ -66,8 +66,18 @@ class AioCall(ServedCall):
 
     _done: asyncio.Future[None]
 
-    def serves(self, store: AsyncStore, threads: Threads, rpc: asyncio.Task[Any] | None) -> "AioCall":
-        """Take what only this face needs. Returns the call."""
+    def __init__(
+        self,
+        protection: Protection,
+        method: Method,
+        metadata: Metadata,
+        given: list[str | bytes],
+        store: AsyncStore,
+        threads: Threads,
+        rpc: Callable[[], asyncio.Task[Any] | None] | None,
+        context: Any,
+    ) -> None:
+        super().__init__(protection, method, metadata, given, context)
         self._store, self._threads, self._rpc = store, threads, rpc
         self._broke: BaseException | None = None
         self._ended: Ended | None = None
@@ -77,9 +87,7 @@ class AioCall(ServedCall):
         self._stop_by: BaseException | None = None
         self._task: asyncio.Task[None] | None = None
         self._wake: asyncio.Event | None = None
-        method = self.method
         self._pipe = Pipe() if method.streams_requests or method.streams_responses else None
-        return self
 
     async def response(self, request: Any, refused: Reply | None) -> Any:
         """Serve a method with one response. ``request`` is its message, if that is no stream."""
@@ -89,7 +97,7 @@ class AioCall(ServedCall):
                 await self._done
                 outcome = self._result()
             await self._end(outcome)
-            return self._wrapped(outcome.messages[0] if outcome.messages else b"")
+            return self.wrap(outcome.messages[0] if outcome.messages else b"")
         finally:
             await self._stop()
 
@@ -112,13 +120,13 @@ class AioCall(ServedCall):
                     await self._open(part.opening)
                     if part.plain:
                         disable_compression(self.context)
-                    yield self._wrapped(part.message)
+                    yield self.wrap(part.message)
                     sent += 1
                     pipe.written(written)
                 outcome = self._result()
             for message in outcome.messages[sent:]:
                 await self._open(self.opening)
-                yield self._wrapped(message)
+                yield self.wrap(message)
             await self._end(outcome)
         finally:
             await self._stop()
@@ -183,14 +191,9 @@ class AioCall(ServedCall):
         assert self._outcome is not None
         return self._outcome
 
-    def _wrapped(self, message: bytes) -> Any:
-        if self._pipe is not None and self.method.streams_requests:
-            return self._pipe.wrap(message)
-        return self.wrap(message)
-
     def _watch(self) -> None:
         """Have the end of the RPC noticed: a generator that is left while it yields may not see it."""
-        rpc, self._rpc = self._rpc, None
+        rpc = None if self._rpc is None else self._rpc()
         if rpc is not None and rpc is asyncio.current_task():
             rpc.add_done_callback(lambda _: self._leave())
             return
@@ -241,7 +244,8 @@ class AioCall(ServedCall):
         self._leave()
         self._settle_facts()
         if self.is_over:
-            self.log_failure()
+            if self.recorded is not None:
+                self.recorded.log_failure()
             self.recorded = self.request = self.variables = self._task = None
         self.context = None
         reading, self._reading = self._reading, None
@@ -249,7 +253,8 @@ class AioCall(ServedCall):
             if reading is not None:
                 await asyncio.gather(reading, return_exceptions=True)
         finally:
-            self._raise_stop()
+            if self._stop_by is not None:
+                self._raise_stop()
 
     def _settle_facts(self) -> None:
         """Ask now what those who hold the handler's context may still want to know of the caller."""
@@ -322,7 +327,8 @@ class AioCall(ServedCall):
             if not self.method.streams_responses and not self._done.done():
                 self._done.set_result(None)
         if self.is_gone:
-            self.log_failure()
+            if self.recorded is not None:
+                self.recorded.log_failure()
             self.recorded = self.request = self.variables = None
             if self._stop_by is not None and (task := asyncio.current_task()) is not None:
                 task.add_done_callback(asyncio.Task.exception)  # the loop gets it, and nobody awaits it
@@ -363,17 +369,16 @@ class AioCall(ServedCall):
         return await self._compare(step)
 
     async def _swap(self, swap: Swap) -> Swapped | Held | Outage | Full:
+        sent, no_room = swap, None
         if not self.has_run:
             if self.is_gone:
                 self.detach()
             if not self.has_claim and (no_room := self.protection.no_room()) is not None:
-                return unless_claimable(swap, await self._send(renewal(swap)), no_room)
-        return await self._send(swap)
-
-    async def _send(self, swap: Swap) -> Swapped | Held | Outage:
+                sent = renewal(swap)
         began = elapsed()
-        seen = await self.protection.availability.attempt_async(self._store, swap, began)
-        return self.heard(swap, seen, began)
+        seen = await self.protection.availability.attempt_async(self._store, sent, began)
+        heard = self.heard(sent, seen, began)
+        return heard if no_room is None else unless_claimable(swap, heard, no_room)
 
     async def _wait(self, wait: Wait) -> Waited:
         run = self.protection.runs.find(wait.owner)
@@ -493,7 +498,7 @@ class AioCall(ServedCall):
         async def receive(end: object) -> Any:
             recording.raise_if_over()
             try:
-                raw = None if incoming is None or pipe is None else await pipe.read(incoming)
+                raw = None if incoming is None or pipe is None else await self._read(pipe, incoming)
             except CallerGone:
                 if self._handling is not asyncio.current_task():
                     self._cancel_handler()
@@ -514,6 +519,14 @@ class AioCall(ServedCall):
             self._handling = None
             self.variables = copy_context()
 
+    async def _read(self, pipe: Pipe, incoming: Incoming) -> bytes | None:
+        """The next message of the request stream; None at its end. Raises CallerGone where it is cut."""
+        message = await pipe.read(incoming)
+        if message is None:
+            return None
+        raw, self.wrap = body_of(message)
+        return bytes(raw)
+
     async def _compare(self, wanted: Compare) -> Compared:
         incoming, pipe = Incoming(self.method), self._pipe
         assert pipe is not None
@@ -524,7 +537,7 @@ class AioCall(ServedCall):
                 response = next(comparing)
                 while True:
                     if response is None:
-                        response = comparing.send(await pipe.read(incoming))
+                        response = comparing.send(await self._read(pipe, incoming))
                     else:
                         await pipe.write(Part(response, ahead))
                         response = comparing.send(None)

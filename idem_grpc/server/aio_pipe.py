@@ -5,12 +5,10 @@ alone reads and writes; the flow asks it to, and goes on without it once it is g
 """
 
 import asyncio
-from collections.abc import Callable
 from typing import Any
 
 import grpc
 
-from idem_grpc.server.arities import Raw, body_of
 from idem_grpc.server.recording import CallerGone
 from idem_grpc.server.replies import Part
 from idem_grpc.server.transcript import EOF_HOLD, Incoming
@@ -19,13 +17,9 @@ _CUT = object()
 
 
 class Pipe:
-    """The streams of one RPC. ``is_gone`` once its coroutine is.
-
-    ``wrap`` makes of a response what interceptors outside get, by how they pass on requests.
-    """
+    """The streams of one RPC. ``is_gone`` once its coroutine is."""
 
     def __init__(self) -> None:
-        self.wrap: Callable[[bytes], Any] = Raw
         self.is_gone = False
         self._wanted = asyncio.Semaphore(0)
         self._requests: asyncio.Queue[Any] = asyncio.Queue()
@@ -34,18 +28,21 @@ class Pipe:
 
     # For the flow.
 
-    async def read(self, incoming: Incoming) -> bytes | None:
-        """The next request; None at the end of the stream. Raises CallerGone where it is cut."""
+    async def read(self, incoming: Incoming) -> Any:
+        """The next request, as interceptors outside passed it on; None at the end of the stream.
+
+        Raises CallerGone where it is cut.
+        """
         if incoming.whole or incoming.malformed:
             return None
         self._wanted.release()
-        raw = await self._requests.get()
-        if raw is _CUT:
+        message = await self._requests.get()
+        if message is _CUT:
             self._requests.put_nowait(_CUT)
             incoming.cut = True
             raise CallerGone("the request stream was cut")
-        incoming.whole = raw is None
-        return None if raw is None else bytes(raw)
+        incoming.whole = message is None
+        return message
 
     async def write(self, part: Part) -> None:
         """Have a response written, and wait for that, unless nobody is there to read it."""
@@ -68,14 +65,13 @@ class Pipe:
         try:
             while True:
                 await self._wanted.acquire()
-                raw = await context.read()
-                if raw is grpc.aio.EOF:
+                message = await context.read()
+                if message is grpc.aio.EOF:
                     for step in EOF_HOLD:
                         await asyncio.sleep(step)
                     self._requests.put_nowait(None)
                     return
-                body, self.wrap = body_of(raw)
-                self._requests.put_nowait(body)
+                self._requests.put_nowait(message)
         except Exception:
             self._requests.put_nowait(_CUT)
 

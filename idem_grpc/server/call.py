@@ -251,11 +251,6 @@ class ServedCall(Run):
             self._has_place = False
             self.protection.give_place_back()
 
-    def log_failure(self) -> None:
-        """Log the exception by which the handler ended, if it did, since nobody is there to raise it to."""
-        if self.recorded is not None:
-            self.recorded.log_failure()
-
 
 def unless_claimable(
     swap: Swap, seen: Swapped | Held | Outage, instead: Outage | Full

@@ -101,8 +101,8 @@ class SyncCall(ServedCall):
                 outlet.close()
                 if threading.get_ident() == thread:
                     pending.exception()
-                    if self.is_gone:
-                        self.log_failure()
+                    if self.is_gone and self.recorded is not None:
+                        self.recorded.log_failure()
             if self.is_gone:
                 return
             if self.variables is not None:
@@ -123,8 +123,8 @@ class SyncCall(ServedCall):
         def work() -> None:
             try:
                 pending.set_result(self._reply(request))
-                if self.is_gone:
-                    self.log_failure()
+                if self.is_gone and self.recorded is not None:
+                    self.recorded.log_failure()
             except BaseException as error:
                 logger.exception("%s broke", self.method.path)  # nobody else may be there to tell
                 pending.set_exception(error.with_traceback(None))  # of which this frame has ``pending``
@@ -232,16 +232,16 @@ class SyncCall(ServedCall):
                 raise AssertionError(f"{step}: a flow pauses only after its reply")
 
     def _swap(self, swap: Swap) -> Swapped | Held | Outage | Full:
+        sent, no_room = swap, None
         if not self.has_run:
             if self.is_gone:
                 self.detach()
             if not self.has_claim and (no_room := self.protection.no_room()) is not None:
-                return unless_claimable(swap, self._send(renewal(swap)), no_room)
-        return self._send(swap)
-
-    def _send(self, swap: Swap) -> Swapped | Held | Outage:
+                sent = renewal(swap)
         began = elapsed()
-        return self.heard(swap, self.protection.availability.attempt(self._store, swap, began), began)
+        seen = self.protection.availability.attempt(self._store, sent, began)
+        heard = self.heard(sent, seen, began)
+        return heard if no_room is None else unless_claimable(swap, heard, no_room)
 
     def _wait(self, wait: Wait) -> Waited:
         run = self.protection.runs.find(wait.owner)
