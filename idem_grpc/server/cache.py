@@ -1,6 +1,6 @@
 """Answers kept in this process for a few seconds, for duplicates that come soon."""
 
-from collections import deque
+from collections import OrderedDict
 from threading import Lock
 
 from idem_grpc.elapsed import elapsed
@@ -16,10 +16,11 @@ _ENTRY_BYTES = 512  # what an entry takes up in addition to its key and value, r
 class _Entry:
     """``record`` is made of ``value`` when it is asked for: most records are written and never replayed."""
 
-    __slots__ = ("record", "until", "value")
+    __slots__ = ("record", "size", "until", "value")
 
-    def __init__(self, value: bytes, until: float) -> None:
+    def __init__(self, value: bytes, size: int, until: float) -> None:
         self.value = value
+        self.size = size
         self.until = until
         self.record: Record | None = None
 
@@ -35,8 +36,7 @@ class Cache:
         self._max_bytes = max_bytes
         self._bytes = 0
         self._lock = Lock()
-        self._entries: dict[bytes, _Entry] = {}
-        self._order: deque[tuple[_Entry, bytes, int]] = deque()  # by age, with those that others replaced
+        self._entries: OrderedDict[bytes, _Entry] = OrderedDict()  # the oldest first
 
     def get(self, key: bytes) -> Record | None:
         """The record of a key, if the store held it a moment ago."""
@@ -59,13 +59,15 @@ class Cache:
         size = len(swap.key) + len(value) + _ENTRY_BYTES
         if size > self._max_bytes:
             return
-        entry = _Entry(value, began + min(left, LONGEST))
+        entry, entries = _Entry(value, size, began + min(left, LONGEST)), self._entries
         with self._lock:
-            self._entries[swap.key] = entry
-            self._order.append((entry, swap.key, size))
+            if (replaced := entries.pop(swap.key, None)) is not None:
+                self._bytes -= replaced.size
+            entries[swap.key] = entry
             self._bytes += size
-            while self._order and (self._bytes > self._max_bytes or self._order[0][0].until <= began):
-                oldest, key, freed = self._order.popleft()
-                self._bytes -= freed
-                if self._entries.get(key) is oldest:
-                    del self._entries[key]
+            while entries:
+                oldest = next(iter(entries.values()))
+                if self._bytes <= self._max_bytes and oldest.until > began:
+                    break
+                entries.popitem(last=False)
+                self._bytes -= oldest.size
