@@ -22,7 +22,7 @@ from tests_pb.v1 import bench_pb2_grpc
 import idem_grpc
 import idem_grpc.aio
 from benchmarks.calls import call
-from benchmarks.load import METHOD, REQUEST, Server, charge_request, spared_processor
+from benchmarks.load import METHOD, REQUEST, Server, charge_request, redis_server, spared_processor
 from benchmarks.report import Report
 from benchmarks.rows import Verdict
 from benchmarks.server import OPERATION, resident
@@ -30,7 +30,6 @@ from benchmarks.throughput import in_turn
 from idem_grpc.digest import store_key
 from idem_grpc.stores import Store
 from idem_grpc.swap import Swap
-from tests.support.redis_server import RedisServer
 
 FACES = ("sync", "asyncio")
 REPEATS = 9
@@ -43,15 +42,6 @@ FLAT = 1.25
 TOKENS = {1: 2000, 100: 200}  # tokens in a call: calls
 ISSUE = "/idem.v1.TokenService/IssueTokens"
 DAY = 86400.0
-
-
-@contextmanager
-def redis_server() -> Iterator[RedisServer]:
-    server = RedisServer()
-    try:
-        yield server
-    finally:
-        server.stop()
 
 
 def by_size(face: str, size: int, calls: int, processor: int | None) -> dict[str, Any]:

@@ -21,6 +21,7 @@ import grpc
 from tests_pb.v1 import bench_pb2, bench_pb2_grpc
 
 from benchmarks.server import answer
+from tests.support.redis_server import RedisServer
 
 METHOD = "/tests.v1.BenchService/Charge"
 
@@ -49,6 +50,15 @@ class Spent(NamedTuple):
     cpu: float
 
 
+@contextmanager
+def redis_server() -> Iterator[RedisServer]:
+    server = RedisServer()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
 def require_h2load() -> str:
     """The command. Raises RuntimeError, saying how to get it."""
     command = shutil.which("h2load")
@@ -60,14 +70,33 @@ def require_h2load() -> str:
 @contextmanager
 def spared_processor() -> Iterator[int | None]:
     """Have this process, and those that it starts, leave one processor alone. Gives it, if there are two."""
-    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set[int]()
-    if len(usable) < 2:
-        yield None
-        return
-    spared = min(usable)
-    os.sched_setaffinity(0, usable - {spared})
-    try:
+    usable = _processors()
+    spared = min(usable) if len(usable) > 1 else None
+    with _running_on(usable - {spared}):
         yield spared
+
+
+@contextmanager
+def one_processor() -> Iterator[None]:
+    """Have this process, and those that it starts, share one processor."""
+    with _running_on({min(_processors(), default=0)}):
+        yield
+
+
+def _processors() -> set[int]:
+    """Those that this process may run on; none where that cannot be told."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+
+
+@contextmanager
+def _running_on(processors: set[int]) -> Iterator[None]:
+    usable = _processors()
+    if not usable:
+        yield
+        return
+    os.sched_setaffinity(0, processors)
+    try:
+        yield
     finally:
         os.sched_setaffinity(0, usable)
 

@@ -9,11 +9,10 @@ import tempfile
 from contextlib import ExitStack
 from typing import Any
 
-from benchmarks.load import Server, percentile, require_h2load, spared_processor
+from benchmarks.load import Server, percentile, redis_server, require_h2load, spared_processor
 from benchmarks.report import Report, host, plot, table
 from benchmarks.rows import ROWS, Verdict
 from benchmarks.server import FACES
-from tests.support.redis_server import RedisServer
 
 WARM_UP = 500
 BLOCKS = 10
@@ -23,8 +22,7 @@ def measure(face: str, processor: int | None, *, repeats: int, calls: int, singl
     """Load all servers of a face ``repeats`` times with ``calls`` calls, and ``single`` one by one."""
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="idem-benchmark-"))
-        redis = RedisServer()
-        stack.callback(redis.stop)
+        redis = stack.enter_context(redis_server())
         urls = {"memory": "memory:", "redis": redis.url, "sqlite": f"sqlite:///{folder}/store.db"}
         servers = [
             stack.enter_context(Server(face, row.name, urls[row.store], processor=processor)) for row in ROWS

@@ -235,7 +235,7 @@ class AsyncConnection:
         self._connection: Any = None
         self._driver: Any = None  # a task
         self._sender: Any = None
-        self._is_open = False  # to the sender, which the driver makes
+        self._is_open = self._is_sending = False
         self._is_closed = False
         self._timeout: float = pool.connection_kwargs["socket_timeout"]
         self._silence: asyncio.Timeout  # ends the driver's reading
@@ -254,11 +254,8 @@ class AsyncConnection:
         self._unsent.append(exchange)
         if _is_over(self._driver):
             self._driver = _started(self._drive())
-        elif self._is_open and _is_over(self._sender):
-            if self._outstanding + len(packed) < _LARGE:
-                await self._send(self._connection)  # which does not wait, so that no cancel meets it
-            else:
-                self._sender = _started(self._send(self._connection))
+        elif self._is_open and not self._is_sending:
+            await self._send_soon(self._connection)
         await exchange.done
         if exchange.error is not None:
             raise exchange.error
@@ -323,18 +320,19 @@ class AsyncConnection:
         self._silent_looks = 0
         if self._timer is None:
             self._look_later()
-        self._sender = _started(self._send(connection))
+        await self._send_soon(connection)
         try:
             async with asyncio.timeout(None) as self._silence:
                 await self._read(connection)
         except BaseException as error:
-            self._sender.cancel()
+            if self._sender is not None:
+                self._sender.cancel()
             await connection.disconnect(nowait=True)
             if isinstance(error, TimeoutError):
                 raise RedisTimeoutError("Timeout reading from the server") from None
             raise
         finally:
-            self._is_open = False
+            self._is_open = self._is_sending = False
 
     async def _open(self) -> Any:
         if (connection := self._connection) is not None:
@@ -355,6 +353,15 @@ class AsyncConnection:
         connection.socket_timeout = None  # for which redis-py would make a timer for every reply
         return connection
 
+    async def _send_soon(self, connection: Any) -> None:
+        """Send what is unsent: here if it is so little that this does not wait, and meets no cancel."""
+        self._is_sending = True
+        unsent = sum(len(exchange.packed) for exchange in self._unsent)
+        if self._outstanding + unsent < _LARGE:
+            await self._send(connection)
+        else:
+            self._sender = _started(self._send(connection))
+
     async def _send(self, connection: Any) -> None:
         """Send what is unsent. Meanwhile, replies are read: a server may wait for that."""
         try:
@@ -363,8 +370,10 @@ class AsyncConnection:
                 self._sent.extend(batch)
                 self._outstanding += sum(len(exchange.packed) for exchange in batch)
                 await connection.send_packed_command(_joined(batch), check_health=False)
-        except (RedisError, OSError):
+        except (RedisError, OSError, RuntimeError):  # the last is what uvloop raises
             pass  # the connection is closed, which the driver sees
+        finally:
+            self._is_sending = False
 
     async def _read(self, connection: Any) -> None:
         sent = self._sent
