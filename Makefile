@@ -157,6 +157,14 @@ bench: $(BENCH_VENV)/.installed ## Compare what calls cost with bare gRPC and ot
 bench-quick: $(BENCH_VENV)/.installed ## The same in less than a minute, and less exactly
 	$(BENCH) --quick
 
+.PHONY: bench-soak
+bench-soak: $(BENCH_VENV)/.installed ## See that a server's memory stays flat over 300,000 calls; a quarter of an hour
+	$(BENCH) soak
+
+.PHONY: bench-commits
+bench-commits: $(BENCH_VENV)/.installed ## Compare what a call costs a server of each of COMMITS
+	$(BENCH).commits $(COMMITS)
+
 .PHONY: clean
 clean: ## Remove what can be made again, the virtual environments too
 	rm -rf $(VENV) $(PROTO_VENV) $(OLDEST_VENV) $(BENCH_VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -117,20 +117,24 @@ def requests(command: list[str], calls: int, data: int | None) -> float:
 
 
 class Server:
-    """A server to be measured; see benchmarks.server. A context manager, which ends it."""
+    """A server to be measured; see benchmarks.server. A context manager, which ends it.
+
+    ``collects``: whether it collects garbage. ``processor`` is the only one that it runs on, if any, and
+    ``library`` has folders from which it imports what would be this checkout's.
+    """
 
     def __init__(
         self,
         face: str,
         row: str,
         url: str,
-        python: str = sys.executable,
         *,
         collects: bool = True,
         processor: int | None = None,
+        library: Sequence[Path] = (),
     ) -> None:
         self.row = row
-        command = [python, "-m", "benchmarks.server", face, row, url]
+        command = [sys.executable, "-m", "benchmarks.server", face, row, url]
         command += [] if collects else ["--no-gc"]
         command += [] if processor is None else ["--processor", str(processor)]
         self._process = subprocess.Popen(
@@ -138,7 +142,7 @@ class Server:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([*map(str, library), *sys.path])},
         )
         self.port = int(self._line() or 0)
         if not self.port:

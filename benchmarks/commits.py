@@ -1,0 +1,73 @@
+"""What a first call costs a server of each of some commits: make bench-commits COMMITS="A B"
+
+The servers of all commits run side by side and take turns, each with that commit's ``idem_grpc`` and with
+today's benchmark around it. What is shown is processor time over the bare server's.
+"""
+
+import subprocess
+import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from statistics import median
+
+from benchmarks.load import Server, redis_server, spared_processor
+from benchmarks.throughput import in_turn
+
+ROWS = {"memory first": "memory", "redis first": "redis", "sqlite first": "sqlite"}
+FACES = ("sync", "asyncio")
+REPEATS, CALLS, WARM_UP = 7, 2000, 1000
+
+
+def extract(commit: str, folder: Path) -> str:
+    """Put the library of a commit into a folder of that name. Returns the commit's subject."""
+    into = folder / commit
+    into.mkdir()
+    archive = subprocess.run(
+        ["git", "archive", commit, "idem_grpc", "generated"], capture_output=True, check=True
+    ).stdout
+    subprocess.run(["tar", "-x", "-C", into], input=archive, check=True)
+    show = ["git", "show", "--no-patch", "--format=%s", commit]
+    return subprocess.run(show, capture_output=True, check=True, text=True).stdout.strip()
+
+
+def measure(face: str, row: str, commits: list[str], folder: Path, processor: int | None) -> dict[str, float]:
+    """The median microseconds of processor time that a call takes over the bare server's, by commit."""
+    with ExitStack() as stack:
+        redis = stack.enter_context(redis_server())
+        servers = {"": stack.enter_context(Server(face, "bare", "memory:", processor=processor))}
+        for commit in commits:
+            file = f"sqlite:///{folder}/{commit}-{face}.db"
+            url = {"memory": "memory:", "redis": redis.url, "sqlite": file}[ROWS[row]]
+            library = [folder / commit, folder / commit / "generated"]
+            servers[commit] = stack.enter_context(
+                Server(face, row, url, processor=processor, library=library)
+            )
+        took: dict[str, list[float]] = {name: [] for name in servers}
+        for server in servers.values():
+            server.load(WARM_UP)
+        for repeat in range(REPEATS):
+            for name in in_turn(list(servers), repeat):
+                took[name].append(servers[name].load(CALLS).cpu / CALLS * 1e6)
+        bare = took.pop("")
+        pairs = {name: zip(each, bare, strict=True) for name, each in took.items()}
+        return {name: median(its - base for its, base in each) for name, each in pairs.items()}
+
+
+def main() -> None:
+    commits = sys.argv[1:]
+    if not commits:
+        sys.exit('give commits, as in: make bench-commits COMMITS="HEAD~1 HEAD"')
+    with tempfile.TemporaryDirectory(prefix="idem-benchmark-") as name, spared_processor() as processor:
+        folder = Path(name)
+        subjects = {commit: extract(commit, folder) for commit in commits}
+        columns = [(row, face) for row in ROWS for face in FACES]
+        found = [measure(face, row, commits, folder, processor) for row, face in columns]
+        print(f"| commit | {' | '.join(f'{row}, {face}' for row, face in columns)} |")
+        print("| --- |" + " --- |" * len(columns))
+        for commit, subject in subjects.items():
+            print(f"| {commit} {subject} | {' | '.join(f'{each[commit]:.0f}' for each in found)} |")
+
+
+if __name__ == "__main__":
+    main()
