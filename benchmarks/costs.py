@@ -172,11 +172,11 @@ def kept(report: Report) -> bool:
         times, size = growth(kind, value)
         cells = []
         for number, pairs in times.items():
-            ratios = tuple(its / base for its, base in pairs)
+            ratios = tuple(its / base for base, its in pairs)
             verdict = Verdict(f"{kind}, {number:,}", "sync", tuple(1 / each for each in ratios), 1 / FLAT)
             is_missed |= verdict.is_missed
             missed = " missed" if verdict.is_missed else ""
-            cells.append(f"{median(its for _, its in pairs):.0f}, {median(ratios):.2f}×{missed}")
+            cells.append(f"{median(its for _, its in pairs):.3g}, {median(ratios):.2f}×{missed}")
         print(f"| {kind} | {' | '.join(cells)} | {size:.0f} |", flush=True)
         found[kind] = {"pairs_us": times, "bytes": size}
     print(f"\nThe value of such a record has {len(value)} bytes.")

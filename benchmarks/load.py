@@ -134,7 +134,7 @@ class Server:
         library: Sequence[Path] = (),
     ) -> None:
         self.row = row
-        command = [sys.executable, "-m", "benchmarks.server", face, row, url]
+        command = [sys.executable, "-P", "-m", "benchmarks.server", face, row, url]
         command += [] if collects else ["--no-gc"]
         command += [] if processor is None else ["--processor", str(processor)]
         self._process = subprocess.Popen(
