@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import calls, costs, native, peers, soak, throughput, updates
+from benchmarks import calls, costs, floor, native, peers, soak, throughput, updates
 from benchmarks.report import Report
 
 ALL: dict[str, Callable[..., bool]] = {
@@ -13,6 +13,7 @@ ALL: dict[str, Callable[..., bool]] = {
     "calls": calls.main,
     "peers": peers.main,
     "costs": costs.main,
+    "floor": floor.main,
     "soak": soak.main,
     "updates": updates.main,
     "native": native.main,

@@ -148,7 +148,8 @@ class Server:
         if not self.port:
             self.close()
             raise RuntimeError(f"{' '.join(command)} did not start: exit status {self._process.returncode}")
-        self.key = None if row in ("bare", "unprotected", "tokens") else uuid4().hex
+        is_keyed = row.endswith(("first", "store", "cache"))
+        self.key = uuid4().hex if is_keyed else None
 
     def __enter__(self) -> "Server":
         return self

@@ -93,4 +93,14 @@ class Report(NamedTuple):
         """Put what was found under a name into the results, which keep what they have under other names."""
         self.results.parent.mkdir(exist_ok=True)
         had = json.loads(self.results.read_text()) if self.results.exists() else {}
-        self.results.write_text(json.dumps({**had, "host": host(), name: found}, indent=1) + "\n")
+        found = {**had, "host": host(), name: _rounded(found)}
+        self.results.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def _rounded(found: Any) -> Any:
+    """The same with four digits of each number."""
+    if isinstance(found, float):
+        return float(f"{found:.4g}")
+    if isinstance(found, dict):
+        return {name: _rounded(each) for name, each in found.items()}
+    return [_rounded(each) for each in found] if isinstance(found, (list, tuple)) else found

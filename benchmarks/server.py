@@ -11,6 +11,7 @@ import itertools
 import os
 import resource
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,32 @@ class AsyncBench(bench_pb2_grpc.BenchServiceServicer):
         return answer(request)
 
 
+THINGS: dict[str, Callable[[grpc.ServicerContext], object]] = {
+    "a handler of its own": lambda context: None,
+    "trailing metadata": lambda context: context.set_trailing_metadata((("idempotency-run", "0" * 16),)),
+    "a callback": lambda context: context.add_callback(lambda: None),
+}
+"""What our interceptor needs of grpc, by name."""
+
+
+class Floor(grpc.ServerInterceptor):
+    """Has grpc do one thing that ours needs of it, and nothing else."""
+
+    def __init__(self, thing: str) -> None:
+        self._do = THINGS[thing]
+
+    def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
+        handler = continuation(handler_call_details)
+
+        def behavior(request: Any, context: Any) -> Any:
+            self._do(context)
+            return handler.unary_unary(request, context)
+
+        return grpc.unary_unary_rpc_method_handler(
+            behavior, handler.request_deserializer, handler.response_serializer
+        )
+
+
 def settings(row: str) -> dict[str, Any]:
     """The interceptor's settings. A scope that counts makes a call of another caller of every call."""
     if row.endswith("first") or row == "tokens":
@@ -74,8 +101,9 @@ def report() -> None:
 
 def serve(row: str, url: str) -> None:
     with idem_grpc.open_store(url) as store:
-        ours = [] if row == "bare" else [idem_grpc.ServerInterceptor(store, **settings(row))]
-        server = grpc.server(ThreadPoolExecutor(THREADS), interceptors=ours)
+        floor = [Floor(row)] if row in THINGS else []
+        ours = [] if floor or row == "bare" else [idem_grpc.ServerInterceptor(store, **settings(row))]
+        server = grpc.server(ThreadPoolExecutor(THREADS), interceptors=[*floor, *ours])
         bench_pb2_grpc.add_BenchServiceServicer_to_server(Bench(), server)
         if row == "tokens":
             idem_grpc.add_token_service(server, ours[0], operations=OPERATIONS)

@@ -10,6 +10,7 @@ from benchmarks import calls, peers
 from benchmarks.load import Server, requests
 from benchmarks.report import Report, plot, table
 from benchmarks.rows import ROWS, Verdict
+from benchmarks.server import THINGS
 
 
 @pytest.fixture
@@ -30,6 +31,13 @@ def test_a_server_answers_as_its_row_says(face, row, url):
     assert ran == (1 if row.name.endswith(("store", "cache")) else 3)
     assert cpu > 0
     assert memory > 0
+
+
+@pytest.mark.parametrize("thing", THINGS)
+def test_an_interceptor_that_does_one_thing_runs_the_handler(thing):
+    with Server("sync", thing, "memory:") as server:
+        assert server.singly(2)
+        assert server.report()[1] == 3
 
 
 def printed(text):

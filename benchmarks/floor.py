@@ -1,0 +1,36 @@
+"""What grpc itself takes for what our interceptor asks of it: python -m benchmarks floor
+
+Interceptors that ask for one such thing, and do nothing else, compared with the bare server.
+"""
+
+from contextlib import ExitStack
+from statistics import median
+
+from benchmarks.load import Server, spared_processor
+from benchmarks.report import Report
+from benchmarks.server import THINGS
+from benchmarks.throughput import WARM_UP, in_turn
+
+REPEATS, CALLS = 9, 4000
+
+
+def main(report: Report, *, quick: bool = False) -> bool:
+    """Measure, on the threaded server."""
+    with spared_processor() as processor, ExitStack() as stack:
+        servers = [
+            stack.enter_context(Server("sync", row, "memory:", processor=processor))
+            for row in ("bare", *THINGS)
+        ]
+        for server in servers:
+            server.load(WARM_UP)
+        found: dict[str, list[float]] = {server.row: [] for server in servers}
+        for repeat in range(REPEATS):
+            for server in in_turn(servers, repeat):
+                found[server.row].append(server.load(CALLS).cpu / CALLS * 1e6)
+    report.write("floor", found)
+    print("\n### An interceptor that does one thing, sync: µs of the server's CPU over bare\n")
+    print("| | over bare |\n| --- | --- |")
+    for row in THINGS:
+        over = median(its - base for its, base in zip(found[row], found["bare"], strict=True))
+        print(f"| {row} | {over:+.0f} |")
+    return False
