@@ -1,5 +1,6 @@
 """The wheel as it is published, and environments that have nothing else."""
 
+import os
 import subprocess
 import sys
 import venv
@@ -9,7 +10,11 @@ ROOT = Path(__file__).parents[2]
 
 
 def run(*command: str | Path, cwd: Path | None = None, env: dict[str, str] | None = None) -> str:
-    """What a command prints. AssertionError, with that, if it fails."""
+    """What a command prints. AssertionError, with that, if it fails.
+
+    No PYTHONPATH of whoever runs the tests helps it.
+    """
+    given = os.environ if env is None else env
     ended = subprocess.run(
         command,
         stdout=subprocess.PIPE,
@@ -17,7 +22,7 @@ def run(*command: str | Path, cwd: Path | None = None, env: dict[str, str] | Non
         text=True,
         check=False,
         cwd=cwd,
-        env=env,
+        env={name: value for name, value in given.items() if name != "PYTHONPATH"},
     )
     assert ended.returncode == 0, ended.stdout
     return ended.stdout
