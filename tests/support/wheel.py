@@ -12,9 +12,10 @@ ROOT = Path(__file__).parents[2]
 def run(*command: str | Path, cwd: Path | None = None, env: dict[str, str] | None = None) -> str:
     """What a command prints. AssertionError, with that, if it fails.
 
-    No PYTHONPATH of whoever runs the tests helps it.
+    Unless ``env`` says otherwise, no PYTHONPATH of whoever runs the tests helps it.
     """
-    given = os.environ if env is None else env
+    if env is None:
+        env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     ended = subprocess.run(
         command,
         stdout=subprocess.PIPE,
@@ -22,7 +23,7 @@ def run(*command: str | Path, cwd: Path | None = None, env: dict[str, str] | Non
         text=True,
         check=False,
         cwd=cwd,
-        env={name: value for name, value in given.items() if name != "PYTHONPATH"},
+        env=env,
     )
     assert ended.returncode == 0, ended.stdout
     return ended.stdout
