@@ -51,7 +51,8 @@ async def test_a_call_that_fails(settings, kind):
         assert await rpc.code() is error.code() is grpc.StatusCode.NOT_FOUND
         assert await rpc.details() == error.details() == "attempt 0 failed"
         assert tuple(await rpc.trailing_metadata()) == tuple(error.trailing_metadata()) == (("fee", "12"),)
-        assert dict(tuple(error.initial_metadata()))["a"] == "b"
+        if settings.get("interceptors") != []:  # without any, grpc.aio may raise before it has taken it in
+            assert dict(tuple(error.initial_metadata()))["a"] == "b"
         assert dict(tuple(await rpc.initial_metadata()))["a"] == "b"
         assert await rpc.debug_error_string()
         assert rpc.done()
