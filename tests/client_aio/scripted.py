@@ -30,7 +30,7 @@ class Step:
     reads: how many requests of a stream it reads before all else; None for all.
     turns: answers each request as it comes.
     responses: how many it sends; run: the id of the run that they are said to be of.
-    hangs: then it waits until the client is gone.
+    hangs: then it waits until the client is gone; ends_after: or until this is set.
     """
 
     code: grpc.StatusCode = grpc.StatusCode.OK
@@ -41,6 +41,7 @@ class Step:
     responses: int | None = None
     run: str = ""
     hangs: bool = False
+    ends_after: asyncio.Event | None = None
 
 
 def fails(code: grpc.StatusCode = UNAVAILABLE, **step: Any) -> Step:
@@ -142,6 +143,8 @@ class Scripted:
                 await context.write(pb.LedgerResponse(entry=attempt, part=part))
         if step.hangs:
             await asyncio.Event().wait()
+        if step.ends_after is not None:
+            await step.ends_after.wait()
         if step.code is not grpc.StatusCode.OK:
             await context.abort(step.code, f"attempt {attempt} failed", trailing_metadata=step.trailing)
         context.set_trailing_metadata(step.trailing)
