@@ -51,7 +51,7 @@ async def test_a_call_that_fails(settings, kind):
         connected(server, **settings) as stub,
     ):
         rpc = call(stub, kind)
-        if kind.has_response_stream:  # grpc drops the initial metadata of one whose status comes along with it
+        if kind.has_response_stream:  # grpc drops initial metadata that comes along with the status
             await rpc.initial_metadata()
         begun.set()
         error = await error_of(kind, rpc)
