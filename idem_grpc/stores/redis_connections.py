@@ -370,8 +370,8 @@ class AsyncConnection:
                 self._sent.extend(batch)
                 self._outstanding += sum(len(exchange.packed) for exchange in batch)
                 await connection.send_packed_command(_joined(batch), check_health=False)
-        except (RedisError, OSError, RuntimeError):  # the last is what uvloop raises
-            pass  # the connection is closed, which the driver sees
+        except (RedisError, OSError, RuntimeError):  # uvloop raises the last for a transport that is closed
+            pass  # redis-py has closed the connection, and the driver fails or sends again what it held
         finally:
             self._is_sending = False
 
