@@ -11,8 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 
-from benchmarks.load import Server, redis_server, spared_processor
-from benchmarks.throughput import in_turn
+from benchmarks.load import Server, redis_server, rounds, spared_processor
 
 ROWS = {"memory first": "memory", "redis first": "redis", "sqlite first": "sqlite"}
 FACES = ("sync", "asyncio")
@@ -43,15 +42,13 @@ def measure(face: str, row: str, commits: list[str], folder: Path, processor: in
             servers[commit] = stack.enter_context(
                 Server(face, row, url, processor=processor, library=library)
             )
-        took: dict[str, list[float]] = {name: [] for name in servers}
         for server in servers.values():
             server.load(WARM_UP)
-        for repeat in range(REPEATS):
-            for name in in_turn(list(servers), repeat):
-                took[name].append(servers[name].load(CALLS).cpu / CALLS * 1e6)
-        bare = took.pop("")
-        pairs = {name: zip(each, bare, strict=True) for name, each in took.items()}
-        return {name: median(its - base for its, base in each) for name, each in pairs.items()}
+        found = list(rounds(servers, REPEATS, CALLS))
+        return {
+            commit: median((spent[commit].cpu - spent[""].cpu) / CALLS * 1e6 for spent in found)
+            for commit in commits
+        }
 
 
 def main() -> None:

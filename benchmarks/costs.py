@@ -22,11 +22,19 @@ from tests_pb.v1 import bench_pb2_grpc
 import idem_grpc
 import idem_grpc.aio
 from benchmarks.calls import call
-from benchmarks.load import METHOD, REQUEST, Server, charge_request, redis_server, spared_processor
+from benchmarks.load import (
+    METHOD,
+    REQUEST,
+    Server,
+    charge_request,
+    in_turn,
+    redis_server,
+    rounds,
+    spared_processor,
+)
 from benchmarks.report import Report
 from benchmarks.rows import Verdict
 from benchmarks.server import OPERATION, resident
-from benchmarks.throughput import in_turn
 from idem_grpc.digest import store_key
 from idem_grpc.stores import Store
 from idem_grpc.swap import Swap
@@ -62,8 +70,7 @@ def by_size(face: str, size: int, calls: int, processor: int | None) -> dict[str
         for server in servers:
             server.check(request)
             server.load(max(10, calls // 10), request)
-        for repeat in range(REPEATS):
-            spent = {server.row: server.load(calls, request) for server in in_turn(servers, repeat)}
+        for spent in rounds({server.row: server for server in servers}, REPEATS, calls, request):
             client.flushdb()  # or records of a megabyte would fill the machine
             for row, its in spent.items():
                 found[row]["ratio"].append(spent["bare"].seconds / its.seconds)

@@ -6,10 +6,10 @@ Interceptors that ask for one such thing, and do nothing else, compared with the
 from contextlib import ExitStack
 from statistics import median
 
-from benchmarks.load import Server, spared_processor
+from benchmarks.load import Server, rounds, spared_processor
 from benchmarks.report import Report
 from benchmarks.server import THINGS
-from benchmarks.throughput import WARM_UP, in_turn
+from benchmarks.throughput import WARM_UP
 
 REPEATS, CALLS = 9, 4000
 
@@ -24,9 +24,9 @@ def main(report: Report, *, quick: bool = False) -> bool:
         for server in servers:
             server.load(WARM_UP)
         found: dict[str, list[float]] = {server.row: [] for server in servers}
-        for repeat in range(REPEATS):
-            for server in in_turn(servers, repeat):
-                found[server.row].append(server.load(CALLS).cpu / CALLS * 1e6)
+        for spent in rounds({server.row: server for server in servers}, REPEATS, CALLS):
+            for row, its in spent.items():
+                found[row].append(its.cpu / CALLS * 1e6)
     report.write("floor", found)
     print("\n### An interceptor that does one thing, sync: µs of the server's CPU over bare\n")
     print("| | over bare |\n| --- | --- |")

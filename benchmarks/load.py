@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -234,6 +234,21 @@ class Server:
         self._process.stdin.close()
         self._process.stdout.close()
         self._process.wait()
+
+
+def in_turn(items: list[Any], repeat: int) -> list[Any]:
+    """The same items in another order in each repeat: both who is first and who follows whom change."""
+    first = repeat % len(items)
+    turned = items[first:] + items[:first]
+    return turned if repeat % 2 else turned[::-1]
+
+
+def rounds(
+    servers: Mapping[str, Server], repeats: int, calls: int, request: bench_pb2.ChargeRequest = REQUEST
+) -> Iterator[dict[str, Spent]]:
+    """Load each of the servers once in each repeat, in turns. Yields what each of them took, by its name."""
+    for repeat in range(repeats):
+        yield {name: servers[name].load(calls, request) for name in in_turn(list(servers), repeat)}
 
 
 def percentile(values: Sequence[float], part: float) -> float:

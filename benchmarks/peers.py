@@ -22,10 +22,9 @@ import redis.asyncio
 import idem_grpc
 import idem_grpc.aio
 from benchmarks.calls import Handled, acall, call
-from benchmarks.load import REQUEST, one_processor, redis_server
+from benchmarks.load import REQUEST, in_turn, one_processor, redis_server
 from benchmarks.report import Report
 from benchmarks.rows import Verdict
-from benchmarks.throughput import in_turn
 
 BARS = {"sync": 1.5, "asyncio": 1.3}
 OURS = "idem_grpc"
@@ -259,5 +258,5 @@ def main(report: Report, *, quick: bool = False) -> bool:
             print(f"| {name} | {median(ways['first']):.0f} | {median(ways['replay']):.0f} |")
         for each in judged(face, times):
             missed |= each.is_missed
-            print(f"\n{each.row}: {each}")
+            print(f"\n{each.row}: {each}, bar {each.bar:g}{', missed' if each.is_missed else ''}")
     return missed

@@ -39,10 +39,7 @@ def table(judged: Iterable[Verdict], found: dict[str, Any]) -> Iterable[str]:
         cpu = median(its["cpu_us"])
         bar = "" if each.bar is None else f"{each.bar:.2f}{' missed' if each.is_missed else ''}"
         alone = f"{its['p50_us']:.0f} / {its['p99_us']:.0f}" if "p50_us" in its else ""
-        yield (
-            f"| {each.row} | {each.median:.2f} ({min(each.ratios):.2f}..{max(each.ratios):.2f}) | {bar} |"
-            f" {cpu:.0f} | {cpu - bare:+.0f} | {alone} |"
-        )
+        yield (f"| {each.row} | {each} | {bar} | {cpu:.0f} | {cpu - bare:+.0f} | {alone} |")
 
 
 def plot(judged: list[Verdict]) -> str:

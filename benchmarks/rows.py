@@ -60,6 +60,4 @@ class Verdict(NamedTuple):
         return self.bar is not None and self.interval[1] < self.bar
 
     def __str__(self) -> str:
-        missed = ", missed" if self.is_missed else ""
-        bar = "" if self.bar is None else f" (bar {self.bar:g}{missed})"
-        return f"{self.median:.2f} ({min(self.ratios):.2f}..{max(self.ratios):.2f}){bar}"
+        return f"{self.median:.2f} ({min(self.ratios):.2f}..{max(self.ratios):.2f})"

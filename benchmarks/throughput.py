@@ -9,7 +9,15 @@ import tempfile
 from contextlib import ExitStack
 from typing import Any
 
-from benchmarks.load import Server, percentile, redis_server, require_h2load, spared_processor
+from benchmarks.load import (
+    Server,
+    in_turn,
+    percentile,
+    redis_server,
+    require_h2load,
+    rounds,
+    spared_processor,
+)
 from benchmarks.report import Report, host, plot, table
 from benchmarks.rows import ROWS, Verdict
 from benchmarks.server import FACES
@@ -33,8 +41,7 @@ def measure(face: str, processor: int | None, *, repeats: int, calls: int, singl
         found: dict[str, dict[str, Any]] = {
             row.name: {"ratio": [], "cpu_us": [], "calls_per_s": []} for row in ROWS
         }
-        for repeat in range(repeats):
-            spent = {server.row: server.load(calls) for server in in_turn(servers, repeat)}
+        for spent in rounds({server.row: server for server in servers}, repeats, calls):
             for row, its in spent.items():
                 found[row]["ratio"].append(spent["bare"].seconds / its.seconds)
                 found[row]["cpu_us"].append(its.cpu / its.calls * 1e6)
@@ -47,13 +54,6 @@ def measure(face: str, processor: int | None, *, repeats: int, calls: int, singl
             if took:
                 found[name]["p50_us"], found[name]["p99_us"] = percentile(took, 0.5), percentile(took, 0.99)
     return found
-
-
-def in_turn(items: list[Any], repeat: int) -> list[Any]:
-    """The same in another order each time: who comes first changes, and who comes after whom."""
-    first = repeat % len(items)
-    turned = items[first:] + items[:first]
-    return turned if repeat % 2 else turned[::-1]
 
 
 def verdicts(face: str, found: dict[str, Any]) -> list[Verdict]:
