@@ -12,7 +12,7 @@ from idem_grpc.policy import KeyRule, Policy
 from idem_grpc.record import OnUnclear
 from idem_grpc.sources import FromRequest
 
-_REMEMBERED = 4096
+_REMEMBERED = 4096  # generic handlers take any name, so a caller could have us remember without end
 _KEY_RULES = {
     options_pb2.KEY_RULE_UNSPECIFIED: None,
     options_pb2.KEY_RULE_OPTIONAL: KeyRule.OPTIONAL,

@@ -23,7 +23,6 @@ PATTERN = re.compile(r"/[\w.]+/(\w+|\*)")
 _INFRASTRUCTURE = ("/grpc.health.", "/grpc.reflection.", "/grpc.channelz.", "/idem.v1.TokenService/")
 _STRENGTH = (KeyRule.OPTIONAL, KeyRule.REQUIRED, KeyRule.TOKEN)
 _ALIKE = 0.85  # of names: one of two letters swapped or missing, and not another word
-_REMEMBERED = 4096  # generic handlers take any name, so a caller could have us remember without end
 
 
 class Methods:

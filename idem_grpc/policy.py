@@ -4,21 +4,18 @@ A Policy says as much as its writer cares about. Policies are layered, and a fie
 is decided by the first layer that gives it.
 """
 
-import math
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import Enum
-from typing import Any, Protocol
+from typing import Any
 
 from idem_grpc.keytext import can_be_encoded
+from idem_grpc.checks import StatusCode, codes_of, rate_of, seconds_of, whole_number
+from idem_grpc.durations import Duration, in_seconds
 from idem_grpc.outcome import Code
-from idem_grpc.record import LONGEST, OnUnclear
+from idem_grpc.record import OnUnclear
 from idem_grpc.sources import FromRequest
-
-Duration = timedelta | float
-"""A timedelta, or a number of seconds."""
-
 
 class KeyRule(Enum):
     """Which calls need a key.
@@ -51,13 +48,6 @@ class OnCancel(Enum):
 
     FINISH = "finish"
     CANCEL = "cancel"
-
-
-class StatusCode(Protocol):
-    """A member of ``grpc.StatusCode`` or of ``idem_grpc.Code``."""
-
-    @property
-    def name(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,67 +202,12 @@ def contradiction(given: "Policy | Rules") -> str | None:
     return None
 
 
-def in_seconds(duration: Duration) -> float:
-    """A duration as seconds, to the millisecond. Raises TypeError or ValueError for what is none."""
-    if not _is_duration(duration):
-        raise TypeError(f"{duration!r} is no duration: give a timedelta or a number of seconds")
-    seconds = duration.total_seconds() if isinstance(duration, timedelta) else duration
-    if not 0 <= seconds < math.inf:
-        raise ValueError(f"{duration!r} is no duration: give 0 seconds or more")
-    return round(seconds, 3)
-
-
-def seconds_of(owner: str, name: str, duration: Duration, *, smallest: float = 0.001) -> float:
-    """The setting ``name`` of ``owner`` as seconds. Raises TypeError or ValueError, naming both."""
-    if not _is_duration(duration):
-        raise TypeError(f"{owner}({name}={duration!r}): give a timedelta or a number of seconds")
-    seconds = duration.total_seconds() if isinstance(duration, timedelta) else duration
-    if not smallest <= seconds <= LONGEST:
-        raise ValueError(f"{owner}({name}={duration!r}): give between {smallest:g} s and ten years")
-    return in_seconds(duration)
-
-
-def rate_of(owner: str, name: str, rate: object) -> tuple[int, float]:
-    """The setting ``name`` of ``owner``, so many in so many seconds. Raises TypeError or ValueError."""
-    if not (isinstance(rate, tuple) and len(rate) == 2 and isinstance(rate[0], int)):
-        raise TypeError(f"{owner}({name}={rate!r}): give (number, seconds), as in (600, 900)")
-    whole_number(owner, name, rate[0], smallest=1)
-    return rate[0], seconds_of(owner, name, rate[1])
-
-
-def _is_duration(value: object) -> bool:
-    return isinstance(value, (timedelta, int, float)) and not isinstance(value, bool)
-
-
-def whole_number(owner: str, name: str, value: object, *, smallest: int) -> None:
-    """Check a setting that counts something. Raises TypeError or ValueError, naming owner and setting."""
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{owner}({name}={value!r}): give a whole number")
-    if value < smallest:
-        raise ValueError(f"{owner}({name}={value}): give {smallest} or more")
-
-
 def _check_fields(fields: object) -> None:
     if isinstance(fields, (str, bytes)) or not isinstance(fields, Collection):
         raise TypeError(f"Policy(ignore={fields!r}): give a collection of fields, not one string")
     for field in fields:
         if not isinstance(field, str) or not field:
             raise TypeError(f"Policy(ignore={fields!r}): {field!r} is no field: give dotted paths")
-
-
-def codes_of(setting: str, codes: Collection[StatusCode | str]) -> frozenset[Code]:
-    """Status codes, however given, for ``setting``. Raises TypeError or ValueError."""
-    if isinstance(codes, str):
-        raise TypeError(f"{setting}: give a collection of status codes, not one string ({codes!r})")
-    if not isinstance(codes, Collection):  # an iterator would be used up by this check
-        raise TypeError(f"{setting}: give a collection of status codes, such as [{codes}]")
-    names = [code if isinstance(code, str) else getattr(code, "name", repr(code)) for code in codes]
-    for name in names:
-        if name == "OK":
-            raise ValueError(f"{setting}: OK is no error, and is dealt with anyway: leave it out")
-        if name not in Code.__members__:
-            raise ValueError(f"{setting}: {name} is not a status code: give members of grpc.StatusCode")
-    return frozenset(Code[name] for name in names)
 
 
 BUILT_IN = Policy(

@@ -2,7 +2,6 @@
 
 import re
 from dataclasses import dataclass
-from datetime import timedelta
 from enum import Enum
 from functools import lru_cache
 from typing import Self
@@ -13,12 +12,10 @@ from idem_grpc_pb.v1 import record_pb2
 
 from idem_grpc.digest import LONGEST as LONGEST_DIGEST
 from idem_grpc.digest import digest
+from idem_grpc.durations import LONGEST
 from idem_grpc.fingerprint import Fingerprint
 from idem_grpc.outcome import Outcome
 from idem_grpc.wire import field, read_varint, varint
-
-LONGEST = timedelta(days=3653).total_seconds()
-"""Of any duration that a policy may have, in seconds."""
 
 _LAST_ATTEMPT = 2**32 - 2  # after which there is room for one claim
 _LONGEST_OWNER = 64  # bytes

@@ -1,0 +1,25 @@
+"""Durations, as settings give them and as the library counts them: in seconds."""
+
+import math
+from datetime import timedelta
+
+Duration = timedelta | float
+"""A timedelta, or a number of seconds."""
+
+LONGEST = timedelta(days=3653).total_seconds()
+"""The longest duration that a setting or a record may have, in seconds: ten years."""
+
+
+def is_duration(value: object) -> bool:
+    """Whether a value is a timedelta or a number."""
+    return isinstance(value, (timedelta, int, float)) and not isinstance(value, bool)
+
+
+def in_seconds(duration: Duration) -> float:
+    """A duration as seconds, to the millisecond. Raises TypeError or ValueError for what is none."""
+    if not is_duration(duration):
+        raise TypeError(f"{duration!r} is no duration: give a timedelta or a number of seconds")
+    seconds = duration.total_seconds() if isinstance(duration, timedelta) else duration
+    if not 0 <= seconds < math.inf:
+        raise ValueError(f"{duration!r} is no duration: give 0 seconds or more")
+    return round(seconds, 3)

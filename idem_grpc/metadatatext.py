@@ -1,0 +1,26 @@
+"""What may stand in gRPC metadata."""
+
+import re
+
+METADATA_NAME = re.compile(r"[0-9a-z_.-]+")
+NEVER_SENT = frozenset({"-bin", "grpc-timeout", "grpclb_client_stats"})
+"""Well-formed names that no server can send: gRPC's core rejects the first, and aborts the process on the
+others."""
+
+_TEXT, _BYTES = re.compile(r"[ -~]*"), re.compile(rb"[ -~]*")
+
+
+def is_text(value: str | bytes) -> bool:
+    """Whether metadata may have a value under a name that does not end in -bin: printable ASCII."""
+    if isinstance(value, str):
+        return _TEXT.fullmatch(value) is not None
+    return _BYTES.fullmatch(value) is not None
+
+
+def is_sendable(name: str, value: str | bytes) -> bool:
+    """Whether a server can send this pair of metadata."""
+    return (
+        METADATA_NAME.fullmatch(name) is not None
+        and name not in NEVER_SENT
+        and (name.endswith("-bin") or is_text(value))
+    )
