@@ -35,9 +35,9 @@ from benchmarks.load import (
 from benchmarks.report import Report
 from benchmarks.rows import Verdict
 from benchmarks.server import OPERATION, resident
-from idem_grpc.digest import store_key
+from idem_grpc._core.digest import store_key
+from idem_grpc._core.swap import Swap
 from idem_grpc.stores import Store
-from idem_grpc.swap import Swap
 
 FACES = ("sync", "asyncio")
 REPEATS = 9

@@ -10,16 +10,16 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "generated")]  # so that a plain checkout will do
 
-from idem_grpc.endings import ENDINGS, Ending  # noqa: E402 -- found only once the path is set
-from idem_grpc.judge import ARRIVAL, BY_HAND, LATE, TRANSITIONS, Rule  # noqa: E402 -- likewise
-from idem_grpc.outcome import Code  # noqa: E402 -- likewise
-from idem_grpc.policy import Rules  # noqa: E402 -- likewise
-from idem_grpc.record import State  # noqa: E402 -- likewise
+from idem_grpc._core.judge import ARRIVAL, BY_HAND, LATE, TRANSITIONS, Rule  # noqa: E402 -- likewise
+from idem_grpc._core.outcome import Code  # noqa: E402 -- likewise
+from idem_grpc._core.policy import Rules  # noqa: E402 -- likewise
+from idem_grpc._core.record import State  # noqa: E402 -- likewise
+from idem_grpc._core.steps import ENDINGS, Ending  # noqa: E402 -- found only once the path is set
 
 PAGE = """\
 # The states of a key
 
-This page is printed from the tables in `idem_grpc/judge.py` and `idem_grpc/endings.py`
+This page is printed from the tables in `idem_grpc/_core/judge.py` and `idem_grpc/_core/steps.py`
 by `python docs/print_states.py > docs/states.md`. Change the tables, not the page.
 
 A key that was never seen, or whose record has expired or was deleted, is at the start.

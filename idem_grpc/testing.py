@@ -8,7 +8,7 @@
 
 pytest collects the tests that the class inherits. AsyncStoreContract does the same
 for an AsyncStore. For pytest to spell out what differs in a failed assertion, put
-``pytest.register_assert_rewrite("idem_grpc.stores.contract", "idem_grpc.testing")``
+``pytest.register_assert_rewrite("idem_grpc.stores._contract", "idem_grpc.testing")``
 at the top of conftest.py; nothing here needs pytest otherwise.
 """
 
@@ -18,9 +18,9 @@ from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from idem_grpc.stores.contract import TTL, StoreChecks, raises
-from idem_grpc.stores.protocol import AsyncStore, Store, StoreError
-from idem_grpc.swap import Held, Swap, Swapped
+from idem_grpc._core.swap import Held, Swap, Swapped
+from idem_grpc.stores._contract import TTL, StoreChecks, raises
+from idem_grpc.stores._protocol import AsyncStore, Store, StoreError
 
 __all__ = ["AsyncStoreContract", "StoreContract"]
 

@@ -7,7 +7,7 @@ import pytest
 # A job in the background of a script ignores SIGINT, and so would the processes that tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-pytest.register_assert_rewrite("idem_grpc.stores.contract", "idem_grpc.testing", "tests.support")
+pytest.register_assert_rewrite("idem_grpc.stores._contract", "idem_grpc.testing", "tests.support")
 
 from tests.support import eager  # noqa: E402 -- after what it is to be rewritten by
 from tests.support import wheel as wheels  # noqa: E402 -- after that, likewise

@@ -14,7 +14,7 @@ from examples.fastapi_gateway.check import PRICE, SCENES, Browser
 from examples.fastapi_gateway.launch import Launched
 from examples.fastapi_gateway.problems import BUSINESS, CODES, REFUSALS, problem
 from idem_grpc import Reason, keys
-from idem_grpc.problem import Problem
+from idem_grpc._core.problem import Problem
 from tests.support.wait import until
 
 GATEWAY = "examples.fastapi_gateway"

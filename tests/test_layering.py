@@ -1,4 +1,4 @@
-"""Arrows run one way: edges import the core, and the core imports no edge."""
+"""Imports run one way: from the edges to the core."""
 
 import ast
 import subprocess
@@ -9,9 +9,26 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "idem_grpc"
 
-# The modules at the top that are edges all the same; every folder is one.
-EDGES = {"__init__", "testing"}
-CORE = {path.stem for path in PACKAGE.glob("*.py")} - EDGES
+# What each part of the package may import of the others. docs/architecture.md explains it.
+ALLOWED = {
+    "_core": set(),
+    "keys": {"_core"},
+    "updates": {"_core"},
+    "stores": {"_core"},
+    "testing": {"_core", "stores"},
+    "_client": {"_core"},
+    "_server": {"_core", "stores", "updates"},
+    "_tokens": {"_core", "_server", "stores"},
+    "_cli": {"_core", "_client", "stores"},
+    "__init__": {"_core", "_client", "_server", "_tokens", "keys", "stores", "updates"},
+    "aio": {"__init__", "keys", "updates", "_core", "_client", "_server", "_tokens", "stores"},
+}
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def part_of(path: Path) -> str:
+    """The part of the package that a file belongs to: its folder, or a module at the top."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
 def imports(source: str) -> set[str]:
@@ -25,26 +42,44 @@ def imports(source: str) -> set[str]:
     return found
 
 
-def is_edge(name: str) -> bool:
-    top, _, rest = name.partition(".")
-    if top == "idem_grpc":
-        return rest.partition(".")[0] not in CORE
-    return top in {"grpc", "grpc_status", "redis", "valkey"}
+def part_imported(name: str) -> str | None:
+    """The part of the package that an imported name belongs to; None for other packages."""
+    package, *rest = name.split(".")
+    if package != "idem_grpc":
+        return None
+    return rest[0] if rest and rest[0] in ALLOWED else "__init__"
 
 
 def test_the_check_sees_every_way_to_import():
-    source = "import grpc.aio\ndef f():\n  from redis import Redis\n  from idem_grpc import stores, swap"
-    assert {name for name in imports(source) if is_edge(name)} == {
-        "grpc.aio",
-        "redis.Redis",
-        "idem_grpc.stores",
-    }
+    source = "import grpc.aio\ndef f():\n  from redis import Redis\n  from idem_grpc import stores, Swap"
+    assert imports(source) == {"grpc.aio", "redis.Redis", "idem_grpc.stores", "idem_grpc.Swap"}
+    assert part_imported("idem_grpc.stores") == "stores"
+    assert part_imported("idem_grpc.Swap") == "__init__"
 
 
-@pytest.mark.parametrize("module", sorted(CORE))
-def test_core_imports_no_edge(module):
-    source = (PACKAGE / f"{module}.py").read_text()
-    assert not [name for name in imports(source) if is_edge(name)]
+def test_the_table_names_every_part():
+    assert {part_of(path) for path in MODULES} == ALLOWED.keys()
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_part_imports_only_what_the_table_allows(path):
+    part = part_of(path)
+    found = {part_imported(name) for name in imports(path.read_text())} - {None, part}
+    assert found <= ALLOWED[part]
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "_core").glob("*.py")), ids=lambda path: path.stem)
+def test_the_core_does_no_io(path):
+    tops = {name.partition(".")[0] for name in imports(path.read_text())}
+    assert not tops & {"asyncio", "grpc", "grpc_status", "redis", "socket", "sqlite3", "valkey"}
+
+
+def test_only_public_modules_have_public_names():
+    public = {"__init__", "aio", "keys", "stores", "testing", "updates"}
+    assert {part for part in ALLOWED if not part.startswith("_")} | {"__init__"} == public
+    for folder in ("stores", "updates"):
+        names = {path.stem for path in (PACKAGE / folder).glob("*.py")}
+        assert all(name.startswith("_") for name in names)
 
 
 def test_redis_is_not_loaded_by_those_who_do_not_use_it():

@@ -46,7 +46,7 @@ import idem_grpc, idem_grpc.stores, idem_grpc_pb.v1.record_pb2 as record_pb2
 assert all(pathlib.Path(m.__file__).is_relative_to(sys.prefix) for m in (idem_grpc.stores, record_pb2))
 for module in pkgutil.walk_packages(idem_grpc.__path__, "idem_grpc."):
     # These may want a test runner, and the extra for the command.
-    if module.name != "idem_grpc.testing" and not module.name.startswith("idem_grpc.cli."):
+    if module.name != "idem_grpc.testing" and not module.name.startswith("idem_grpc._cli."):
         importlib.import_module(module.name)
 assert (importlib.resources.files("idem_grpc.stores") / "swap.lua").read_text()
 assert record_pb2.Record(attempt=1).SerializeToString()

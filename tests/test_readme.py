@@ -17,9 +17,9 @@ from examples_pb.checkout.v1 import payments_pb2, payments_pb2_grpc
 from examples.checkout.demo import row
 from examples.checkout.scenes import SCENES
 from idem_grpc import SHARED, OnUnclear, Policy, Reason, ServerInterceptor
-from idem_grpc.endings import Ending, ending_of
-from idem_grpc.outcome import Code, Outcome
-from idem_grpc.policy import BUILT_IN
+from idem_grpc._core.outcome import Code, Outcome
+from idem_grpc._core.policy import BUILT_IN
+from idem_grpc._core.steps import Ending, ending_of
 from tests.support.wait import until
 
 ROOT = Path(__file__).parent.parent

@@ -2,7 +2,7 @@
 
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
-from idem_grpc.stores.protocol import AsyncStore, Store, StoreError, StoreUnavailable
+from idem_grpc.stores._protocol import AsyncStore, Store, StoreError, StoreUnavailable
 
 __all__ = ["AsyncStore", "Store", "StoreError", "StoreUnavailable", "open_async_store", "open_store"]
 
@@ -19,16 +19,16 @@ def open_store(url: str, *, namespace: str = "idem") -> Store:
     """
     match _split(url):
         case SplitResult(scheme="memory"):
-            from idem_grpc.stores.memory import MemoryStore
+            from idem_grpc.stores._memory import MemoryStore
 
             return MemoryStore(namespace=namespace)
         case SplitResult(scheme="sqlite") as parts:
-            from idem_grpc.stores.sqlite import SqliteStore
+            from idem_grpc.stores._sqlite import SqliteStore
 
-            path, synchronous = _sqlite_file(parts)
+            path, synchronous = _sqlite_options(parts)
             return SqliteStore(path, namespace=namespace, synchronous=synchronous)
         case _:
-            from idem_grpc.stores.redis import RedisStore
+            from idem_grpc.stores._redis import RedisStore
 
             return RedisStore(url, namespace=namespace)
 
@@ -37,16 +37,16 @@ def open_async_store(url: str, *, namespace: str = "idem") -> AsyncStore:
     """As open_store, for asyncio. The store may be opened before its event loop runs."""
     match _split(url):
         case SplitResult(scheme="memory"):
-            from idem_grpc.stores.memory import AsyncMemoryStore
+            from idem_grpc.stores._memory import AsyncMemoryStore
 
             return AsyncMemoryStore(namespace=namespace)
         case SplitResult(scheme="sqlite") as parts:
-            from idem_grpc.stores.sqlite import AsyncSqliteStore
+            from idem_grpc.stores._sqlite import AsyncSqliteStore
 
-            path, synchronous = _sqlite_file(parts)
+            path, synchronous = _sqlite_options(parts)
             return AsyncSqliteStore(path, namespace=namespace, synchronous=synchronous)
         case _:
-            from idem_grpc.stores.redis import AsyncRedisStore
+            from idem_grpc.stores._redis import AsyncRedisStore
 
             return AsyncRedisStore(url, namespace=namespace)
 
@@ -76,7 +76,7 @@ def _split(url: str) -> SplitResult:
     return parts
 
 
-def _sqlite_file(parts: SplitResult) -> tuple[str, str]:
+def _sqlite_options(parts: SplitResult) -> tuple[str, str]:
     path = unquote(parts.path.removeprefix("/"))
     if parts.netloc or not path or path.endswith("/"):
         raise ValueError(

@@ -24,8 +24,8 @@ although the mask asks for the value there, which is none; it makes a message to
 and it knows neither ``*`` nor the absent mask of AIP-134.
 """
 
-from idem_grpc.updates.compare import changed
-from idem_grpc.updates.refusal import UpdateRefused
-from idem_grpc.updates.update import Changes, Update, apply
+from idem_grpc.updates._apply import Changes, Update, apply
+from idem_grpc.updates._compare import changed
+from idem_grpc.updates._masks import UpdateRefused
 
 __all__ = ["Changes", "Update", "UpdateRefused", "apply", "changed"]

@@ -9,7 +9,7 @@ from uuid import uuid4
 import pytest
 from click.testing import CliRunner, Result
 
-from idem_grpc.cli.app import app
+from idem_grpc._cli.app import app
 from idem_grpc.stores import open_store
 
 ENTRY = str(Path(sys.executable).with_name("idem-grpc"))

@@ -2,11 +2,11 @@
 
 from dataclasses import replace
 
-from idem_grpc.digest import store_key, token_key
-from idem_grpc.fingerprint import Fingerprint
-from idem_grpc.outcome import Code, Outcome
-from idem_grpc.record import Binding, OnUnclear, Record, State
-from idem_grpc.swap import Swap
+from idem_grpc._core.digest import store_key, token_key
+from idem_grpc._core.fingerprint import Fingerprint
+from idem_grpc._core.outcome import Code, Outcome
+from idem_grpc._core.record import Binding, OnUnclear, Record, State
+from idem_grpc._core.swap import Swap
 
 OPERATION, SCOPE = "/pay.v1.Payments/Charge", "tenant-1"
 KEY = ("--operation", OPERATION, "--scope", SCOPE)

@@ -6,7 +6,7 @@ import subprocess
 import pytest
 
 import idem_grpc
-from idem_grpc.swap import Swap
+from idem_grpc._core.swap import Swap
 from tests.cli.conftest import ENTRY, start
 from tests.cli.records import KEY
 from tests.support.redis_server import RedisServer

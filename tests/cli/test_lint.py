@@ -161,7 +161,7 @@ def test_the_examples_and_our_own_protos():
 
 def test_options_are_read_whatever_the_pool_and_the_runtime(contract):
     """Nobody imported the stubs of the contract; protobuf has a runtime in C and one in Python."""
-    script = "from idem_grpc.cli import main; main()"
+    script = "from idem_grpc._cli import main; main()"
     for runtime in ("upb", "python"):
         ended = subprocess.run(
             [sys.executable, "-c", script, "lint", "--json", str(contract)],
@@ -230,7 +230,7 @@ def test_a_contract_without_a_method_is_a_no(run, tmp_path):
 
 
 def test_without_a_compiler_a_folder_is_told_what_to_do(shop):
-    script = "import sys; sys.modules['grpc_tools'] = None; from idem_grpc.cli import main; main()"
+    script = "import sys; sys.modules['grpc_tools'] = None; from idem_grpc._cli import main; main()"
     command = [sys.executable, "-c", script, "lint", str(shop)]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout) == (2, "")

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from idem_grpc.outcome import Outcome
-from idem_grpc.swap import Swap
+from idem_grpc._core.outcome import Outcome
+from idem_grpc._core.swap import Swap
 from tests.cli.records import (
     DONE,
     KEY,

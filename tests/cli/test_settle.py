@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 
-from idem_grpc.cli.places import look
-from idem_grpc.digest import store_key, token_key
-from idem_grpc.outcome import Code, Outcome
-from idem_grpc.record import State
-from idem_grpc.swap import Swap, Swapped
+from idem_grpc._cli.records import look
+from idem_grpc._core.digest import store_key, token_key
+from idem_grpc._core.outcome import Code, Outcome
+from idem_grpc._core.record import State
+from idem_grpc._core.swap import Swap, Swapped
 from tests.cli.conftest import ENTRY
 from tests.cli.records import (
     DONE,

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from idem_grpc.cli.tables import span, table
+from idem_grpc._cli.facts import span, table
 
 
 @pytest.mark.parametrize(

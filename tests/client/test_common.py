@@ -6,8 +6,8 @@ from google.rpc import error_details_pb2, status_pb2
 from tests_pb.v1 import ledger_pb2 as pb
 
 from idem_grpc import Budget, Reason, Retry
-from idem_grpc.client.answers import failure, replayed_in, run_in
-from idem_grpc.client.common import (
+from idem_grpc._client.answers import failure, replayed_in, run_in
+from idem_grpc._client.common import (
     Channel,
     Handed,
     Trial,
@@ -18,8 +18,8 @@ from idem_grpc.client.common import (
     snapshot,
     with_key,
 )
-from idem_grpc.client.retry import Tokens
-from idem_grpc.outcome import Code
+from idem_grpc._client.retry import Tokens
+from idem_grpc._core.outcome import Code
 
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 DETAILS = "grpc-status-details-bin"

@@ -11,12 +11,12 @@ import pytest
 from tests_pb.v1 import ledger_pb2 as pb
 
 from idem_grpc import Retry
-from idem_grpc.client import timer as timers
-from idem_grpc.client.grpc_calls import CancelledCall
-from idem_grpc.client.sync_attempts import Attempts
-from idem_grpc.client.sync_calls import RetriedCall
-from idem_grpc.client.sync_requests import Feed, Requests
-from idem_grpc.client.timer import Entry, Timer, timer
+from idem_grpc._client import timer as timers
+from idem_grpc._client.grpc_calls import CancelledCall
+from idem_grpc._client.sync_attempts import Attempts
+from idem_grpc._client.sync_calls import RetriedCall
+from idem_grpc._client.sync_requests import Feed, Requests
+from idem_grpc._client.timer import Entry, Timer, timer
 from tests.client.scripted import fail, hang
 from tests.client.test_futures import PATIENT
 from tests.server.ledger import DEADLINE

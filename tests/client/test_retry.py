@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from idem_grpc import Budget, Reason, Retry
-from idem_grpc.client.retry import Attempt, Backoff, Failure, Tokens, attempts
-from idem_grpc.outcome import Code
+from idem_grpc._client.retry import Attempt, Backoff, Failure, Tokens, attempts
+from idem_grpc._core.outcome import Code
 
 DOWN = Failure(Code.UNAVAILABLE)
 UNLIMITED = Retry(budget=None, max_attempts=1000)

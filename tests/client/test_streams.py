@@ -9,7 +9,7 @@ from tests_pb.v1 import ledger_pb2 as pb
 
 import idem_grpc
 from idem_grpc import Reason, Retry
-from idem_grpc.client.grpc_calls import CancelledCall
+from idem_grpc._client.grpc_calls import CancelledCall
 from tests.client.conftest import FAST
 from tests.client.scripted import UNAVAILABLE, answer, fail, hang, refuse
 from tests.client.test_futures import PATIENT

@@ -12,7 +12,7 @@ from tests_pb.v1 import ledger_pb2 as pb
 from tests_pb.v1 import ledger_pb2_grpc
 
 import idem_grpc.aio
-from idem_grpc.problem import Problem, Reason
+from idem_grpc._core.problem import Problem, Reason
 from tests.server.client import PUSHBACK, RUN, Kind
 from tests.server.ledger import SERVICE
 

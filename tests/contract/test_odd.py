@@ -7,8 +7,8 @@ from google.protobuf import descriptor_pool
 from google.protobuf.descriptor_pb2 import FieldDescriptorProto, FileDescriptorProto
 from idem_grpc_pb.v1 import options_pb2
 
-from idem_grpc.methods import Methods
-from idem_grpc.policy import Policy
+from idem_grpc._core.methods import Methods
+from idem_grpc._core.policy import Policy
 
 REPEATED = FieldDescriptorProto(
     label=FieldDescriptorProto.LABEL_REPEATED, type=FieldDescriptorProto.TYPE_STRING

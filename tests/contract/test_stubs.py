@@ -13,8 +13,8 @@ ROOT = Path(__file__).parent.parent.parent
 READ = """
 import importlib, json, sys
 from google.protobuf import descriptor_pool
-from idem_grpc.methods import Methods
-from idem_grpc.policy import Policy
+from idem_grpc._core.methods import Methods
+from idem_grpc._core.policy import Policy
 
 module, service = sys.argv[1:]
 importlib.import_module(module)

@@ -5,9 +5,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from idem_grpc.steps import Ended, Event, Execute, Outage, Pause, Reply, Step, Steps, TooLate, Wait, Waited
-from idem_grpc.swap import Swap
-from idem_grpc.verdicts import Call
+from idem_grpc._core.judge import Call
+from idem_grpc._core.steps import (
+    Ended,
+    Event,
+    Execute,
+    Outage,
+    Pause,
+    Reply,
+    Step,
+    Steps,
+    TooLate,
+    Wait,
+    Waited,
+)
+from idem_grpc._core.swap import Swap
 
 Flow = Callable[[Call], Steps]
 

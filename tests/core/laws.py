@@ -3,13 +3,12 @@
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from idem_grpc.endings import Ending
-from idem_grpc.judge import TRANSITIONS
-from idem_grpc.outcome import Code, Outcome
-from idem_grpc.policy import OnOutage
-from idem_grpc.problem import Problem, Reason
-from idem_grpc.record import OnUnclear, Record, State
-from idem_grpc.steps import Reply
+from idem_grpc._core.judge import TRANSITIONS
+from idem_grpc._core.outcome import Code, Outcome
+from idem_grpc._core.policy import OnOutage
+from idem_grpc._core.problem import Problem, Reason
+from idem_grpc._core.record import OnUnclear, Record, State
+from idem_grpc._core.steps import Ending, Reply
 
 if TYPE_CHECKING:
     from tests.core.history import Node

@@ -9,12 +9,19 @@ from google.protobuf.duration_pb2 import Duration
 from idem_grpc_pb.v1 import options_pb2
 from tests_pb.v1 import contract_pb2, ledger_pb2
 
-from idem_grpc.contract import declared_key_rule, ignored_fields, key_field_names, key_fields
-from idem_grpc.methods import Methods, declared_rules, find_method
-from idem_grpc.outcome import Code
-from idem_grpc.policy import KeyRule, Policy
-from idem_grpc.record import OnUnclear
-from idem_grpc.sources import Outgoing
+from idem_grpc._core.keys import Outgoing
+from idem_grpc._core.methods import (
+    Methods,
+    declared_key_rule,
+    declared_rules,
+    find_method,
+    ignored_fields,
+    key_field_names,
+    key_fields,
+)
+from idem_grpc._core.outcome import Code
+from idem_grpc._core.policy import KeyRule, Policy
+from idem_grpc._core.record import OnUnclear
 
 CONTRACT = "/tests.v1.ContractService/"
 CONTRADICTION = "/tests.v1.ContradictionService/"

@@ -6,13 +6,13 @@ import uuid
 from hypothesis import given
 from hypothesis import strategies as st
 
-from idem_grpc.digest import Digest, as_uuid, digest, store_key, token_key
-from idem_grpc.elapsed import elapsed
-from idem_grpc.execution import Lease, Run
-from idem_grpc.fingerprint import Fingerprint
-from idem_grpc.policy import Rules
-from idem_grpc.record import Record, State
-from idem_grpc.swap import Swap
+from idem_grpc._core.clock import elapsed
+from idem_grpc._core.digest import Digest, as_uuid, digest, store_key, token_key
+from idem_grpc._core.execution import Lease, Run
+from idem_grpc._core.fingerprint import Fingerprint
+from idem_grpc._core.policy import Rules
+from idem_grpc._core.record import Record, State
+from idem_grpc._core.swap import Swap
 
 some_parts = st.lists(st.binary(max_size=3), max_size=3)
 words = st.text(max_size=3)

@@ -2,10 +2,10 @@
 
 import pytest
 
-from idem_grpc.endings import ENDINGS, Ending, ending_of
-from idem_grpc.outcome import Code, Outcome
-from idem_grpc.policy import Rules
-from idem_grpc.problem import Problem, Reason
+from idem_grpc._core.outcome import Code, Outcome
+from idem_grpc._core.policy import Rules
+from idem_grpc._core.problem import Problem, Reason
+from idem_grpc._core.steps import ENDINGS, Ending, ending_of
 
 DEFAULT = Rules.of("/a.B/C", []).replay_errors
 

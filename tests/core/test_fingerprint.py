@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests_pb.v1 import order_pb2 as v1
 from tests_pb.v2 import order_pb2 as v2
 
-from idem_grpc.fingerprint import Fingerprint, StreamFingerprint, check_ignored, fingerprint
+from idem_grpc._core.fingerprint import Fingerprint, StreamFingerprint, check_ignored, fingerprint
 
 METHOD = "/tests.Orders/Create"
 

@@ -5,15 +5,16 @@ from dataclasses import replace
 
 import pytest
 
-from idem_grpc.endings import Ending
-from idem_grpc.fingerprint import Fingerprint
-from idem_grpc.flow import LONGEST_PAUSE, MOST_STARTS, flow
-from idem_grpc.outcome import Code, Outcome
-from idem_grpc.policy import OnOutage
-from idem_grpc.problem import Problem, Reason
-from idem_grpc.record import OnUnclear, Record, State
-from idem_grpc.steps import (
+from idem_grpc._core.fingerprint import Fingerprint
+from idem_grpc._core.flow import LONGEST_PAUSE, MOST_STARTS, flow
+from idem_grpc._core.judge import UNKNOWN_TTL
+from idem_grpc._core.outcome import Code, Outcome
+from idem_grpc._core.policy import OnOutage
+from idem_grpc._core.problem import Problem, Reason
+from idem_grpc._core.record import OnUnclear, Record, State
+from idem_grpc._core.steps import (
     Ended,
+    Ending,
     Event,
     Execute,
     Full,
@@ -26,8 +27,7 @@ from idem_grpc.steps import (
     Wait,
     Waited,
 )
-from idem_grpc.swap import Held, Swap, Swapped
-from idem_grpc.verdicts import UNKNOWN_TTL
+from idem_grpc._core.swap import Held, Swap, Swapped
 from tests.core.test_judge import (
     ALIVE,
     ANSWER,

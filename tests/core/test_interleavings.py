@@ -2,10 +2,10 @@
 
 import pytest
 
-from idem_grpc.endings import Ending
-from idem_grpc.outcome import Code
-from idem_grpc.policy import OnOutage
-from idem_grpc.record import OnUnclear
+from idem_grpc._core.outcome import Code
+from idem_grpc._core.policy import OnOutage
+from idem_grpc._core.record import OnUnclear
+from idem_grpc._core.steps import Ending
 from tests.core.walk import Faults, Scenario, Walk
 
 RERUN, FAIL = OnUnclear.RERUN, OnUnclear.FAIL

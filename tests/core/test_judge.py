@@ -10,15 +10,30 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from idem_grpc.fingerprint import Fingerprint
-from idem_grpc.judge import ARRIVAL, LATE, TRANSITIONS, Finding, Rule, judge, judge_late
-from idem_grpc.outcome import Code, Outcome
-from idem_grpc.policy import KeyRule, Policy, Rules
-from idem_grpc.problem import Problem, Reason
-from idem_grpc.record import Binding, OnUnclear, Record, State
-from idem_grpc.steps import TakeOver
-from idem_grpc.swap import Held, Swap
-from idem_grpc.verdicts import Call, Claim, GiveUp, Overwrite, Reject, Replay, Verdict, WaitFor
+from idem_grpc._core.fingerprint import Fingerprint
+from idem_grpc._core.judge import (
+    ARRIVAL,
+    LATE,
+    TRANSITIONS,
+    Call,
+    Claim,
+    Finding,
+    GiveUp,
+    Overwrite,
+    Reject,
+    Replay,
+    Rule,
+    Verdict,
+    WaitFor,
+    judge,
+    judge_late,
+)
+from idem_grpc._core.outcome import Code, Outcome
+from idem_grpc._core.policy import KeyRule, Policy, Rules
+from idem_grpc._core.problem import Problem, Reason
+from idem_grpc._core.record import Binding, OnUnclear, Record, State
+from idem_grpc._core.steps import TakeOver
+from idem_grpc._core.swap import Held, Swap
 
 LEASE, RETENTION = 30.0, 120.0
 ALIVE, DEAD = RETENTION - 29, RETENTION - LEASE

@@ -7,8 +7,8 @@ from google.protobuf import descriptor_pool
 from google.protobuf.descriptor_pb2 import FileDescriptorProto, MethodOptions
 from idem_grpc_pb.v1 import options_pb2
 
-from idem_grpc.methods import Methods, find_method, has_no_side_effects
-from idem_grpc.policy import KeyRule, Policy
+from idem_grpc._core.methods import Methods, find_method, has_no_side_effects
+from idem_grpc._core.policy import KeyRule, Policy
 
 
 class LateModule:

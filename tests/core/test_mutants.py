@@ -5,17 +5,15 @@ from dataclasses import replace
 
 import pytest
 
-from idem_grpc import judge
-from idem_grpc.endings import Ending
-from idem_grpc.flow import flow
-from idem_grpc.judge import ARRIVAL, LATE, Finding, Rule
-from idem_grpc.outcome import Outcome
-from idem_grpc.policy import OnOutage
-from idem_grpc.problem import Problem, Reason
-from idem_grpc.record import OnUnclear, Record, State
-from idem_grpc.steps import Ended, Event, Execute, Outage, Reply, Step, Steps, TakeOver, Waited
-from idem_grpc.swap import Held, Swap, Swapped
-from idem_grpc.verdicts import Call, Overwrite, Verdict
+from idem_grpc._core import judge
+from idem_grpc._core.flow import flow
+from idem_grpc._core.judge import ARRIVAL, LATE, Call, Finding, Overwrite, Rule, Verdict
+from idem_grpc._core.outcome import Outcome
+from idem_grpc._core.policy import OnOutage
+from idem_grpc._core.problem import Problem, Reason
+from idem_grpc._core.record import OnUnclear, Record, State
+from idem_grpc._core.steps import Ended, Ending, Event, Execute, Outage, Reply, Step, Steps, TakeOver, Waited
+from idem_grpc._core.swap import Held, Swap, Swapped
 from tests.core.history import Flow
 from tests.core.walk import Faults, Scenario, Walk
 

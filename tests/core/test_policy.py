@@ -5,9 +5,9 @@ from datetime import timedelta
 
 import pytest
 
-from idem_grpc.outcome import Code
-from idem_grpc.policy import KeyRule, OnOutage, Policy, Rules
-from idem_grpc.record import OnUnclear
+from idem_grpc._core.outcome import Code
+from idem_grpc._core.policy import KeyRule, OnOutage, Policy, Rules
+from idem_grpc._core.record import OnUnclear
 
 METHOD = "/shop.v1.Orders/Create"
 

@@ -6,8 +6,8 @@ from google.rpc import error_details_pb2, status_pb2
 from hypothesis import given
 from hypothesis import strategies as st
 
-from idem_grpc.outcome import Code, Outcome
-from idem_grpc.problem import (
+from idem_grpc._core.outcome import Code, Outcome
+from idem_grpc._core.problem import (
     DOMAIN,
     PUSHBACK,
     STATUS_DETAILS,

@@ -9,10 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from idem_grpc_pb.v1 import record_pb2
 
-from idem_grpc import record as record_module
-from idem_grpc.fingerprint import Fingerprint
-from idem_grpc.outcome import Code, Outcome, Turn
-from idem_grpc.record import Binding, OnUnclear, Record, State
+from idem_grpc._core import record as record_module
+from idem_grpc._core.fingerprint import Fingerprint
+from idem_grpc._core.outcome import Code, Outcome, Turn
+from idem_grpc._core.record import Binding, OnUnclear, Record, State
 from tests.support.hostile import CHANGES
 
 small = st.binary(max_size=8)

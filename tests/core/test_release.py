@@ -4,13 +4,12 @@ from dataclasses import replace
 
 import pytest
 
-from idem_grpc.endings import Ending
-from idem_grpc.outcome import Outcome
-from idem_grpc.problem import Problem, Reason
-from idem_grpc.record import State
-from idem_grpc.steps import Ended, Outage, Pause, Reply, Waited
-from idem_grpc.swap import Swapped
-from idem_grpc.verdicts import UNKNOWN_TTL
+from idem_grpc._core.judge import UNKNOWN_TTL
+from idem_grpc._core.outcome import Outcome
+from idem_grpc._core.problem import Problem, Reason
+from idem_grpc._core.record import State
+from idem_grpc._core.steps import Ended, Ending, Outage, Pause, Reply, Waited
+from idem_grpc._core.swap import Swapped
 from tests.core.test_flow import DECIDED, FAILURE, Driven, running
 from tests.core.test_judge import ME, OPEN, RETENTION, RUNNING, STRICT, TOKEN, UNKNOWN, held, mine
 

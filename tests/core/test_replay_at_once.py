@@ -5,12 +5,12 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from idem_grpc.fingerprint import Fingerprint
-from idem_grpc.flow import flow, replay_at_once
-from idem_grpc.outcome import Code, Outcome
-from idem_grpc.record import Binding, Record, State
-from idem_grpc.steps import Reply
-from idem_grpc.swap import Held
+from idem_grpc._core.fingerprint import Fingerprint
+from idem_grpc._core.flow import flow, replay_at_once
+from idem_grpc._core.outcome import Code, Outcome
+from idem_grpc._core.record import Binding, Record, State
+from idem_grpc._core.steps import Reply
+from idem_grpc._core.swap import Held
 from tests.core.test_judge import ME, TOKEN
 
 digests = st.sampled_from([b"one", b"other"])

@@ -10,8 +10,8 @@ from idem_grpc_pb.v1 import options_pb2, token_pb2
 
 import idem_grpc.aio
 from idem_grpc import StoreError, keys, metadata
-from idem_grpc.policy import in_seconds
-from idem_grpc.sources import Outgoing
+from idem_grpc._core.durations import in_seconds
+from idem_grpc._core.keys import Outgoing
 
 
 @pytest.mark.parametrize("duration", [-1, -0.001, timedelta(seconds=-1), math.nan, math.inf], ids=str)

@@ -18,15 +18,26 @@ from typing import NamedTuple
 
 from idem_grpc_pb.v1 import token_pb2
 
-from idem_grpc.endings import Ending
-from idem_grpc.fingerprint import Fingerprint
-from idem_grpc.flow import flow
-from idem_grpc.outcome import Code, Outcome
-from idem_grpc.policy import KeyRule, OnOutage, Policy, Rules
-from idem_grpc.record import Binding, OnUnclear, State
-from idem_grpc.steps import Compare, Compared, Ended, Event, Execute, Outage, TakeOver, TooLate, Wait, Waited
-from idem_grpc.swap import Held, Swap, Swapped, may_swap
-from idem_grpc.verdicts import Call
+from idem_grpc._core.fingerprint import Fingerprint
+from idem_grpc._core.flow import flow
+from idem_grpc._core.judge import Call
+from idem_grpc._core.outcome import Code, Outcome
+from idem_grpc._core.policy import KeyRule, OnOutage, Policy, Rules
+from idem_grpc._core.record import Binding, OnUnclear, State
+from idem_grpc._core.steps import (
+    Compare,
+    Compared,
+    Ended,
+    Ending,
+    Event,
+    Execute,
+    Outage,
+    TakeOver,
+    TooLate,
+    Wait,
+    Waited,
+)
+from idem_grpc._core.swap import Held, Swap, Swapped, may_swap
 from tests.core.history import Flow, Node
 from tests.core.laws import Laws, read
 

@@ -12,7 +12,7 @@ from idem_grpc_pb.v1 import token_pb2, token_pb2_grpc
 import idem_grpc
 import idem_grpc.aio
 from idem_grpc import KeyRule, Operation, Policy, Reason
-from idem_grpc.record import State
+from idem_grpc._core.record import State
 from tests.server.client import Kind, Pending
 from tests.server.harness import AsyncServer, SyncServer
 from tests.server.ledger import DEADLINE, order, run

@@ -5,9 +5,9 @@ from uuid import uuid4
 
 import pytest
 
+from idem_grpc._core.swap import Swap, Swapped
 from idem_grpc.stores import StoreUnavailable, open_async_store, open_store
-from idem_grpc.stores.contract import TTL
-from idem_grpc.swap import Swap, Swapped
+from idem_grpc.stores._contract import TTL
 from tests.faults.redis_proxy import RedisProxy
 from tests.server.client import Kind
 from tests.server.harness import open_store as open_for

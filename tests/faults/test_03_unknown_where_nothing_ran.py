@@ -4,10 +4,10 @@ import grpc
 import pytest
 
 from idem_grpc import KeyRule, OnUnclear, Policy, Reason
-from idem_grpc.digest import store_key, token_key
-from idem_grpc.record import Binding, Record, State
-from idem_grpc.server import keeper
-from idem_grpc.swap import Swap
+from idem_grpc._core.digest import store_key, token_key
+from idem_grpc._core.record import Binding, Record, State
+from idem_grpc._core.swap import Swap
+from idem_grpc._server import keeper
 from tests.faults.redis_proxy import RedisProxy
 from tests.server.client import Kind
 from tests.server.ledger import order

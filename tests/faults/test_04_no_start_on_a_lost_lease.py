@@ -9,8 +9,8 @@ from threading import Event
 import pytest
 
 from idem_grpc import OnOutage, OnUnclear, Policy, Reason
-from idem_grpc.digest import store_key
-from idem_grpc.record import Record, State
+from idem_grpc._core.digest import store_key
+from idem_grpc._core.record import Record, State
 from tests.cli.conftest import ENTRY
 from tests.faults.redis_proxy import RedisProxy
 from tests.server.client import Kind
@@ -178,7 +178,7 @@ def test_a_process_that_is_stopped_between_claim_and_handler_does_not_run_it_lat
 
 def test_leases_count_the_time_for_which_a_host_was_suspended():
     """CLOCK_BOOTTIME does. In a time namespace it can be told from the clock that does not."""
-    script = "import time; from idem_grpc.elapsed import elapsed; print(elapsed() - time.monotonic())"
+    script = "import time; from idem_grpc._core.clock import elapsed; print(elapsed() - time.monotonic())"
     command = [*time_shifted(100_000), sys.executable, "-c", script]
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=ENVIRONMENT)
     difference = time.clock_gettime(time.CLOCK_BOOTTIME) - time.monotonic()

@@ -7,10 +7,10 @@ import grpc
 import pytest
 
 from idem_grpc import OnUnclear, Policy, Reason, StoreUnavailable
-from idem_grpc.digest import store_key
-from idem_grpc.record import Record, State
-from idem_grpc.server import keeper
-from idem_grpc.swap import Swap
+from idem_grpc._core.digest import store_key
+from idem_grpc._core.record import Record, State
+from idem_grpc._core.swap import Swap
+from idem_grpc._server import keeper
 from tests.server.client import Kind
 from tests.server.harness import open_store
 from tests.server.kinds import kinds

@@ -5,11 +5,11 @@ import asyncio
 import pytest
 
 from idem_grpc import Policy, Reason
-from idem_grpc.record import State
+from idem_grpc._core.record import State
+from idem_grpc._core.swap import Held, Swap, Swapped
 from idem_grpc.stores import StoreUnavailable, open_async_store, open_store
-from idem_grpc.stores.contract import TTL
-from idem_grpc.stores.redis import RedisStore
-from idem_grpc.swap import Held, Swap, Swapped
+from idem_grpc.stores._contract import TTL
+from idem_grpc.stores._redis import RedisStore
 from tests.server.client import Kind
 from tests.server.kinds import kinds
 from tests.server.ledger import order, run

@@ -11,10 +11,10 @@ from uuid import uuid4
 import pytest
 
 from idem_grpc import Reason
+from idem_grpc._core.swap import Held, Swap, Swapped
 from idem_grpc.stores import open_store
-from idem_grpc.stores.boot_clock import BootClock
-from idem_grpc.stores.sqlite import SqliteStore
-from idem_grpc.swap import Held, Swap, Swapped
+from idem_grpc.stores._boot_clock import BootClock
+from idem_grpc.stores._sqlite import SqliteStore
 from tests.server.client import Kind
 from tests.server.kinds import FIRST_AND_LAST, kinds
 from tests.server.ledger import order, run
@@ -176,9 +176,9 @@ def test_the_wall_clock_decides_where_the_namespace_is_not_known(url, here):
 RESTORED = """
 import ctypes, os, sys, time
 from idem_grpc.stores import open_store
-from idem_grpc.swap import Swap
+from idem_grpc._core.swap import Swap
 
-from idem_grpc.stores.sqlite import SqliteStore
+from idem_grpc.stores._sqlite import SqliteStore
 
 TTL, CLONE_NEWTIME = 600.0, 0x80
 libc = ctypes.CDLL(None, use_errno=True)

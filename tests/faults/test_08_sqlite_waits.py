@@ -13,10 +13,10 @@ from uuid import uuid4
 import pytest
 
 from idem_grpc import Policy, Reason
-from idem_grpc.digest import store_key
+from idem_grpc._core.digest import store_key
+from idem_grpc._core.swap import Held, Swap, Swapped
 from idem_grpc.stores import StoreError, StoreUnavailable, open_async_store, open_store
-from idem_grpc.stores.sqlite import SqliteStore
-from idem_grpc.swap import Held, Swap, Swapped
+from idem_grpc.stores._sqlite import SqliteStore
 from tests.server.client import Kind
 from tests.server.kinds import FIRST_AND_LAST, kinds
 from tests.server.ledger import order, run

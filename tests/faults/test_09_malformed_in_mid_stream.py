@@ -7,7 +7,7 @@ import pytest
 from tests_pb.v1 import ledger_pb2 as pb
 
 from idem_grpc import Execution, OnUnclear, Policy, Reason, current
-from idem_grpc.record import State
+from idem_grpc._core.record import State
 from tests.server.client import Kind
 from tests.server.kinds import kinds
 from tests.server.ledger import Gate

@@ -16,8 +16,8 @@ import pytest
 import idem_grpc
 import idem_grpc.aio
 from idem_grpc import OnCancel, OnUnclear, Policy, current
-from idem_grpc.digest import store_key
-from idem_grpc.record import Record, State
+from idem_grpc._core.digest import store_key
+from idem_grpc._core.record import Record, State
 from tests.faults.beside import ask
 from tests.faults.stopping import STATUS
 from tests.server.client import Client, Kind

@@ -10,7 +10,7 @@ from grpc_interceptor.exceptions import NotFound
 from tests_pb.v1 import ledger_pb2 as pb
 
 from idem_grpc import OnUnclear, Policy, Reason, current
-from idem_grpc.record import State
+from idem_grpc._core.record import State
 from tests.faults.beside import Beside, ask, status
 from tests.faults.handlers import behavior_of, ending, like
 from tests.server.kinds import ALL, kinds

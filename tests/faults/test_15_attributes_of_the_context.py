@@ -6,7 +6,7 @@ import grpc
 import pytest
 
 from idem_grpc import OnCancel, Policy
-from idem_grpc.record import State
+from idem_grpc._core.record import State
 from tests.faults.beside import ask
 from tests.faults.handlers import behavior_of, doing, like
 from tests.server.kinds import ALL, kinds

@@ -10,7 +10,7 @@ import pytest
 from google.rpc import code_pb2
 
 import idem_grpc
-from idem_grpc.record import State
+from idem_grpc._core.record import State
 from tests.faults import handlers
 from tests.faults.beside import Beside, ask, status
 from tests.server.client import Kind

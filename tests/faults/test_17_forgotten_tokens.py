@@ -14,8 +14,8 @@ from tests_pb.v1 import ledger_pb2_grpc
 import idem_grpc
 import idem_grpc.aio
 from idem_grpc import Budget, Reason, Retry
-from idem_grpc.stores.memory import MemoryStore
-from idem_grpc.tokens.pool import TokenPool
+from idem_grpc._tokens.keys import TokenPool
+from idem_grpc.stores._memory import MemoryStore
 from tests.client.scripted import Scripted, answer, fail, refuse
 from tests.server.client import Kind
 from tests.server.kinds import FIRST_AND_LAST

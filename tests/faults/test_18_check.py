@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from idem_grpc._core.swap import Held, Swap, Swapped
 from idem_grpc.stores import StoreError, open_async_store, open_store
-from idem_grpc.stores.contract import TTL
-from idem_grpc.stores.memory import AsyncMemoryStore, MemoryStore
-from idem_grpc.stores.redis import AsyncRedisStore, RedisStore
-from idem_grpc.stores.sqlite import AsyncSqliteStore, SqliteStore
-from idem_grpc.swap import Held, Swap, Swapped
+from idem_grpc.stores._contract import TTL
+from idem_grpc.stores._memory import AsyncMemoryStore, MemoryStore
+from idem_grpc.stores._redis import AsyncRedisStore, RedisStore
+from idem_grpc.stores._sqlite import AsyncSqliteStore, SqliteStore
 from tests.faults.redis_servers import SLOTS, at, cluster, scripted
 
 TIMES = 10

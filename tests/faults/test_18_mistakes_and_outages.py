@@ -8,9 +8,9 @@ from contextlib import contextmanager, suppress
 import pytest
 
 from idem_grpc import OnOutage, Policy, Reason
+from idem_grpc._core.swap import Swap
 from idem_grpc.stores import StoreError, StoreUnavailable, open_async_store, open_store
-from idem_grpc.stores.contract import TTL
-from idem_grpc.swap import Swap
+from idem_grpc.stores._contract import TTL
 from tests.faults.redis_servers import SLOTS, at, cluster, running, scripted
 from tests.server.client import Kind
 from tests.server.ledger import order

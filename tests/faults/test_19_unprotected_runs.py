@@ -10,9 +10,9 @@ import pytest
 import idem_grpc
 import idem_grpc.aio
 from idem_grpc import OnOutage, Policy, Reporter, Retry, StoreUnavailable, client_interceptors
-from idem_grpc.outcome import Code
-from idem_grpc.record import State
-from idem_grpc.swap import Swap
+from idem_grpc._core.outcome import Code
+from idem_grpc._core.record import State
+from idem_grpc._core.swap import Swap
 from tests.server.client import REPLAYED, RUN, Kind
 from tests.server.harness import open_store
 from tests.server.ledger import DEADLINE, order, run

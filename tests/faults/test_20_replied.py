@@ -9,7 +9,7 @@ import grpc
 import pytest
 
 from idem_grpc import KeyRule, Policy, Reason, Reporter
-from idem_grpc.outcome import Code
+from idem_grpc._core.outcome import Code
 from tests.server.client import Kind
 from tests.server.harness import open_store
 from tests.server.ledger import DEADLINE, order, run

@@ -18,7 +18,7 @@ from tests_pb.v1 import envelope_proto2_pb2 as old
 from tests_pb.v1 import order_pb2
 
 from idem_grpc import Reason
-from idem_grpc.fingerprint import Fingerprint, StreamFingerprint, check_ignored, fingerprint
+from idem_grpc._core.fingerprint import Fingerprint, StreamFingerprint, check_ignored, fingerprint
 from tests.server.client import Pending
 from tests.server.kinds import ALL
 

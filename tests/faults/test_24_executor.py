@@ -10,7 +10,7 @@ import pytest
 
 import idem_grpc.aio
 from idem_grpc import SHARED, Policy, current
-from idem_grpc.record import State
+from idem_grpc._core.record import State
 from tests.server.client import Kind
 from tests.server.harness import open_store
 from tests.server.ledger import DEADLINE, Ledger, order, run

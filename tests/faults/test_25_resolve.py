@@ -14,8 +14,8 @@ from tests_pb.v1 import envelope_proto2_pb2, order_pb2
 from tests_pb.v1 import ledger_pb2 as pb
 
 from idem_grpc import OnUnclear, Policy, Reason
-from idem_grpc.outcome import Code
-from idem_grpc.record import State
+from idem_grpc._core.outcome import Code
+from idem_grpc._core.record import State
 from tests.cli.conftest import place, run, store
 from tests.cli.conftest import start as command
 from tests.cli.records import DONE, KEY, OPERATION, RUNNING, UNKNOWN, write

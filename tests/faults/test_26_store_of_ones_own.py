@@ -11,9 +11,9 @@ import pytest
 import idem_grpc
 import idem_grpc.aio
 from idem_grpc import Held, Policy, Reason, StoreError, StoreUnavailable, Swapped
+from idem_grpc._core.swap import Swap
 from idem_grpc.stores import open_async_store
-from idem_grpc.stores.protocol import OnLoop
-from idem_grpc.swap import Swap
+from idem_grpc.stores._protocol import OnLoop
 from idem_grpc.testing import AsyncStoreContract, StoreContract
 from tests.server.harness import FACES
 from tests.server.ledger import order, run

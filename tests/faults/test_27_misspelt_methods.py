@@ -9,7 +9,7 @@ from tests_pb.v1 import contract_pb2, ledger_pb2
 import idem_grpc
 import idem_grpc.aio
 from idem_grpc import SHARED, KeyRule, Operation, Policy, keys, service_config
-from idem_grpc.tokens.service import TokenServicer
+from idem_grpc._tokens.service import TokenServicer
 from tests.core.test_late_import import LateModule
 from tests.server.client import Kind
 from tests.server.ledger import DEADLINE, SERVICE, order

@@ -48,7 +48,7 @@ def test_the_proto_says_whose_range_it_is():
 READS = """
 from tests_pb.v1 import contract_pb2
 from idem_grpc_pb.v1 import options_pb2
-from idem_grpc.contract import declared_key_rule, ignored_fields, key_field_names
+from idem_grpc._core.methods import declared_key_rule, ignored_fields, key_field_names
 methods = contract_pb2.DESCRIPTOR.services_by_name["ContractService"].methods_by_name
 fields = methods["FromFields"]
 print(options_pb2.policy.number, options_pb2.default_policy.number, options_pb2.role.number)

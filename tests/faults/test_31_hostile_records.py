@@ -18,16 +18,16 @@ from idem_grpc_pb.v1 import record_pb2, token_pb2
 from tests_pb.v1 import ledger_pb2
 
 from idem_grpc import OnUnclear, Operation, Policy, Reason
-from idem_grpc.cli.facts import as_lines, facts
-from idem_grpc.digest import digest, store_key, token_key
-from idem_grpc.fingerprint import Fingerprint
-from idem_grpc.judge import judge, judge_late
-from idem_grpc.keytext import is_sendable
-from idem_grpc.policy import Rules
-from idem_grpc.record import LONGEST, Record, State
-from idem_grpc.stores.protocol import check_swap
-from idem_grpc.swap import Held, Swap
-from idem_grpc.verdicts import Call, Claim, GiveUp
+from idem_grpc._cli.facts import as_lines, facts
+from idem_grpc._core.digest import digest, store_key, token_key
+from idem_grpc._core.durations import LONGEST
+from idem_grpc._core.fingerprint import Fingerprint
+from idem_grpc._core.judge import Call, Claim, GiveUp, judge, judge_late
+from idem_grpc._core.metadata import is_sendable
+from idem_grpc._core.policy import Rules
+from idem_grpc._core.record import Record, State
+from idem_grpc._core.swap import Held, Swap
+from idem_grpc.stores._protocol import check_swap
 from tests.cli.conftest import place, run, store
 from tests.server.client import Answer, Kind
 from tests.server.harness import FACES, open_store

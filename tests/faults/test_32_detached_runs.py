@@ -11,7 +11,7 @@ from google.rpc import error_details_pb2
 import idem_grpc
 import idem_grpc.aio
 from idem_grpc import SHARED, OnCancel, OnOutage, OnUnclear, Policy, Reason, Reporter
-from idem_grpc.record import Record, State
+from idem_grpc._core.record import Record, State
 from tests.server.client import Kind, Pending
 from tests.server.harness import open_store
 from tests.server.ledger import DEADLINE, order, run

@@ -43,14 +43,14 @@ COUNTED = {
 }
 LASTING = (
     "idem_grpc.stores.",
-    "idem_grpc.policy.",
-    "idem_grpc.methods.",
+    "idem_grpc._core.policy.",
+    "idem_grpc._core.methods.",
     # The keeper forgets the renewals of runs that are over by the hundred.
-    "idem_grpc.server.keeper.",
-    "idem_grpc.swap.Swap",
-    "idem_grpc.execution.Lease",
+    "idem_grpc._server.keeper.",
+    "idem_grpc._core.swap.Swap",
+    "idem_grpc._core.execution.Lease",
     # A request stream's fingerprint, which is counted, has two of them.
-    "idem_grpc.digest.Digest",
+    "idem_grpc._core.digest.Digest",
 )
 
 

@@ -4,10 +4,10 @@ import grpc
 import pytest
 
 from idem_grpc import Policy, Reason, StoreUnavailable
-from idem_grpc.digest import store_key
-from idem_grpc.elapsed import elapsed
-from idem_grpc.server import keeper
-from idem_grpc.server.availability import Availability
+from idem_grpc._core.clock import elapsed
+from idem_grpc._core.digest import store_key
+from idem_grpc._server import keeper
+from idem_grpc._server.availability import Availability
 from tests.server.ledger import order, run
 from tests.support.wait import until
 

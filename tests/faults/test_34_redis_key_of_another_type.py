@@ -6,15 +6,15 @@ import json
 import pytest
 
 from idem_grpc import Policy, Reason
-from idem_grpc.digest import digest, store_key, token_key
-from idem_grpc.record import State
-from idem_grpc.server.availability import Availability
-from idem_grpc.server.keeper import attempt_all
-from idem_grpc.steps import Outage
+from idem_grpc._core.digest import digest, store_key, token_key
+from idem_grpc._core.record import State
+from idem_grpc._core.steps import Outage
+from idem_grpc._core.swap import Held, Swap, Swapped
+from idem_grpc._server.availability import Availability
+from idem_grpc._server.keeper import attempt_all
 from idem_grpc.stores import StoreError, open_async_store, open_store
-from idem_grpc.stores.contract import TTL
-from idem_grpc.stores.redis import RedisStore
-from idem_grpc.swap import Held, Swap, Swapped
+from idem_grpc.stores._contract import TTL
+from idem_grpc.stores._redis import RedisStore
 from tests.cli.conftest import run as run_command
 from tests.cli.conftest import start as start_command
 from tests.cli.records import KEY, OPERATION, RUNNING, SCOPE, write

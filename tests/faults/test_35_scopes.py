@@ -9,9 +9,9 @@ from click.testing import CliRunner
 import idem_grpc
 import idem_grpc.aio
 from idem_grpc import PEER, CallInfo, Policy, Reason
-from idem_grpc.cli.app import app
-from idem_grpc.record import State
-from idem_grpc.scope import scope_of
+from idem_grpc._cli.app import app
+from idem_grpc._core.record import State
+from idem_grpc._core.scope import scope_of
 from tests.server.certificates import ALICE, ALICE_BY_COMMON_NAME, ALICE_REPLICA, BOB, server_credentials
 from tests.server.client import Kind
 from tests.server.ledger import order

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from idem_grpc import Policy, Reason, service_config
-from idem_grpc.problem import Outlook, pushback_ms
+from idem_grpc._core.problem import Outlook, pushback_ms
 from tests.server.client import Client, Kind
 from tests.server.harness import open_store
 from tests.server.kinds import FIRST_AND_LAST
@@ -106,11 +106,11 @@ def test_a_server_says_it_by_what_it_knows_of_the_run(start, kind, key, monkeypa
     assert 5 <= after(2) <= 7.5
     assert 100 <= after(3) <= 150, "a lease"
     assert after(3, timeout=20) <= 0.9 * 20.1, "the deadline, which grpc rounds up to 100 ms"
-    monkeypatch.setattr("idem_grpc.server.base.elapsed", lambda: first.began + 1000)
+    monkeypatch.setattr("idem_grpc._server.protection.elapsed", lambda: first.began + 1000)
     assert 0.2 <= after(0) <= 0.3
     assert 400 <= after(1) <= 600, "half of what the run has lasted"
     assert 3200 <= after(3) <= 4800, "four times"
-    monkeypatch.setattr("idem_grpc.server.base.elapsed", lambda: first.began + 4900)
+    monkeypatch.setattr("idem_grpc._server.protection.elapsed", lambda: first.began + 4900)
     assert 160 <= after(3) <= 240, "until it must be over, or may be taken over"
 
 

@@ -7,9 +7,9 @@ import pytest
 from idem_grpc_pb.v1.token_pb2 import IssueTokensResponse
 
 from idem_grpc import OnOutage, Policy, Reason, StoreUnavailable
-from idem_grpc.elapsed import elapsed
-from idem_grpc.record import Record, State
-from idem_grpc.server import keeper
+from idem_grpc._core.clock import elapsed
+from idem_grpc._core.record import Record, State
+from idem_grpc._server import keeper
 from tests.faults.redis_proxy import RedisProxy
 from tests.server.client import Kind
 from tests.server.harness import open_store, starting

@@ -10,12 +10,12 @@ from google.rpc import error_details_pb2
 
 import idem_grpc
 from idem_grpc import Policy
-from idem_grpc.digest import digest, store_key
-from idem_grpc.flow import FENCE_TTL
-from idem_grpc.rate import NotCounted, counted
-from idem_grpc.record import State
-from idem_grpc.stores.memory import AsyncMemoryStore, MemoryStore
-from idem_grpc.swap import Held, Swap, Swapped
+from idem_grpc._core.digest import digest, store_key
+from idem_grpc._core.flow import FENCE_TTL
+from idem_grpc._core.rate import NotCounted, counted
+from idem_grpc._core.record import State
+from idem_grpc._core.swap import Held, Swap, Swapped
+from idem_grpc.stores._memory import AsyncMemoryStore, MemoryStore
 from tests.server.client import Kind
 from tests.server.harness import open_store
 from tests.server.kinds import ALL, kinds

@@ -15,7 +15,7 @@ from google.rpc import error_details_pb2, status_pb2
 from tests_pb.v1 import ledger_pb2 as pb
 
 from idem_grpc import Reason
-from idem_grpc.problem import reason_in
+from idem_grpc._core.problem import reason_in
 from tests.server.ledger import DEADLINE, SERVICE, STATUS_DETAILS
 
 RUN = "idempotency-run"

@@ -16,8 +16,8 @@ from tests_pb.v1 import ledger_pb2_grpc
 
 import idem_grpc
 import idem_grpc.aio
-from idem_grpc.digest import store_key
-from idem_grpc.record import Record
+from idem_grpc._core.digest import store_key
+from idem_grpc._core.record import Record
 from tests.server.client import MESSAGE_SIZE, Client, Kind
 from tests.server.ledger import DEADLINE, Ledger
 from tests.server.servicers import AsyncServicer, Servicer

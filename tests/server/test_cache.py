@@ -4,13 +4,13 @@ import grpc
 import pytest
 
 from idem_grpc import Policy, Reason
-from idem_grpc.elapsed import elapsed
-from idem_grpc.fingerprint import Fingerprint
-from idem_grpc.outcome import Outcome
-from idem_grpc.record import Record, State
-from idem_grpc.server import cache
-from idem_grpc.server.cache import Cache
-from idem_grpc.swap import Held, Swap, Swapped
+from idem_grpc._core.clock import elapsed
+from idem_grpc._core.fingerprint import Fingerprint
+from idem_grpc._core.outcome import Outcome
+from idem_grpc._core.record import Record, State
+from idem_grpc._core.swap import Held, Swap, Swapped
+from idem_grpc._server import cache
+from idem_grpc._server.cache import Cache
 from tests.server.client import Kind
 from tests.server.harness import open_store
 from tests.server.kinds import kinds

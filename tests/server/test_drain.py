@@ -8,8 +8,8 @@ from uuid import uuid4
 import pytest
 
 from idem_grpc import Reason
-from idem_grpc.digest import store_key
-from idem_grpc.record import Record, State
+from idem_grpc._core.digest import store_key
+from idem_grpc._core.record import Record, State
 from tests.server.client import Kind
 from tests.server.harness import open_store
 from tests.server.ledger import order, run

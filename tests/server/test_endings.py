@@ -6,7 +6,7 @@ import grpc
 import pytest
 
 from idem_grpc import OnUnclear, Policy, Reason
-from idem_grpc.record import State
+from idem_grpc._core.record import State
 from tests.server.client import Kind
 from tests.server.kinds import ALL, kinds
 from tests.server.ledger import RichStatus, order, run

@@ -4,7 +4,7 @@ import grpc
 import pytest
 
 from idem_grpc import Policy, Reason
-from idem_grpc.record import State
+from idem_grpc._core.record import State
 from tests.server.client import Kind
 from tests.server.kinds import ALL, FIRST_AND_LAST, kinds
 from tests.server.ledger import order, run

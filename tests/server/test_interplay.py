@@ -5,7 +5,7 @@ from contextvars import ContextVar
 import grpc
 import pytest
 
-from idem_grpc.record import State
+from idem_grpc._core.record import State
 from tests.server.ledger import order, run
 
 GOOD = [("authorization", "good")]

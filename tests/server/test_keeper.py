@@ -6,12 +6,12 @@ from collections import defaultdict
 
 import pytest
 
-from idem_grpc.elapsed import elapsed
-from idem_grpc.execution import Lease
-from idem_grpc.server.keeper import BATCH, Keeper
-from idem_grpc.stores.memory import MemoryStore
-from idem_grpc.stores.protocol import StoreError, StoreUnavailable
-from idem_grpc.swap import Swap
+from idem_grpc._core.clock import elapsed
+from idem_grpc._core.execution import Lease
+from idem_grpc._core.swap import Swap
+from idem_grpc._server.keeper import BATCH, Keeper
+from idem_grpc.stores._memory import MemoryStore
+from idem_grpc.stores._protocol import StoreError, StoreUnavailable
 from tests.server.ledger import DEADLINE
 from tests.support.wait import until
 

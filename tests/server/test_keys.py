@@ -4,7 +4,7 @@ import grpc
 import pytest
 
 from idem_grpc import PEER, KeyRule, Policy, Reason, metadata
-from idem_grpc.record import State
+from idem_grpc._core.record import State
 from tests.server.certificates import ALICE, BOB, server_credentials
 from tests.server.client import Kind
 from tests.server.kinds import FIRST_AND_LAST, kinds

@@ -9,8 +9,8 @@ import pytest
 
 import idem_grpc.aio
 from idem_grpc import SHARED
-from idem_grpc.digest import store_key
-from idem_grpc.record import Record, State
+from idem_grpc._core.digest import store_key
+from idem_grpc._core.record import Record, State
 from tests.server.client import Client, Kind
 from tests.server.ledger import SERVICE, Gate, order, run
 from tests.support.wait import until

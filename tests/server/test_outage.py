@@ -7,7 +7,7 @@ import pytest
 from google.rpc import error_details_pb2
 
 from idem_grpc import OnOutage, Policy, Reason
-from idem_grpc.record import State
+from idem_grpc._core.record import State
 from tests.server.client import Kind
 from tests.server.harness import open_store
 from tests.server.kinds import kinds

@@ -8,10 +8,10 @@ import grpc
 import pytest
 
 from idem_grpc import SHARED, Policy, ServerInterceptor, StoreUnavailable, current, reason
-from idem_grpc.digest import store_key
-from idem_grpc.problem import Reason
-from idem_grpc.server import keeper
-from idem_grpc.stores.memory import MemoryStore
+from idem_grpc._core.digest import store_key
+from idem_grpc._core.problem import Reason
+from idem_grpc._server import keeper
+from idem_grpc.stores._memory import MemoryStore
 from tests.support.wait import until
 
 DEADLINE = 60

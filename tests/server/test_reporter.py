@@ -6,7 +6,7 @@ import grpc
 import pytest
 
 from idem_grpc import Policy, Reason, Replied, Reporter
-from idem_grpc.outcome import Code
+from idem_grpc._core.outcome import Code
 from tests.server.client import Kind
 from tests.server.harness import open_store
 from tests.server.kinds import FIRST_AND_LAST, kinds

@@ -5,10 +5,10 @@ from typing import Any
 import grpc
 import pytest
 
-from idem_grpc.outcome import Outcome
-from idem_grpc.policy import Rules
-from idem_grpc.server.admission import Method
-from idem_grpc.server.transcript import Incoming, Outgoing
+from idem_grpc._core.outcome import Outcome
+from idem_grpc._core.policy import Rules
+from idem_grpc._server.admission import Method
+from idem_grpc._server.streams import Incoming, Outgoing
 
 LIMIT = 1024
 

@@ -3,9 +3,9 @@
 import sys
 from uuid import uuid4
 
+from idem_grpc._core.swap import Swap, Swapped
 from idem_grpc.stores import open_store
-from idem_grpc.stores.contract import TTL
-from idem_grpc.swap import Swap, Swapped
+from idem_grpc.stores._contract import TTL
 
 
 def count(store, key):

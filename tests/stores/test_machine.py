@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
+from idem_grpc._core.swap import Held, Swap, Swapped
 from idem_grpc.stores import open_async_store, open_store
-from idem_grpc.swap import Held, Swap, Swapped
 from idem_grpc.testing import AsyncStoreContract
 from tests.support.wait import until
 

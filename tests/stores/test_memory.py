@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from idem_grpc.stores.memory import MemoryStore
-from idem_grpc.swap import Held, Swap, Swapped
+from idem_grpc._core.swap import Held, Swap, Swapped
+from idem_grpc.stores._memory import MemoryStore
 
 
 @pytest.fixture

@@ -5,11 +5,11 @@ import sys
 
 import pytest
 
+from idem_grpc._core.swap import Swap
 from idem_grpc.stores import open_async_store, open_store
-from idem_grpc.stores.memory import AsyncMemoryStore, MemoryStore
-from idem_grpc.stores.redis import AsyncRedisStore, RedisStore
-from idem_grpc.stores.sqlite import AsyncSqliteStore, SqliteStore
-from idem_grpc.swap import Swap
+from idem_grpc.stores._memory import AsyncMemoryStore, MemoryStore
+from idem_grpc.stores._redis import AsyncRedisStore, RedisStore
+from idem_grpc.stores._sqlite import AsyncSqliteStore, SqliteStore
 
 SECRET = "s3cr3t"
 

@@ -8,7 +8,7 @@ import pytest
 FORK = """
 import os, sys
 from idem_grpc.stores import StoreError, open_store
-from idem_grpc.swap import Swap
+from idem_grpc._core.swap import Swap
 store = open_store(sys.argv[1])
 store.swap(Swap(b"parent", None, b"one", 60))
 child = os.fork()
@@ -33,7 +33,7 @@ store.close()
 ASYNC_FORK = """
 import asyncio, os, sys
 from idem_grpc.stores import StoreError, open_async_store
-from idem_grpc.swap import Swap
+from idem_grpc._core.swap import Swap
 store = open_async_store(sys.argv[1])
 child = os.fork()
 async def main():
@@ -57,7 +57,7 @@ asyncio.run(parent())
 FORGOTTEN = """
 import sys
 from idem_grpc.stores import open_store
-from idem_grpc.swap import Swap
+from idem_grpc._core.swap import Swap
 store = open_store(sys.argv[1])
 store.swap(Swap(b"key", None, b"one", 60))
 """

@@ -7,9 +7,9 @@ import time
 import pytest
 import redis
 
+from idem_grpc._core.swap import Held, Swap, Swapped
 from idem_grpc.stores import StoreError, StoreUnavailable, open_async_store, open_store
-from idem_grpc.stores.contract import TTL
-from idem_grpc.swap import Held, Swap, Swapped
+from idem_grpc.stores._contract import TTL
 from tests.support.redis_server import RedisServer
 from tests.support.wait import until
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
+from idem_grpc._core.swap import Held, Swap, Swapped
 from idem_grpc.stores import StoreUnavailable, open_async_store, open_store
-from idem_grpc.stores.contract import TTL
-from idem_grpc.swap import Held, Swap, Swapped
+from idem_grpc.stores._contract import TTL
 from tests.faults.redis_proxy import RedisProxy
 from tests.faults.redis_servers import at, running, scripted
 from tests.server.ledger import DEADLINE

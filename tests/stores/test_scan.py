@@ -5,11 +5,11 @@ from uuid import uuid4
 
 import pytest
 
+from idem_grpc._core.swap import Held, Swap, Swapped
 from idem_grpc.stores import StoreError
-from idem_grpc.stores.contract import TTL
-from idem_grpc.stores.redis import RedisStore
-from idem_grpc.stores.sqlite import SqliteStore
-from idem_grpc.swap import Held, Swap, Swapped
+from idem_grpc.stores._contract import TTL
+from idem_grpc.stores._redis import RedisStore
+from idem_grpc.stores._sqlite import SqliteStore
 from tests.support.wait import until
 
 

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
+from idem_grpc._core.swap import Held, Swap, Swapped
 from idem_grpc.stores import StoreError, StoreUnavailable, open_async_store, open_store
-from idem_grpc.stores.boot_clock import BootClock, host_clock
-from idem_grpc.stores.contract import TTL
-from idem_grpc.stores.sqlite import SqliteStore
-from idem_grpc.swap import Held, Swap, Swapped
+from idem_grpc.stores._boot_clock import BootClock, host_clock
+from idem_grpc.stores._contract import TTL
+from idem_grpc.stores._sqlite import SqliteStore
 from tests.stores.sqlite_writer import count
 from tests.support.wait import until
 
@@ -159,7 +159,7 @@ def test_without_a_boot_id_the_wall_clock_decides(path):
 
 
 def test_the_hosts_clock_is_the_same_for_all_processes():
-    script = "from idem_grpc.stores.boot_clock import *; c = host_clock(); print(c.boot, c.elapsed())"
+    script = "from idem_grpc.stores._boot_clock import *; c = host_clock(); print(c.boot, c.elapsed())"
     before = host_clock().elapsed()
     boot, elapsed = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, check=True, text=True
@@ -345,7 +345,7 @@ class TestAFileThatWillNotDo:
 READ_ONLY = """
 import os, sys
 from idem_grpc.stores import StoreError, StoreUnavailable, open_store
-from idem_grpc.swap import Swap
+from idem_grpc._core.swap import Swap
 store = open_store(sys.argv[1])
 if os.getuid() == 0:
     os.setuid(65534)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from idem_grpc._core.swap import Swap, Swapped
 from idem_grpc.stores import StoreUnavailable, open_async_store, open_store
-from idem_grpc.stores.contract import TTL
-from idem_grpc.swap import Swap, Swapped
+from idem_grpc.stores._contract import TTL
 from tests.server import certificates
 from tests.support.tls import terminating
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
-from idem_grpc.stores.protocol import AsyncStore, Store
-from idem_grpc.swap import Held, Swap, Swapped
+from idem_grpc._core.swap import Held, Swap, Swapped
+from idem_grpc.stores._protocol import AsyncStore, Store
 from tests.server.ledger import Gate
 from tests.server.stores import AsyncWatched, Watched
 

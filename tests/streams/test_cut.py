@@ -16,8 +16,8 @@ from typing import Any
 import grpc
 import pytest
 
-from idem_grpc.problem import Reason
-from idem_grpc.record import State
+from idem_grpc._core.problem import Reason
+from idem_grpc._core.record import State
 from tests.server.client import Kind
 from tests.server.ledger import SERVICE, Gate
 from tests.server.processes import ENVIRONMENT, ROOT

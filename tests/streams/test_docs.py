@@ -7,7 +7,7 @@ import grpc
 import idem_grpc
 import idem_grpc.aio
 from idem_grpc import Reason
-from idem_grpc.server import transcript
+from idem_grpc._server import streams
 from tests.server.client import RUN
 from tests.server.processes import ROOT
 
@@ -31,8 +31,8 @@ def test_names_of_the_library():
 
 
 def test_numbers():
-    assert "idem_grpc.server.transcript.EOF_HOLD" in NAMED
-    assert f"`EOF_HOLD`, {sum(transcript.EOF_HOLD) * 1000:.0f} ms" in PAGE
+    assert "idem_grpc._server.streams.EOF_HOLD" in NAMED
+    assert f"`EOF_HOLD`, {sum(streams.EOF_HOLD) * 1000:.0f} ms" in PAGE
 
 
 def test_every_row_of_the_table_has_every_kind():

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from idem_grpc.record import State
+from idem_grpc._core.record import State
 from tests.server.client import Kind
 from tests.server.ledger import order, run
 

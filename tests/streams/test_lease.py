@@ -9,11 +9,11 @@ import grpc
 import pytest
 
 from idem_grpc import Policy, Reason
-from idem_grpc.digest import store_key
-from idem_grpc.outcome import Outcome
-from idem_grpc.record import State
-from idem_grpc.stores.protocol import StoreUnavailable
-from idem_grpc.swap import Swap
+from idem_grpc._core.digest import store_key
+from idem_grpc._core.outcome import Outcome
+from idem_grpc._core.record import State
+from idem_grpc._core.swap import Swap
+from idem_grpc.stores._protocol import StoreUnavailable
 from tests.server.client import Kind
 from tests.server.ledger import Gate, order, run
 from tests.server.processes import ServerProcess

@@ -9,7 +9,7 @@ import grpc
 import pytest
 
 from idem_grpc import OnCancel, OnUnclear, Policy, Reason
-from idem_grpc.record import State
+from idem_grpc._core.record import State
 from tests.server.client import Kind
 from tests.server.ledger import Gate
 from tests.streams.scripts import Cross, Do, Read, Send

@@ -9,7 +9,7 @@ import grpc
 import pytest
 
 from idem_grpc import Policy, Reason
-from idem_grpc.record import State
+from idem_grpc._core.record import State
 from tests.server import harness
 from tests.server.client import MESSAGE_SIZE, Client, Kind
 from tests.server.ledger import order, run

@@ -3,7 +3,7 @@
 import resource
 
 from idem_grpc import OnCancel, Policy, Reason
-from idem_grpc.record import State
+from idem_grpc._core.record import State
 from tests.server.client import Kind
 from tests.streams.scripts import Read, Send
 from tests.streams.servers import Conversation

@@ -6,7 +6,7 @@ from tests_pb.v1 import ledger_pb2 as pb
 from tests_pb.v1 import order_pb2
 
 from idem_grpc import Policy, Reason
-from idem_grpc.record import State
+from idem_grpc._core.record import State
 from tests.server.client import Kind
 from tests.streams.scripts import Read, Send
 from tests.streams.servers import Conversation, say

@@ -6,7 +6,7 @@ import grpc
 import pytest
 
 from idem_grpc import Reason
-from idem_grpc.record import State
+from idem_grpc._core.record import State
 from tests.server.client import Kind
 from tests.streams.scripts import Do, Read, Send
 from tests.streams.servers import Conversation, say

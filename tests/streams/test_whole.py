@@ -4,7 +4,7 @@ import grpc
 import pytest
 
 from idem_grpc import Policy, Reason
-from idem_grpc.record import State
+from idem_grpc._core.record import State
 from tests.server.client import RUN, Kind
 from tests.server.ledger import STATUS_DETAILS, order, run
 from tests.support.wait import until

@@ -10,9 +10,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from idem_grpc._core.swap import Held, Swap, Swapped
 from idem_grpc.stores import StoreError, open_store
-from idem_grpc.stores.sqlite import SqliteStore
-from idem_grpc.swap import Held, Swap, Swapped
+from idem_grpc.stores._sqlite import SqliteStore
 
 
 class Failed(NamedTuple):

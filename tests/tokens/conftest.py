@@ -5,7 +5,7 @@ from uuid import uuid4
 
 import pytest
 
-from idem_grpc.stores.memory import AsyncMemoryStore, MemoryStore
+from idem_grpc.stores._memory import AsyncMemoryStore, MemoryStore
 from tests.server.conftest import face, url
 from tests.server.harness import Server, open_store, starting
 from tests.tokens.servers import FACES, Clock

@@ -12,7 +12,7 @@ import pytest
 import idem_grpc
 import idem_grpc.aio
 from idem_grpc import Operation
-from idem_grpc.sources import Outgoing
+from idem_grpc._core.keys import Outgoing
 from tests.server.client import Kind
 from tests.server.harness import open_store
 from tests.server.ledger import DEADLINE, order

@@ -5,8 +5,8 @@ import pytest
 from idem_grpc_pb.v1 import record_pb2, token_pb2
 
 from idem_grpc import KeyRule, OnUnclear, Policy, Reason
-from idem_grpc.digest import token_key
-from idem_grpc.swap import Swap, Swapped
+from idem_grpc._core.digest import token_key
+from idem_grpc._core.swap import Swap, Swapped
 from tests.server.client import Kind
 from tests.server.harness import open_store
 from tests.server.ledger import order, run

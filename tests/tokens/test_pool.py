@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from idem_grpc.tokens.pool import TokenPool
+from idem_grpc._tokens.keys import TokenPool
 
 
 def tokens(*names, ttl=100.0):

@@ -8,9 +8,9 @@ from google.rpc import error_details_pb2
 
 import idem_grpc
 from idem_grpc import Operation
-from idem_grpc.policy import in_seconds
-from idem_grpc.stores.memory import MemoryStore
-from idem_grpc.tokens.issuing import Declined, Subject, issue
+from idem_grpc._core.durations import in_seconds
+from idem_grpc._tokens.issuing import Declined, Subject, issue
+from idem_grpc.stores._memory import MemoryStore
 from tests.server.harness import open_store
 from tests.tokens.servers import CHARGE, REFUND, TENANT, Clock, ask, issue_many, tenant, wanted
 from tests.tokens.stores import Counted

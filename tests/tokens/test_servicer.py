@@ -9,7 +9,7 @@ from idem_grpc_pb.v1 import token_pb2, token_pb2_grpc
 
 import idem_grpc
 from idem_grpc import Reason, ServerInterceptor, TokenServicer
-from idem_grpc.problem import reason_in
+from idem_grpc._core.problem import reason_in
 from tests.tokens.servers import CHARGE, OPERATIONS, TENANT, tenant, wanted
 
 SERVICE = token_pb2.DESCRIPTOR.services_by_name["TokenService"]

@@ -10,7 +10,7 @@ from google.rpc import error_details_pb2
 from tests_pb.v1.updates_pb2 import Node, Place, Plain, Resource
 from tests_pb.v1.updates_proto2_pb2 import Legacy, color
 
-from idem_grpc.outcome import Code
+from idem_grpc._core.outcome import Code
 from idem_grpc.updates import UpdateRefused, apply
 from tests.updates.kinds import Modern
 

@@ -1,7 +1,6 @@
 """A refused update reaches a client as gRPC has it, from plain and asyncio servers."""
 
 import asyncio
-import pathlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -14,7 +13,6 @@ from tests_pb.v1.updates_pb2 import Resource
 import idem_grpc
 import idem_grpc.aio
 from idem_grpc import Reason, reason
-from tests.test_layering import imports, is_edge
 
 STORED = Resource(name="a", etag='"1"')
 SERVICE, METHOD = "tests.Updates", "/tests.Updates/Update"
@@ -113,10 +111,3 @@ def test_a_mask_that_leads_nowhere(ask):
     assert info.reason == "MASK_INVALID"
     assert reason(call.exception()) is Reason.MASK_INVALID
     assert [violation.field for violation in bad.field_violations] == ["place.no_such"]
-
-
-def test_updates_know_neither_grpc_nor_redis():
-    folder = pathlib.Path(idem_grpc.updates.__file__).parent
-    for module in folder.glob("*.py"):
-        named = {name for name in imports(module.read_text()) if not name.startswith("idem_grpc.updates.")}
-        assert not [name for name in named if is_edge(name)], module.name

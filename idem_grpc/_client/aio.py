@@ -1,0 +1,191 @@
+"""The client interceptors for ``grpc.aio``: a key for each call, kept through its attempts.
+
+grpc registers an interceptor for the first kind of method that its class is made for, and
+for no other, so there are four small classes over one core.
+"""
+
+import asyncio
+import inspect
+from collections.abc import Callable, Mapping
+from time import monotonic
+from typing import Any
+
+import grpc
+
+from idem_grpc._client.aio_call import StreamStreamCall, StreamUnaryCall, UnaryStreamCall, UnaryUnaryCall
+from idem_grpc._client.aio_course import Continuation, Course, sending
+from idem_grpc._client.aio_requests import Requests
+from idem_grpc._client.aio_status import at_once, is_unsent
+from idem_grpc._client.answers import replayed_in
+from idem_grpc._client.common import Channel, once, with_key
+from idem_grpc._client.keying import Chosen, KeySource, checked
+from idem_grpc._client.retry import Retry
+
+
+def client_interceptors(
+    *,
+    keys: KeySource | Mapping[str, KeySource] | None = None,
+    retry: Retry | None = Retry(),  # noqa: B008 -- it is frozen
+    derive: bool = True,
+) -> list[grpc.aio.ClientInterceptor]:
+    """The interceptors for one channel of ``grpc.aio``: give it all of them.
+
+    Each call bears one ``idempotency-key``, in all its attempts: the first there is of its
+    own metadata, ``keys.using``, ``keys.from_request``, a key derived from that of the keyed
+    handler which makes the call, and any other of ``keys``.
+
+    keys: a source for all methods, or one for each "/pkg.Service/Method" or "/pkg.Service/*".
+        None (the default): ``keys.unique`` where the contract asks for keys, else none. A
+        source may return an awaitable; the call's deadline holds for it too.
+    retry: how calls that bear a key, or that the contract marks idempotent, are sent again;
+        None: not at all. Its budget is for this list: make one list for each channel.
+    derive: False: calls made in a keyed handler get no derived keys.
+
+    A call that fails raises grpc.aio.AioRpcError, with a note of how many attempts were
+    made. Raises ValueError or TypeError for patterns, templates and sources at fault.
+    """
+    channel = _Channel(Channel(keys, retry, derive))
+    return [_UnaryUnary(channel), _UnaryStream(channel), _StreamUnary(channel), _StreamStream(channel)]
+
+
+async def replayed(call: Any) -> bool | None:
+    """Whether a call, or its error, brought the answer of an earlier run; waits until it is over.
+
+    None if the server does not protect the method, so that the key was of no use.
+    """
+    trailing = call.trailing_metadata()  # which is a coroutine of a call, but not of an error
+    return replayed_in(await trailing if inspect.isawaitable(trailing) else trailing)
+
+
+class _Channel:
+    """What the four interceptors of a channel do alike."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+
+    async def begin(
+        self,
+        kind: Callable[[Course], Any],
+        continuation: Continuation,
+        details: Any,
+        request: Any,
+        *,
+        takes_stream: bool = False,
+        gives_stream: bool = False,
+    ) -> Any:
+        """Send a call. Returns the call object to give to grpc."""
+        began = monotonic()
+        method = details.method if isinstance(details.method, str) else details.method.decode()
+        chosen = self._channel.choose(method, None if takes_stream else request, details.metadata)
+        end = once(chosen.end)
+        try:
+            key = await _key(chosen, details.timeout)
+            metadata = with_key(details.metadata, key)
+            if takes_stream:
+                # Under eager tasks, grpc's call that runs this is still being constructed, and what a caller
+                # writes to it can only be read afterwards.
+                await asyncio.sleep(0)
+            timeout = None
+            if details.timeout is not None:
+                timeout = max(details.timeout - (monotonic() - began), 0.0)
+            # Without an iterator, an interceptor further out writes to grpc's own call: it is not kept.
+            if not self._channel.will_retry(chosen) or request is None:
+                call = await continuation(sending(details, metadata, timeout), request)
+                return self._attend_to(call, end, chosen, key)
+            trial = self._channel.trial(chosen, key, timeout)
+            if takes_stream:
+                assert self._channel.retry is not None
+                request = Requests(request, self._channel.retry.max_request_bytes)
+            course = Course(
+                trial, continuation, details, metadata, request, gives_stream, timeout, end, chosen.source
+            )
+        except BaseException:
+            end()
+            raise
+        return kind(course)
+
+    def _attend_to(self, call: Any, end: Callable[[], None], chosen: Chosen, key: str | None) -> Any:
+        """A call that is never sent again is grpc's own: do what is to be done when it is over."""
+
+        def over(call: Any) -> None:
+            end()
+            code = at_once(call.code())
+            if code is not None and not is_unsent(code, at_once(call.details())):
+                ended(code, at_once(call.trailing_metadata()), chosen.source, key)
+
+        ended = once(self._channel.ended)  # grpc calls back each time that it sets a status
+        if call.done():  # as one is that an interceptor further in made of a mere response
+            over(call)
+        else:
+            call.add_done_callback(over)
+        return call
+
+
+async def _key(chosen: Chosen, timeout: float | None) -> str | None:
+    """The key of a call, which its source may take as long for as the call itself may take."""
+    if not inspect.isawaitable(chosen.key):
+        return checked(chosen.key)
+    deadline = asyncio.timeout(timeout)
+    try:
+        async with deadline:
+            return checked(await chosen.key)
+    except TimeoutError:
+        if not deadline.expired():
+            raise
+        raise grpc.aio.AioRpcError(
+            grpc.StatusCode.DEADLINE_EXCEEDED,
+            grpc.aio.Metadata(),
+            grpc.aio.Metadata(),
+            "the call's key did not come in time: it was not sent",
+        ) from None
+
+
+class _UnaryUnary(grpc.aio.UnaryUnaryClientInterceptor):
+    def __init__(self, channel: _Channel) -> None:
+        self._channel = channel
+
+    async def intercept_unary_unary(
+        self, continuation: Any, client_call_details: grpc.aio.ClientCallDetails, request: Any
+    ) -> Any:
+        return await self._channel.begin(UnaryUnaryCall, continuation, client_call_details, request)
+
+
+class _UnaryStream(grpc.aio.UnaryStreamClientInterceptor):
+    def __init__(self, channel: _Channel) -> None:
+        self._channel = channel
+
+    async def intercept_unary_stream(
+        self, continuation: Any, client_call_details: grpc.aio.ClientCallDetails, request: Any
+    ) -> Any:
+        return await self._channel.begin(
+            UnaryStreamCall, continuation, client_call_details, request, gives_stream=True
+        )
+
+
+class _StreamUnary(grpc.aio.StreamUnaryClientInterceptor):
+    def __init__(self, channel: _Channel) -> None:
+        self._channel = channel
+
+    async def intercept_stream_unary(
+        self, continuation: Any, client_call_details: grpc.aio.ClientCallDetails, request_iterator: Any
+    ) -> Any:
+        return await self._channel.begin(
+            StreamUnaryCall, continuation, client_call_details, request_iterator, takes_stream=True
+        )
+
+
+class _StreamStream(grpc.aio.StreamStreamClientInterceptor):
+    def __init__(self, channel: _Channel) -> None:
+        self._channel = channel
+
+    async def intercept_stream_stream(
+        self, continuation: Any, client_call_details: grpc.aio.ClientCallDetails, request_iterator: Any
+    ) -> Any:
+        return await self._channel.begin(
+            StreamStreamCall,
+            continuation,
+            client_call_details,
+            request_iterator,
+            takes_stream=True,
+            gives_stream=True,
+        )

@@ -1,0 +1,73 @@
+"""What a client can tell from an answer: why it was refused, and when to come back."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError
+from google.rpc import error_details_pb2, status_pb2
+
+from idem_grpc._client.retry import Failure
+from idem_grpc._core.outcome import Code
+from idem_grpc._core.problem import PUSHBACK, STATUS_DETAILS, Reason, reason_in
+
+RUN = "idempotency-run"
+REPLAYED = "idempotency-replayed"
+
+
+def reason(error: BaseException) -> Reason | None:
+    """Why a call was refused by the server's interceptor; None for any other error."""
+    trailing = getattr(error, "trailing_metadata", None)
+    return None if trailing is None else _reason(_entries(trailing()))
+
+
+def replayed_in(trailing_metadata: Iterable[Any] | None) -> bool | None:
+    """Whether an answer is that of an earlier run; None if the server does not protect the method."""
+    entries = _entries(trailing_metadata)
+    return REPLAYED in entries if RUN in entries else None
+
+
+def run_in(metadata: Iterable[Any] | None) -> str:
+    """The id of the run that an answer tells of; empty if it tells of none."""
+    return str(_entries(metadata).get(RUN, ""))
+
+
+def failure(
+    code: grpc.StatusCode, trailing_metadata: Iterable[Any] | None, *, can_resend: bool = True
+) -> Failure:
+    """How an attempt failed, from its status and trailing metadata."""
+    entries = _entries(trailing_metadata)
+    pushback = _pushback(entries)
+    return Failure(Code[code.name], _reason(entries), pushback, can_resend, of_run=RUN in entries)
+
+
+def _entries(metadata: Iterable[Any] | None) -> dict[str, str | bytes]:
+    return dict(tuple(metadata or ()))  # not of itself: the keys() of grpc.aio's Metadata differ by release
+
+
+def _reason(entries: dict[str, str | bytes]) -> Reason | None:
+    details = entries.get(STATUS_DETAILS)
+    return reason_in(details) if isinstance(details, bytes) else None
+
+
+def _pushback(entries: dict[str, str | bytes]) -> float | None:
+    """Seconds, by ``grpc-retry-pushback-ms`` (A6: what is no number means no retry) or RetryInfo."""
+    text = entries.get(PUSHBACK)
+    if text is not None:
+        try:
+            return int(text) / 1000
+        except (ValueError, OverflowError):
+            return -1.0
+    details = entries.get(STATUS_DETAILS)
+    return _retry_info(details) if isinstance(details, bytes) else None
+
+
+def _retry_info(details: bytes) -> float | None:
+    info = error_details_pb2.RetryInfo()
+    try:
+        for detail in status_pb2.Status.FromString(details).details:
+            if detail.Unpack(info):
+                return max(info.retry_delay.ToMilliseconds() / 1000, 0.0)
+    except DecodeError:
+        pass
+    return None

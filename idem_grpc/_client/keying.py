@@ -1,0 +1,214 @@
+"""Which key a call bears: the first that is given, in an order that is the same everywhere.
+
+The call's own metadata; ``keys.using``; a key made of the request; inside a keyed handler,
+a key derived from the handler's own; any other source. A call has one key, chosen before
+its first attempt.
+"""
+
+import inspect
+from collections import deque
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from google.protobuf.descriptor import MethodDescriptor
+
+from idem_grpc._core.digest import as_uuid, digest
+from idem_grpc._core.execution import Run, current_run
+from idem_grpc._core.keys import (
+    METADATA_KEY,
+    FromRequest,
+    Outgoing,
+    SingleUse,
+    current_step,
+    is_valid,
+    take_pending,
+    unique,
+)
+from idem_grpc._core.methods import (
+    PATTERN,
+    check_method,
+    declared_key_rule,
+    find_method,
+    find_service,
+    has_no_side_effects,
+    is_idempotent,
+    key_fields,
+    pattern_of_service,
+    service_of,
+)
+from idem_grpc._core.policy import KeyRule
+
+KeySource = Callable[[Outgoing], Any]
+"""Makes the key of a call: a string, or None for no key. In aio it may return an awaitable of either."""
+
+_ALL = "*"
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """The key of a call: ``key`` to be added to its metadata (None: nothing is), which may be an
+    awaitable in aio. ``is_safe``: the call may be sent again. ``end`` is called when it is over,
+    and where ``is_derived``, by then: before anybody can make the next call. ``source`` is that of a
+    key for one use only."""
+
+    key: Any
+    is_safe: bool
+    end: Callable[[], None] = lambda: None
+    is_derived: bool = False
+    source: SingleUse | None = None
+
+
+_left: deque[Callable[[], None]] = deque()
+
+
+def leave(end: Callable[[], None]) -> None:
+    """Have ``end`` called before the next key is derived, or by ``end_left``; for use while garbage is
+    collected, where no lock may be taken."""
+    _left.append(end)
+
+
+def end_left() -> None:
+    """The calls that nobody holds any more are over."""
+    with suppress(IndexError):
+        while True:
+            _left.popleft()()
+
+
+class Keying:
+    """Chooses the keys of a channel's calls.
+
+    ``keys`` is a source for all methods, or maps "/pkg.Service/Method" or "/pkg.Service/*"
+    to sources; ``derive`` switches derived keys. Raises ValueError or TypeError for
+    patterns and templates that are at fault.
+    """
+
+    def __init__(self, keys: KeySource | Mapping[str, KeySource] | None, derive: bool) -> None:
+        self._derive = derive
+        self._sources = dict(keys) if isinstance(keys, Mapping) else {}
+        for pattern in self._sources:
+            if not PATTERN.fullmatch(pattern):
+                raise ValueError(f"keys: {pattern!r} is not '/pkg.Service/Method' or '/pkg.Service/*'")
+        self._unchecked = tuple(each for each in self._sources.items() if not _is_checked(*each))
+        if keys is not None and not isinstance(keys, Mapping):
+            self._sources[_ALL] = keys
+        given: tuple[object, ...] = tuple(self._sources.values())
+        for source in given:
+            if not callable(source) or isinstance(source, type):
+                raise TypeError(
+                    f"keys: {source!r} is no source: give keys.unique, keys.from_request(…) or a function"
+                )
+
+    def choose(self, outgoing: Outgoing) -> Chosen:
+        """The key of a call. Raises whatever its source does, and RuntimeError as Calls.begin."""
+        descriptor = find_method(outgoing.method)
+        is_safe = is_idempotent(descriptor)
+        if any(key == METADATA_KEY for key, _ in outgoing.metadata):
+            return Chosen(None, is_safe=True)
+        if has_no_side_effects(descriptor):
+            return Chosen(None, is_safe=True)
+        if (given := take_pending()) is not None:
+            return Chosen(given, is_safe=True)
+        source = self._source(outgoing.method, descriptor)
+        if isinstance(source, SingleUse) and current_run() is not None:
+            raise RuntimeError(
+                f"{outgoing.method} takes a token, and a keyed handler that is run again would take"
+                " another: have the handler's caller send the token, and pass it on with keys.using(…)"
+            )
+        execution = current_run() if self._derive else None
+        if execution is not None and not isinstance(source, FromRequest):
+            return _derived(execution, outgoing.method)
+        key = None if source is None else source(outgoing)
+        single_use = source if isinstance(source, SingleUse) else None
+        return Chosen(key, is_safe=is_safe or key is not None, source=single_use)
+
+    def _source(self, method: str, descriptor: MethodDescriptor | None) -> KeySource | None:
+        """The source that names the method; one for many, unless its contract makes the key of fields.
+
+        Raises ValueError if a pattern of its service is at fault, which was not known before.
+        """
+        if self._unchecked and descriptor is not None:
+            self._check_late(service_of(method))
+        if method in self._sources:
+            return self._sources[method]
+        declared = _contract_source(descriptor)
+        patterns = (pattern_of_service(method), _ALL)
+        given = next((self._sources[pattern] for pattern in patterns if pattern in self._sources), None)
+        if given is None or (isinstance(declared, FromRequest) and not isinstance(given, FromRequest)):
+            return declared
+        return given
+
+    def _check_late(self, service: str) -> None:
+        """Judge the patterns of a service whose module was imported after construction."""
+        late = [each for each in self._unchecked if service_of(each[0]) == service and _is_checked(*each)]
+        self._unchecked = tuple(each for each in self._unchecked if each not in late)
+
+
+def _contract_source(descriptor: MethodDescriptor | None) -> KeySource | None:
+    """Where a method's contract makes the key of the request, or says that it needs one."""
+    if descriptor is None:
+        return None
+    if (fields := key_fields(descriptor)) is not None:
+        return fields
+    return unique if declared_key_rule(descriptor) in (KeyRule.OPTIONAL, KeyRule.REQUIRED) else None
+
+
+def _is_checked(pattern: str, source: object) -> bool:
+    """Whether the service of a pattern is known by now.
+
+    Raises ValueError if it is, and the pattern names no method of it, or its template no field.
+    """
+    service = find_service(service_of(pattern))
+    if service is None:
+        return False
+    if pattern.endswith("/*"):
+        faults = [_fault(source, method) for method in service.methods]
+        if faults and all(faults):
+            raise ValueError(f"keys: {pattern!r} suits no method of it: {faults[0]}")
+        return True
+    check_method("keys", pattern, service)
+    if fault := _fault(source, service.methods_by_name[pattern.rpartition("/")[2]]):
+        raise ValueError(f"keys: {pattern!r}: {fault}")
+    return True
+
+
+def _fault(source: object, descriptor: MethodDescriptor) -> str:
+    """Why a template makes no key for a method; empty if it does, or is none."""
+    if not isinstance(source, FromRequest):
+        return ""
+    if descriptor.client_streaming:
+        return (
+            f"{descriptor.name} takes a stream of requests, and so has no single request message to make a"
+            " key of: give another source, such as keys.unique"
+        )
+    try:
+        source.check(descriptor.input_type)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def checked(key: Any) -> str | None:
+    """A key as its source gave it. Raises ValueError or TypeError if it may not be sent."""
+    if inspect.isawaitable(key):
+        if inspect.iscoroutine(key):
+            key.close()  # or Python would warn that nobody awaited it
+        raise TypeError("a key source gave an awaitable: async sources are for idem_grpc.aio")
+    if key is not None and not (isinstance(key, str) and is_valid(key)):
+        raise ValueError(f"a key source gave {key!r}: a key has 1 to 255 characters of 0x21 to 0x7E")
+    return key
+
+
+def _derived(execution: Run, method: str) -> Chosen:
+    """A key that is the same whenever this handler, run again, makes this call.
+
+    It is made of the record's name, so that tenants and methods never meet, of the
+    request, so that a mended one is new downstream too, and of the call's place.
+    """
+    end_left()
+    step = current_step()
+    ordinal = execution.calls.begin(method, step)
+    place = (method.encode(), step.encode(), str(ordinal).encode())
+    key = as_uuid(int.from_bytes(digest("downstream", execution.identity, *place), "big"), version=8)
+    return Chosen(key, is_safe=True, end=lambda: execution.calls.end(method, step), is_derived=True)

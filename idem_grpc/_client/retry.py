@@ -1,0 +1,249 @@
+"""When a call is sent again, and after how long: gRPC's retry design (proposal A6).
+
+A generator that does no I/O, with a clock of its caller's: it yields the attempts to make
+and the time to wait between them, and is sent how each attempt failed. Other than A6, it
+has no cap of five attempts, a duplicate of a call that still runs costs nothing, and an
+attempt can have a deadline of its own.
+"""
+
+import math
+import random
+import threading
+from collections.abc import Callable, Collection, Generator
+from dataclasses import dataclass, field
+from time import monotonic
+
+from idem_grpc._core.checks import StatusCode, codes_of, seconds_of, whole_number
+from idem_grpc._core.durations import Duration, in_seconds
+from idem_grpc._core.outcome import Code
+from idem_grpc._core.problem import Reason
+
+JITTER = (0.8, 1.2)
+"""Each backoff is multiplied by a random number between these, as A6 has it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How much a channel may retry: the token bucket of A6, shared by its calls.
+
+    Every attempt that fails with a code to retry takes a token, and every call that
+    succeeds puts back ``ratio`` of one, also those that are never sent again; there is no
+    retry while no more than half of ``max_tokens`` are left. The defaults let a channel
+    make 50 retries in a row, and in the long run one for each ten calls that succeed.
+    """
+
+    max_tokens: float = 100
+    ratio: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("max_tokens", "ratio"):
+            _check_number("Budget", name, getattr(self, name))
+        if not (self.max_tokens > 0 and self.ratio > 0):
+            raise ValueError(f"{self}: both must be positive; Retry(budget=None) sets no limit")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retry:
+    """How calls that bear a key, or are marked idempotent, are sent again.
+
+    max_attempts: how often a call is sent at most; default 10. To be told IN_PROGRESS or
+        OUTCOME_PENDING does not count.
+    initial_backoff, max_backoff, multiplier: the nth retry is made after
+        initial_backoff x multiplier^(n-1), at most max_backoff, give or take a fifth;
+        default 100 ms, 5 s and 2. A longer pushback of the server is obeyed, and starts anew.
+    codes: all the status codes that are worth another attempt; default UNAVAILABLE alone.
+        Besides, RESOURCE_EXHAUSTED is one if the server says when to come back.
+    attempt_timeout: the deadline of a single attempt, which is the one that the server
+        sees; None (the default) for the call's own. A lost reply is then noticed early.
+        A call without a key has its own alone, unless it is marked idempotent.
+    budget: limits the retries of the channel; None for no limit.
+    max_request_bytes: a request stream is kept up to this size to be sent again; a call
+        whose stream is larger is not retried. Default 1 MiB.
+
+    Durations are timedeltas or seconds. The call's own deadline always wins. Raises
+    ValueError or TypeError for settings that make no sense.
+    """
+
+    max_attempts: int = 10
+    initial_backoff: Duration = 0.1
+    max_backoff: Duration = 5.0
+    multiplier: float = 2.0
+    codes: Collection[StatusCode | str] = (Code.UNAVAILABLE,)
+    attempt_timeout: Duration | None = None
+    budget: Budget | None = field(default_factory=Budget)
+    max_request_bytes: int = 1024 * 1024
+
+    def __post_init__(self) -> None:
+        whole_number("Retry", "max_attempts", self.max_attempts, smallest=1)
+        whole_number("Retry", "max_request_bytes", self.max_request_bytes, smallest=0)
+        initial, longest = (
+            seconds_of("Retry", name, getattr(self, name)) for name in ("initial_backoff", "max_backoff")
+        )
+        if initial > longest:
+            raise ValueError(
+                f"Retry(initial_backoff={self.initial_backoff!r}, max_backoff={self.max_backoff!r}):"
+                " the first must not be above the second"
+            )
+        _check_number("Retry", "multiplier", self.multiplier)
+        if not self.multiplier >= 1:
+            raise ValueError(f"Retry(multiplier={self.multiplier}): give 1 or more")
+        if self.attempt_timeout is not None:
+            seconds_of("Retry", "attempt_timeout", self.attempt_timeout)
+        if self.budget is not None and not isinstance(self.budget, Budget):
+            raise TypeError(f"Retry(budget={self.budget!r}): give a Budget, or None for no limit")
+        codes_of("Retry(codes=…)", self.codes)
+
+    def backoff(self, retry: int, uniform: Callable[[float, float], float] = random.uniform) -> float:
+        """Seconds before the nth retry in a row, counted from 1."""
+        try:
+            factor = float(self.multiplier) ** (retry - 1)
+        except OverflowError:
+            factor = math.inf
+        longest = in_seconds(self.max_backoff)
+        return min(in_seconds(self.initial_backoff) * factor, longest) * uniform(*JITTER)
+
+
+def _check_number(owner: str, name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{owner}({name}={value!r}): give a number")
+
+
+class Tokens:
+    """What is left of a channel's budget. For threads."""
+
+    def __init__(self, budget: Budget | None) -> None:
+        self._budget = budget
+        self._left = budget.max_tokens if budget is not None else 0.0
+        self._lock = threading.Lock()
+
+    def put_back(self) -> None:
+        """A call succeeded."""
+        if self._budget is not None:
+            with self._lock:
+                self._left = min(self._left + self._budget.ratio, self._budget.max_tokens)
+
+    def take(self) -> bool:
+        """An attempt failed: whether there may be another."""
+        if self._budget is None:
+            return True
+        with self._lock:
+            self._left = max(self._left - 1, 0.0)
+            return self._left > self._budget.max_tokens / 2
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """Send the call, with a deadline in ``timeout`` seconds, if any."""
+
+    timeout: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """Wait before the next attempt."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Renewal:
+    """Get another key for the next attempt, in ``timeout`` seconds, if any."""
+
+    timeout: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """How an attempt failed.
+
+    ``pushback`` is what the server said of when to come back, in seconds: negative if it
+    said not to, None if it said nothing. ``can_resend`` is False once the call cannot be
+    sent again, whatever the status: its stream is too large to keep, or was handed over.
+    ``of_run``: a run made this answer, so that a refusal in it is one that was passed on.
+    """
+
+    code: Code
+    reason: Reason | None = None
+    pushback: float | None = None
+    can_resend: bool = True
+    of_run: bool = False
+
+    @property
+    def refuses_token(self) -> bool:
+        """Whether the call was not run for want of a token that the server takes."""
+        return self.reason in (Reason.TOKEN_UNKNOWN, Reason.TOKEN_MISMATCH) and not self.of_run
+
+
+def attempts(
+    retry: Retry,
+    tokens: Tokens,
+    *,
+    timeout: float | None,
+    may_retry: bool,
+    may_renew: bool = False,
+    clock: Callable[[], float] = monotonic,
+    uniform: Callable[[float, float], float] = random.uniform,
+) -> Generator[Attempt | Backoff | Renewal, Failure | None, bool]:
+    """The attempts to make at one call. Is sent the Failure of each; None if it succeeded.
+
+    ``timeout`` is the call's own, in seconds; ``may_retry`` tells that the call bears a
+    key or is marked idempotent: others are for the budget to know of. ``may_renew``: another
+    key can be had, once, if the server does not know this one and no attempt with it can
+    have been run. What the last attempt came to is the end of the call.
+    Returns whether another one was called for, and only lacked what to send.
+    """
+    ends = None if timeout is None else clock() + timeout
+    attempt_timeout = None
+    if may_retry and retry.attempt_timeout is not None:
+        attempt_timeout = in_seconds(retry.attempt_timeout)
+    made = in_a_row = 0
+    while True:
+        left = None if ends is None else max(ends - clock(), 0.0)
+        is_cut_short = attempt_timeout is not None and (left is None or attempt_timeout < left)
+        failure = yield Attempt(attempt_timeout if is_cut_short else left)
+        if failure is None:
+            tokens.put_back()
+            return False
+        is_renewed = may_renew and failure.reason is Reason.TOKEN_UNKNOWN and not failure.of_run
+        may_renew = may_renew and failure.reason in _NOTHING_RAN
+        if not (is_renewed or _is_worth_it(failure, retry, is_cut_short)):
+            return False
+        if failure.reason not in _FREE:
+            made += 1
+            if not tokens.take() or made >= retry.max_attempts:
+                return False
+        if not may_retry or (failure.pushback is not None and failure.pushback < 0):
+            return False
+        if is_renewed:
+            left = None if ends is None else ends - clock()
+            if left is not None and left <= 0:
+                return False
+            if not failure.can_resend:
+                return True
+            yield Renewal(left)
+            continue
+        in_a_row += 1
+        wait = max(retry.backoff(in_a_row, uniform), failure.pushback or 0.0)
+        if failure.pushback is not None and failure.reason not in _FREE:
+            in_a_row = 0
+        if ends is not None and clock() + wait >= ends:
+            return False
+        if not failure.can_resend:
+            return True
+        yield Backoff(wait)
+
+
+_NOTHING_RAN = (Reason.STORE_UNAVAILABLE, Reason.OVERLOADED)
+
+_FREE = (Reason.IN_PROGRESS, Reason.OUTCOME_PENDING)
+"""The call itself is well, and its answer is on its way: neither an attempt nor a token is lost."""
+
+
+def _is_worth_it(failure: Failure, retry: Retry, is_cut_short: bool) -> bool:
+    if failure.reason is not None:
+        return failure.reason.retryable
+    if failure.code is Code.DEADLINE_EXCEEDED and is_cut_short:
+        return True
+    if failure.code is Code.RESOURCE_EXHAUSTED and failure.pushback is not None:
+        return True
+    return failure.code in codes_of("Retry(codes=…)", retry.codes)

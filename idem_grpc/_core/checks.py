@@ -1,0 +1,56 @@
+"""Checks of settings. Each raises TypeError or ValueError, naming the setting and what to give instead."""
+
+from collections.abc import Collection
+from datetime import timedelta
+from typing import Protocol
+
+from idem_grpc._core.durations import LONGEST, Duration, in_seconds, is_duration
+from idem_grpc._core.outcome import Code
+
+
+class StatusCode(Protocol):
+    """A member of ``grpc.StatusCode`` or of ``idem_grpc.Code``."""
+
+    @property
+    def name(self) -> str: ...
+
+
+def seconds_of(owner: str, name: str, duration: Duration, *, smallest: float = 0.001) -> float:
+    """The setting ``name`` of ``owner`` as seconds. Raises TypeError or ValueError, naming both."""
+    if not is_duration(duration):
+        raise TypeError(f"{owner}({name}={duration!r}): give a timedelta or a number of seconds")
+    seconds = duration.total_seconds() if isinstance(duration, timedelta) else duration
+    if not smallest <= seconds <= LONGEST:
+        raise ValueError(f"{owner}({name}={duration!r}): give between {smallest:g} s and ten years")
+    return in_seconds(duration)
+
+
+def rate_of(owner: str, name: str, rate: object) -> tuple[int, float]:
+    """The setting ``name`` of ``owner``, so many in so many seconds. Raises TypeError or ValueError."""
+    if not (isinstance(rate, tuple) and len(rate) == 2 and isinstance(rate[0], int)):
+        raise TypeError(f"{owner}({name}={rate!r}): give (number, seconds), as in (600, 900)")
+    whole_number(owner, name, rate[0], smallest=1)
+    return rate[0], seconds_of(owner, name, rate[1])
+
+
+def whole_number(owner: str, name: str, value: object, *, smallest: int) -> None:
+    """Check a setting that counts something. Raises TypeError or ValueError, naming owner and setting."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{owner}({name}={value!r}): give a whole number")
+    if value < smallest:
+        raise ValueError(f"{owner}({name}={value}): give {smallest} or more")
+
+
+def codes_of(setting: str, codes: Collection[StatusCode | str]) -> frozenset[Code]:
+    """Status codes, however given, for ``setting``. Raises TypeError or ValueError."""
+    if isinstance(codes, str):
+        raise TypeError(f"{setting}: give a collection of status codes, not one string ({codes!r})")
+    if not isinstance(codes, Collection):  # an iterator would be used up by this check
+        raise TypeError(f"{setting}: give a collection of status codes, such as [{codes}]")
+    names = [code if isinstance(code, str) else getattr(code, "name", repr(code)) for code in codes]
+    for name in names:
+        if name == "OK":
+            raise ValueError(f"{setting}: OK is no error, and is dealt with anyway: leave it out")
+        if name not in Code.__members__:
+            raise ValueError(f"{setting}: {name} is not a status code: give members of grpc.StatusCode")
+    return frozenset(Code[name] for name in names)

@@ -1,0 +1,287 @@
+"""Telling whether two requests under one key are the same request."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from threading import Lock
+from typing import Any, Self
+
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.message import DecodeError, Message
+from google.protobuf.message_factory import GetMessageClass
+from idem_grpc_pb.v1 import fingerprint_pb2
+
+from idem_grpc._core.digest import LONGEST, Digest
+from idem_grpc._core.messages import message_of, no_message
+
+ANY = "google.protobuf.Any"
+_MOST_LEVELS = 100
+"""How deep messages and Anys are followed, as in protobuf's own parsers, which begin to count
+anew in each Any. What is deeper stays as it was sent."""
+
+_FREE, _MOST_TIMES = 1 << 20, 8
+"""An Any in an Any is parsed once for each level. So much may be parsed in all: this many bytes,
+and so many times the size of the message. A message that needs more keeps its Anys as sent."""
+
+_REMEMBERED = 4096
+
+
+def canonical(message: Message) -> bytes:
+    """The canonical bytes of ``message``, which stays as it is."""
+    plain = message.SerializePartialToString(deterministic=True)
+    if not _may_hold_any(message.DESCRIPTOR):
+        return plain
+    copy = type(message)()
+    copy.CopyFrom(message)
+    try:
+        _Unpacking(_FREE + _MOST_TIMES * len(plain)).settle(copy, 1)
+    except _TooMuch:
+        return plain
+    return copy.SerializePartialToString(deterministic=True)
+
+
+class _TooMuch(Exception):
+    pass
+
+
+class _Unpacking:
+    """Serializes Anys again. ``left``: how many bytes may be parsed for that."""
+
+    def __init__(self, left: int) -> None:
+        self._left = left
+
+    def settle(self, message: Message, level: int) -> None:
+        """Make the content of all Anys in ``message`` canonical."""
+        if level > _MOST_LEVELS:
+            return
+        if message.DESCRIPTOR.full_name == ANY:
+            self._settle_any(message, level)
+            return
+        for child in _children(message):
+            self.settle(child, level + 1)
+
+    def _settle_any(self, message: Message, level: int) -> None:
+        name: str = message.type_url.rpartition("/")[2]  # type: ignore[attr-defined]  # an Any of any pool
+        value: bytes = message.value  # type: ignore[attr-defined]  # an Any of any pool
+        try:
+            kind = message.DESCRIPTOR.file.pool.FindMessageTypeByName(name)
+        except KeyError:
+            return
+        self._left -= len(value)
+        if self._left < 0:
+            raise _TooMuch
+        try:
+            content: Message = GetMessageClass(kind).FromString(value)  # type: ignore[arg-type]  # of either runtime
+        except DecodeError:
+            return
+        if _may_hold_any(kind):
+            self.settle(content, level + 1)
+        message.value = content.SerializePartialToString(deterministic=True)  # type: ignore[attr-defined]  # an Any of any pool
+
+
+def _children(message: Message) -> Iterator[Message]:
+    """The messages right inside ``message`` that may hold an Any."""
+    for field in _fields_to_any(message.DESCRIPTOR):
+        yield from _messages(message, field, getattr(message, field.name))
+    if message.DESCRIPTOR.is_extendable:
+        for field, value in message.ListFields():
+            if field.is_extension and field.message_type is not None and _may_hold_any(field.message_type):
+                yield from _messages(message, field, value)
+
+
+def _messages(message: Message, field: FieldDescriptor, value: Any) -> Iterator[Message]:
+    if isinstance(value, Message):
+        if field.is_extension or message.HasField(field.name):
+            yield value
+    else:
+        yield from value.values() if isinstance(value, Mapping) else value
+
+
+@lru_cache(_REMEMBERED)
+def _fields_to_any(descriptor: Descriptor) -> tuple[FieldDescriptor, ...]:
+    """The fields of a message type whose values may hold an Any."""
+    inside = ((field, _type_in(field)) for field in descriptor.fields)
+    return tuple(field for field, kind in inside if kind is not None and _may_hold_any(kind))
+
+
+@lru_cache(_REMEMBERED)
+def _may_hold_any(root: Descriptor) -> bool:
+    """Whether an Any may stand in a message of this type, or in an extension of one inside."""
+    seen: set[str] = set()
+    left = [root]
+    while left:
+        descriptor = left.pop()
+        if descriptor.full_name == ANY or descriptor.is_extendable:
+            return True
+        if descriptor.full_name not in seen:
+            seen.add(descriptor.full_name)
+            left += [kind for kind in map(_type_in, descriptor.fields) if kind is not None]
+    return False
+
+
+def _type_in(field: FieldDescriptor) -> Descriptor | None:
+    """The message type of a field, or of the values of a map."""
+    kind = field.message_type
+    if kind is not None and kind.GetOptions().map_entry:
+        return kind.fields_by_name["value"].message_type
+    return kind
+
+
+@dataclass(slots=True, unsafe_hash=True)
+class Fingerprint:
+    """Two digests of one request; fingerprint.proto says what each field means."""
+
+    raw: bytes
+    canonical: bytes = b""
+    messages: int = 0
+    size: int = 0
+    whole: bool = False
+
+    def matches(self, other: "Fingerprint") -> bool:
+        """Whether both stand for the same request: either digest may show it."""
+        return self.raw == other.raw or (self.canonical != b"" and self.canonical == other.canonical)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is that of a single message, as this release makes it."""
+        return len(self.raw) == len(self.canonical) == 16 and not (self.messages or self.size or self.whole)
+
+    def to_bytes(self) -> bytes:
+        """Serialized as protobuf does."""
+        return self.to_message().SerializeToString(deterministic=True)
+
+    def to_message(self) -> fingerprint_pb2.Fingerprint:
+        return fingerprint_pb2.Fingerprint(
+            raw=self.raw, canonical=self.canonical, messages=self.messages, bytes=self.size, whole=self.whole
+        )
+
+    @classmethod
+    def from_message(cls, message: fingerprint_pb2.Fingerprint) -> Self:
+        """Raises ValueError for what is no digest."""
+        raw, canonical = message.raw, message.canonical
+        if not raw or len(raw) > LONGEST or len(canonical) > LONGEST:
+            raise ValueError("no digest of a request")
+        return cls(raw, canonical, message.messages, message.bytes, message.whole)
+
+
+class Fingerprinting:
+    """Makes the fingerprints of single requests to ``method``, "/pkg.Service/Method".
+
+    The canonical digest leaves out the fields named by ``ignore`` (dotted paths); it is taken only of
+    protobuf messages and of what wraps them. Deterministic serialization differs between schema versions
+    and languages, hence two digests of which either may match.
+    """
+
+    __slots__ = ("_canonical", "_ignore", "_raw")
+
+    def __init__(self, method: str, ignore: Sequence[str] = ()) -> None:
+        self._raw = Digest("raw", method.encode())
+        self._canonical = Digest("canonical", method.encode())
+        self._ignore = ignore
+
+    def raw(self, raw: bytes) -> bytes:
+        """The digest of a request's bytes as received."""
+        return self._raw.over(raw)
+
+    def of(self, raw: bytes, request: object) -> Fingerprint:
+        """Both digests of a request: of its bytes as received, and of what they were parsed into.
+
+        Raises ValueError if there are fields to ignore, and none can be read.
+        """
+        canonical = _canonical(request, self._ignore)
+        return Fingerprint(self._raw.over(raw), b"" if canonical is None else self._canonical.over(canonical))
+
+
+def fingerprint(method: str, raw: bytes, request: object, ignore: Sequence[str] = ()) -> Fingerprint:
+    """The two digests of one request; see Fingerprinting."""
+    return Fingerprinting(method, ignore).of(raw, request)
+
+
+class StreamFingerprint:
+    """The same for a request stream, rolled on with each message that is read.
+
+    A handler may read on one thread and answer on another, and each answer asks how far the
+    other has read.
+    """
+
+    def __init__(self, method: str, ignore: Sequence[str] = ()) -> None:
+        self._lock = Lock()
+        self._ignore = ignore
+        self._raw = Digest("raw stream", method.encode())
+        self._canonical: Digest | None = Digest("canonical stream", method.encode())
+        self._messages = 0
+        self._size = 0
+
+    def add(self, raw: bytes, request: object) -> None:
+        """Take in the next message: its bytes and what they were parsed into."""
+        canonical = _canonical(request, self._ignore)
+        with self._lock:
+            self._messages += 1
+            self._size += len(raw)
+            self._raw.add(raw)
+            if canonical is None:
+                self._canonical = None
+            elif self._canonical is not None:
+                self._canonical.add(canonical)
+
+    def so_far(self, *, whole: bool = False) -> Fingerprint:
+        """The fingerprint of the messages taken in; ``whole`` if there are no more."""
+        with self._lock:
+            canonical = b"" if self._canonical is None else self._canonical.so_far()
+            return Fingerprint(self._raw.so_far(), canonical, self._messages, self._size, whole)
+
+
+def check_ignored(descriptor: Descriptor, ignore: Sequence[str]) -> None:
+    """Raise ValueError if a path of ``ignore`` names no field of the message type."""
+    for path in ignore:
+        at: Descriptor | None = descriptor
+        for name in path.split("."):
+            field = at.fields_by_name.get(name) if at is not None else None
+            if field is None and at is not None and at.full_name == ANY:
+                raise ValueError(
+                    f"Policy(ignore=…): {path!r} leads into a {ANY}, whose type is known only when a"
+                    " request comes: ignore all of it, or nothing"
+                )
+            if field is None:
+                raise ValueError(f"Policy(ignore=…): {descriptor.full_name} has no field {path!r}")
+            at = field.message_type
+            if at is not None and at.GetOptions().map_entry:
+                at = at.fields_by_name["value"].message_type
+
+
+_check_once = lru_cache(check_ignored)  # for methods of which nothing is known before their first call
+
+
+def _canonical(request: object, ignore: Sequence[str]) -> bytes | None:
+    message = request if isinstance(request, Message) else message_of(request)
+    if message is None:
+        if ignore:
+            raise ValueError(
+                f"Policy(ignore={list(ignore)}): {no_message(request)}: ignore nothing, or import the"
+                " generated module of the service"
+            )
+        return None
+    return canonical(_without(message, ignore) if ignore else message)
+
+
+def _without(request: Message, paths: Sequence[str]) -> Message:
+    _check_once(request.DESCRIPTOR, tuple(paths))
+    copy = type(request)()
+    copy.CopyFrom(request)
+    for path in paths:
+        _clear(copy, path.split("."))
+    return copy
+
+
+def _clear(message: Message, path: list[str]) -> None:
+    name, *rest = path
+    if not rest:
+        message.ClearField(name)
+        return
+    value = getattr(message, name)
+    if isinstance(value, Message):
+        children: Iterable[Message] = [value] if message.HasField(name) else []
+    else:
+        children = value.values() if isinstance(value, Mapping) else value
+    for child in children:
+        _clear(child, rest)

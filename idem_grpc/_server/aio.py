@@ -1,0 +1,134 @@
+"""The interceptor for asyncio servers, ``grpc.aio.server``."""
+
+import asyncio
+import weakref
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
+from concurrent.futures import Executor
+from contextlib import aclosing, suppress
+from functools import partial
+from typing import Any
+
+import grpc
+from google.protobuf.descriptor import ServiceDescriptor
+
+from idem_grpc._core.durations import Duration, in_seconds
+from idem_grpc._core.policy import Policy
+from idem_grpc._core.reporter import Reporter
+from idem_grpc._core.scope import Scope
+from idem_grpc._server.admission import TOKEN_SERVICE, check_executor, check_watch, with_details
+from idem_grpc._server.aio_call import AioCall
+from idem_grpc._server.aio_handlers import Threads
+from idem_grpc._server.handlers import Handler, RawHandler, refusing
+from idem_grpc._server.protection import Protection
+from idem_grpc.stores._protocol import AsyncStore, OnLoop
+
+
+class ServerInterceptor(grpc.aio.ServerInterceptor):
+    """As ``idem_grpc.ServerInterceptor``, for a ``grpc.aio.server``. A ``grpc.server`` that is given
+    this one refuses every call, with MISCONFIGURED.
+
+    ``store`` is one of ``idem_grpc.aio.open_store``. Handlers may be coroutines, or plain
+    functions, which run on a thread. A duplicate that waits costs no thread, so
+    ``max_waiters`` is 1000 by default.
+
+    max_detached: as there. Set it where ``maximum_concurrent_rpcs`` is set, to which a call does not
+        count whose caller has left, while its handler goes on. Default 1000.
+    cache_bytes: as there.
+    executor: runs plain functions, one thread for each while it lasts. Give it the server's own
+        ``migration_thread_pool``, which an interceptor cannot see. It stays yours to shut down, after
+        ``drain``. Default: up to 128 threads of the interceptor's own, which end with ``drain``.
+    """
+
+    def __init__(
+        self,
+        store: AsyncStore,
+        *,
+        scope: Scope,
+        services: Iterable[str | ServiceDescriptor] = (),
+        policies: Mapping[str, Policy] = {},
+        default: Policy = Policy(),  # noqa: B008 -- it is frozen
+        max_waiters: int = 1000,
+        max_detached: int = 1000,
+        cache_bytes: int = 8 * 1024 * 1024,
+        executor: Executor | None = None,
+        reporter: Reporter | None = None,
+    ) -> None:
+        if not isinstance(store, AsyncStore):
+            raise TypeError(f"store={store!r}: give a store of idem_grpc.aio.open_store")
+        check_watch(max_waiters, max_detached, cache_bytes, reporter)
+        check_executor(executor)
+        self.store = store
+        self._on_loop = store.blocking if isinstance(store.blocking, OnLoop) else None
+        self._threads = Threads(executor)
+        self.protection = Protection(
+            store.blocking,
+            scope=scope,
+            services=services,
+            policies=policies,
+            default=default,
+            max_waiters=max_waiters,
+            max_detached=max_detached,
+            cache_bytes=cache_bytes,
+            reporter=reporter,
+        )
+
+    async def drain(self, timeout: Duration | None = None) -> int:
+        """As ``idem_grpc.ServerInterceptor.drain``."""
+        runs = self.protection.runs
+        await asyncio.sleep(0)  # a flow whose task is made, but has not begun, begins now
+        with suppress(TimeoutError):
+            async with asyncio.timeout(None if timeout is None else in_seconds(timeout)):
+                while runs.left():
+                    await asyncio.wrap_future(runs.over())
+        if (left := runs.left()) == 0:
+            self._threads.close()
+        return left
+
+    def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Coroutine[Any, Any, Handler | None]:
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:  # grpc.server takes anything for an interceptor, and asks nothing of it before
+            refused: Any = refusing(continuation(handler_call_details), handler_call_details.method)
+            return refused  # type: ignore[no-any-return]  # a handler, as is wanted there
+        return self._intercept(continuation, handler_call_details)
+
+    async def _intercept(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler | None:
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        if handler_call_details.method.startswith(TOKEN_SERVICE):
+            handler = with_details(handler, handler_call_details)
+        planned = self.protection.plan(handler_call_details, handler)
+        if planned is None:
+            return handler
+        method, metadata, given, refused = planned
+        if self._on_loop is not None:
+            self._on_loop.use_running_loop()
+        # Weakly: an interceptor outside may have made a task for this, which has what is returned here.
+        rpc = weakref.ref(asyncio.current_task()) if method.streams_responses else None
+        arrived = partial(AioCall, self.protection, method, metadata, given, self.store, self._threads, rpc)
+
+        # grpc's context has the exception of an abort, and that has these frames: so they may have neither
+        # the context nor the stream of requests, which has it.
+
+        async def response(request: Any, context: Any) -> Any:
+            call, body = arrived(context), None if method.streams_requests else request
+            del request, context
+            return await call.response(body, refused)
+
+        async def responses(request: Any, context: Any) -> AsyncIterator[Any]:
+            call, body = arrived(context), None if method.streams_requests else request
+            del request, context
+            async with aclosing(call.responses(body, refused)) as messages:
+                async for message in messages:
+                    yield message
+
+        return RawHandler(handler, responses if method.streams_responses else response)

@@ -1,0 +1,549 @@
+"""One call to an asyncio server, from its arrival to its end.
+
+The first swap runs in the RPC's own coroutine, and so does all of a replay. grpc cancels that coroutine
+when the caller goes away, so the rest of any other flow runs in a task of its own. Should that be cancelled
+too, as at the end of the event loop, each of its steps comes to an end that the flow can go on from.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextvars import copy_context
+from functools import partial
+from typing import Any
+from weakref import WeakMethod
+
+from idem_grpc._core import execution
+from idem_grpc._core.clock import elapsed
+from idem_grpc._core.execution import Run, adopt
+from idem_grpc._core.flow import flow
+from idem_grpc._core.outcome import Code, Metadata, Outcome
+from idem_grpc._core.policy import OnCancel
+from idem_grpc._core.steps import (
+    Compare,
+    Compared,
+    Ended,
+    Event,
+    Execute,
+    Full,
+    Outage,
+    Reply,
+    Step,
+    Steps,
+    TakeOver,
+    TooLate,
+    Wait,
+    Waited,
+)
+from idem_grpc._core.swap import Held, Swap, Swapped, renewal
+from idem_grpc._server.admission import Method, Refused
+from idem_grpc._server.aio_handlers import Pipe, Threads, serve
+from idem_grpc._server.call import ServedCall, unless_claimable
+from idem_grpc._server.contexts import AioContext
+from idem_grpc._server.handlers import body_of, serialized
+from idem_grpc._server.keeper import NotStarted
+from idem_grpc._server.protection import Protection, cut_off
+from idem_grpc._server.recording import CallerGone, Recording, disable_compression
+from idem_grpc._server.replies import GRPC_CODES, Part, opening
+from idem_grpc._server.streams import Incoming, compare
+from idem_grpc.stores._protocol import AsyncStore
+
+logger = logging.getLogger("idem_grpc")
+
+
+class AioCall(ServedCall):
+    """One keyed call to an asyncio server.
+
+    ``rpc`` gives the task in which it was intercepted, if its method streams responses.
+    """
+
+    __slots__ = (
+        *("__weakref__", "_broke", "_done", "_ended", "_handling", "_outcome", "_pipe", "_reading", "_rpc"),
+        *("_stop_by", "_store", "_task", "_threads", "_wake"),
+    )
+
+    _done: asyncio.Future[None]
+
+    def __init__(
+        self,
+        protection: Protection,
+        method: Method,
+        metadata: Metadata,
+        given: list[str | bytes],
+        store: AsyncStore,
+        threads: Threads,
+        rpc: Callable[[], asyncio.Task[Any] | None] | None,
+        context: Any,
+    ) -> None:
+        super().__init__(protection, method, metadata, given, context)
+        self._store, self._threads, self._rpc = store, threads, rpc
+        self._broke: BaseException | None = None
+        self._ended: Ended | None = None
+        self._handling: asyncio.Task[Any] | None = None
+        self._outcome: Outcome | None = None
+        self._reading: asyncio.Task[None] | None = None
+        self._stop_by: BaseException | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._wake: asyncio.Event | None = None
+        self._pipe = Pipe() if method.streams_requests or method.streams_responses else None
+
+    async def response(self, request: Any, refused: Reply | None) -> Any:
+        """Serve a method with one response. ``request`` is its message, if that is no stream."""
+        try:
+            outcome = await self._reply(request) if refused is None else self.answer(refused)
+            if outcome is None:
+                await self._done
+                outcome = self._result()
+            await self._end(outcome)
+            return self.wrap(outcome.messages[0] if outcome.messages else b"")
+        finally:
+            await self._stop()
+
+    async def responses(self, request: Any, refused: Reply | None) -> AsyncGenerator[Any, None]:
+        """Serve a method with a stream of responses: a generator, as those outside of ours want one."""
+        sent = 0
+        try:
+            if refused is None:
+                self._watch()
+                outcome = await self._reply(request)
+            else:
+                outcome = self.answer(refused)
+            if outcome is None:
+                pipe = self._pipe
+                assert pipe is not None
+                while (item := await pipe.take()) is not None:
+                    part, written = item
+                    if part.variables is not None:
+                        adopt(part.variables)
+                    await self._open(part.opening)
+                    if part.plain:
+                        disable_compression(self.context)
+                    yield self.wrap(part.message)
+                    sent += 1
+                    pipe.written(written)
+                outcome = self._result()
+            for message in outcome.messages[sent:]:
+                await self._open(self.opening)
+                yield self.wrap(message)
+            await self._end(outcome)
+        finally:
+            await self._stop()
+
+    # In the coroutine of the RPC.
+
+    async def _reply(self, request: Any) -> Outcome | None:
+        """What to answer, once the store knows it; None if a task is still to find that out."""
+        raw = None
+        if not self.method.streams_requests:
+            raw, self.wrap = body_of(request)
+        try:
+            kept = self.admit(raw)
+        except Refused as refused:
+            kept = Reply(refused.answer)
+        if kept is not None:
+            return self.answer(kept)
+        self.protection.runs.start(self)
+        steps = flow(self)
+        step = steps.send(None)
+        assert isinstance(step, Swap), "a flow begins with its first claim"
+        try:
+            event: Event = await self._swap(step)
+        except asyncio.CancelledError:  # the caller left; what came of the swap shows when it is sent again
+            self._go_on(steps, step)
+            raise
+        except GeneratorExit:
+            self._cut_short(steps, cut_off(step))
+            raise
+        except (KeyboardInterrupt, SystemExit) as stop:
+            self._stop_by = stop
+            event = cut_off(step)
+        try:
+            step = steps.send(event)
+            if isinstance(step, Reply):
+                return self._replies(steps, step)
+        except BaseException as error:
+            self._breaks(error)
+            raise
+        self._go_on(steps, step)
+        return None
+
+    def _go_on(self, steps: Steps, step: Step) -> None:
+        """Do the rest of a flow in a task of its own, which the end of the RPC does not end."""
+        if self.method.streams_responses:  # the end of the RPC may be noticed when it is too late to ask
+            self.facts_of(self.context).freeze()
+        else:
+            self._done = asyncio.get_running_loop().create_future()
+        if self.method.streams_requests:
+            assert self._pipe is not None
+            self._reading = asyncio.create_task(self._pipe.pump(self.context))
+        task = asyncio.create_task(self._drive(steps, step))
+        if not self.is_over:  # as an eager task may be
+            self._task = task
+
+    def _result(self) -> Outcome:
+        """What the task has found to answer."""
+        if self._broke is not None:
+            raise self._broke
+        if self.variables is not None:
+            adopt(self.variables)
+        assert self._outcome is not None
+        return self._outcome
+
+    def _watch(self) -> None:
+        """Have the end of the RPC noticed: a generator that is left while it yields may not see it."""
+        rpc = None if self._rpc is None else self._rpc()
+        if rpc is not None and rpc is asyncio.current_task():
+            rpc.add_done_callback(lambda _: self._leave())
+            return
+        leave = WeakMethod(self._leave)  # grpc never lets go of its callbacks
+
+        def left(_: Any) -> None:
+            if (alive := leave()) is not None:
+                alive()
+
+        self.context.add_done_callback(left)
+
+    async def _open(self, initial_metadata: Metadata) -> None:
+        if not self.is_opened:
+            self.is_opened = True
+            if self.recorded is not None:
+                self.recorded.compress()
+            await self.context.send_initial_metadata(initial_metadata)
+
+    async def _end(self, outcome: Outcome) -> None:
+        """Send the status of an answer, by the methods that interceptors outside look at."""
+        if self._stop_by is not None:  # and there is none: it is raised instead
+            return
+        recorded, context = self.recorded, self.context
+        if recorded is not None and recorded.is_plain:
+            recorded = None
+        if outcome.initial_metadata:
+            await self._open(outcome.initial_metadata)
+        elif recorded is not None and not self.is_opened:
+            recorded.compress()
+        if recorded is not None and recorded.take_plain():
+            disable_compression(context)
+        context.set_trailing_metadata(outcome.trailing_metadata)
+        if recorded is not None:
+            recorded.raise_failure()
+        if outcome.code is not Code.OK:
+            # grpc keeps the exception, whose frames have us: so we may not have grpc's context by then.
+            self._settle_facts()
+            self.context = self.recorded = recorded = None
+            try:
+                await context.abort(GRPC_CODES[outcome.code], outcome.details)
+            finally:
+                del context
+        if outcome.details:
+            context.set_details(outcome.details)
+
+    async def _stop(self) -> None:
+        """The coroutine of the RPC is over: after that, its context must not be asked for anything."""
+        self._leave()
+        self._settle_facts()
+        if self.is_over:
+            if self.recorded is not None:
+                self.recorded.log_failure()
+            self.recorded = self.request = self.variables = self._task = None
+        self.context = None
+        reading, self._reading = self._reading, None
+        try:
+            if reading is not None:
+                await asyncio.gather(reading, return_exceptions=True)
+        finally:
+            if self._stop_by is not None:
+                self._raise_stop()
+
+    def _settle_facts(self) -> None:
+        """Ask now what those who hold the handler's context may still want to know of the caller."""
+        if self.context is None:
+            return
+        if self.recorded is not None and (self.recorded.is_held or not self.is_over):
+            self.facts_of(self.context).freeze()
+        elif self._facts is not None:
+            self._facts.close()
+
+    def _raise_stop(self) -> None:
+        """Raise what is to end the process, once, if the handler raised it and the run is over."""
+        stop = self._stop_by
+        if stop is None or not self.is_over:
+            return
+        self._stop_by = None
+        try:
+            raise stop
+        finally:
+            del stop  # which has this frame, and would keep it
+
+    def _leave(self) -> None:
+        """The RPC is over: nothing more is waited for on its account."""
+        self.is_gone = True
+        if self._pipe is not None:
+            self._pipe.leave()
+        if self._reading is not None:
+            self._reading.cancel()
+        if self.is_over:
+            return
+        if self._wake is not None:
+            self._wake.set()
+        if self.owner:
+            self.detach()
+        if self.recorded is not None and self.recorded.caller_left():
+            self._cancel_handler()
+
+    def _cancel_handler(self) -> None:
+        """Once: what it awaits after that, to end in good order, is its own affair."""
+        handling, self._handling = self._handling, None
+        if handling is not None:
+            handling.cancel()
+
+    # In the task of the flow.
+
+    async def _drive(self, steps: Steps, step: Step) -> None:
+        try:
+            while not isinstance(step, Reply):
+                if self._stop_by is not None and isinstance(step, Execute):
+                    step = steps.send(cut_off(step))
+                    continue
+                try:
+                    event = await self._perform(step)
+                except (KeyboardInterrupt, SystemExit) as stop:
+                    self._stop_by = stop
+                    event = cut_off(step)
+                except GeneratorExit:  # the event loop drops this coroutine, which may wait for nothing more
+                    if not isinstance(step, Execute) or self._ended is not None:
+                        self._cut_short(steps, self._ended or cut_off(step))
+                    raise
+                step = steps.send(event)
+            self._outcome = self._replies(steps, step)
+        except BaseException as error:
+            self._breaks(error)
+            raise
+        finally:
+            self._task = None
+            if self._pipe is not None:
+                self._pipe.close()
+            if not self.method.streams_responses and not self._done.done():
+                self._done.set_result(None)
+        if self.is_gone:
+            if self.recorded is not None:
+                self.recorded.log_failure()
+            self.recorded = self.request = self.variables = None
+            if self._stop_by is not None and (task := asyncio.current_task()) is not None:
+                task.add_done_callback(asyncio.Task.exception)  # the loop gets it, and nobody awaits it
+            self._raise_stop()
+
+    def _replies(self, steps: Steps, reply: Reply) -> Outcome:
+        outcome = self.answer(reply)
+        self.protection.finish(steps, self)
+        self.ends(reply)
+        return outcome
+
+    def _cut_short(self, steps: Steps, event: Event) -> None:
+        """Bring a flow to its reply without waiting for anything."""
+        step = steps.send(event)
+        while not isinstance(step, Reply):
+            step = steps.send(cut_off(step))
+        self._replies(steps, step)
+
+    def _breaks(self, error: BaseException) -> None:
+        if not self.is_over:
+            self._broke = error
+            self.protection.runs.end(self)
+            self.ends(None)
+
+    async def _perform(self, step: Step) -> Event:
+        if isinstance(step, Swap):
+            try:
+                return await self._swap(step)
+            except asyncio.CancelledError:
+                return Outage()
+        if isinstance(step, Execute):
+            return await self._execute(step)
+        if isinstance(step, Wait):
+            return await self._wait(step)
+        if isinstance(step, TakeOver):
+            return await self._take_over(step)
+        assert isinstance(step, Compare), "a flow pauses only after its reply"
+        return await self._compare(step)
+
+    async def _swap(self, swap: Swap) -> Swapped | Held | Outage | Full:
+        sent, no_room = swap, None
+        if not self.has_run:
+            if self.is_gone:
+                self.detach()
+            if not self.has_claim and (no_room := self.protection.no_room()) is not None:
+                sent = renewal(swap)
+        began = elapsed()
+        seen = await self.protection.availability.attempt_async(self._store, sent, began)
+        heard = self.heard(sent, seen, began)
+        return heard if no_room is None else unless_claimable(swap, heard, no_room)
+
+    async def _wait(self, wait: Wait) -> Waited:
+        run = self.protection.runs.find(wait.owner)
+        if run is not None:
+            return await self._wait_here(run)
+        if self.is_gone or self.may_wait() == 0:
+            return Waited(more=False)
+        await self._sleep(self.until_poll(wait))
+        return Waited()
+
+    async def _take_over(self, takeover: TakeOver) -> Waited:
+        run = self.protection.runs.find(takeover.owner)
+        if run is not None:
+            return await self._wait_here(run)
+        return Waited(hold=self.protection.availability.hold(takeover.lease))
+
+    async def _wait_here(self, run: Run) -> Waited:
+        """Wait for the reply of a run of this process."""
+        if self.is_gone or self.may_wait() == 0:
+            return Waited(more=False)
+        wake = partial(asyncio.get_running_loop().call_soon_threadsafe, self._woken().set)
+        run.join(wake)
+        await self._sleep(self.may_wait())
+        run.leave(wake)
+        return Waited(run.reply, more=False)
+
+    def _woken(self) -> asyncio.Event:
+        """Set once the caller is gone, and by what is waited for."""
+        event = self._wake
+        if event is None:
+            event = self._wake = asyncio.Event()
+        if self.is_gone:
+            event.set()
+        return event
+
+    async def _sleep(self, seconds: float) -> None:
+        self.waits = True
+        try:
+            await asyncio.wait_for(self._woken().wait(), seconds)
+        except TimeoutError:
+            pass
+        except asyncio.CancelledError:
+            self._leave()
+        finally:
+            self.waits, self._wake = False, None
+
+    async def _execute(self, execute: Execute) -> Ended | TooLate:
+        lease = self.starts_under(execute)
+        recording = self.recorded = Recording(self, in_aio=True)
+        keeper = self.protection.keeper
+        keeper.hold(lease)
+        token = execution.enter(self)
+        try:
+            ended = await self._handle(recording)
+            recording.run_callbacks()
+        except NotStarted:
+            return self.too_late()
+        except GeneratorExit:
+            self.has_run = True
+            raise
+        except (Exception, KeyboardInterrupt, SystemExit) as error:  # and not the handler's own
+            if not isinstance(error, Exception):
+                self._stop_by = error
+            ended = recording.raised(error)
+        finally:
+            execution.leave(token)
+            keeper.let_go(lease)
+        self.has_run = True
+        lease.outcome_bytes = ended.outcome.size
+        return ended
+
+    async def _handle(self, recording: Recording) -> Ended:
+        is_async = self.method.is_async
+        try:
+            serving: Awaitable[Any] = self._serve(recording)
+            if is_async and self.rules.on_cancel is OnCancel.CANCEL:
+                serving = handling = asyncio.ensure_future(serving)
+                self._handling = None if handling.done() else handling  # as an eager task may be
+                del handling
+                if self.is_gone:  # since before there was a handler to cancel
+                    self._cancel_handler()
+            return recording.returned(await serving)
+        except NotStarted:
+            raise
+        except BaseException as error:
+            if isinstance(error, GeneratorExit) and not is_async:
+                raise  # the event loop drops this coroutine; the handler runs on a thread, and goes on
+            self._ended = recording.raised(self._stop_by or error)
+            return self._ended
+        finally:
+            del serving  # a task has its exception, and that has this frame
+
+    def _start(self) -> None:
+        """Called right before the handler, on its thread. Raises NotStarted if it must not start."""
+        if self.lease is None or not self.lease.may_start:
+            raise NotStarted
+
+    async def _serve(self, recording: Recording) -> Any:
+        """Call the handler. Returns its one response.
+
+        Where the request stream breaks off, whoever reads is told by CallerGone; a handler whose
+        other task that is, is cancelled, as grpc does, lest it wait for what that will not send.
+        """
+        method, incoming, pipe = self.method, recording.incoming, self._pipe
+        if method.is_async:
+            self._handling = asyncio.current_task()
+
+        async def send(response: Any) -> None:
+            message = serialized(method.serialize, response)
+            recording.sends(message)
+            self.has_streamed = True
+            ahead = opening(recording.initial_metadata, self.announced_run)
+            variables = copy_context() if self._handling is asyncio.current_task() else None
+            assert pipe is not None
+            await pipe.write(Part(message, ahead, recording.take_plain(), variables))
+
+        async def receive(end: object) -> Any:
+            recording.raise_if_over()
+            try:
+                raw = None if incoming is None or pipe is None else await self._read(pipe, incoming)
+            except CallerGone:
+                if self._handling is not asyncio.current_task():
+                    self._cancel_handler()
+                raise
+            return end if incoming is None or raw is None else incoming.take(raw)
+
+        try:
+            if method.is_async and pipe is None:
+                self._start()
+                return await method.behavior(
+                    self.request, recording.handed_out(AioContext(recording, None, None))
+                )
+            return await serve(method, self.request, recording, self._threads, self._start, send, receive)
+        except (KeyboardInterrupt, SystemExit) as stop:  # which, from a task, would end the loop at once
+            self._stop_by = stop
+            raise _Stopped from None
+        finally:
+            self._handling = None
+            self.variables = copy_context()
+
+    async def _read(self, pipe: Pipe, incoming: Incoming) -> bytes | None:
+        """The next message of the request stream; None at its end. Raises CallerGone where it is cut."""
+        message = await pipe.read(incoming)
+        if message is None:
+            return None
+        raw, self.wrap = body_of(message)
+        return bytes(raw)
+
+    async def _compare(self, wanted: Compare) -> Compared:
+        incoming, pipe = Incoming(self.method), self._pipe
+        assert pipe is not None
+        comparing = compare(incoming, wanted, has_turns=self.method.streams_responses)
+        ahead = opening(wanted.outcome.initial_metadata, wanted.run)
+        try:
+            async with asyncio.timeout(self.rules.max_run):
+                response = next(comparing)
+                while True:
+                    if response is None:
+                        response = comparing.send(await self._read(pipe, incoming))
+                    else:
+                        await pipe.write(Part(response, ahead))
+                        response = comparing.send(None)
+        except StopIteration as end:
+            return Compared(end.value)
+        except (CallerGone, Refused, TimeoutError, asyncio.CancelledError):
+            return Compared(same=False)
+
+
+class _Stopped(Exception):
+    """Stands for an exception that is to end the process, until the store knows how the run ended."""

@@ -1,0 +1,237 @@
+"""The styles in which a handler of an asyncio server may be written, and how each is called."""
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterator, Callable, Coroutine
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import aclosing
+from contextvars import copy_context
+from functools import partial
+from typing import Any, TypeVar
+
+import grpc
+
+from idem_grpc._server.admission import Method
+from idem_grpc._server.contexts import AioContext, ThreadContext
+from idem_grpc._server.handlers import close
+from idem_grpc._server.recording import CallerGone, Recording
+from idem_grpc._server.replies import Part
+from idem_grpc._server.streams import EOF_HOLD, Incoming
+
+T = TypeVar("T")
+
+MAX_THREADS = 128
+"""The most threads of an interceptor that is given no executor. They are made as they are needed."""
+
+
+class Threads:
+    """Runs functions on ``executor``, or on threads of its own.
+
+    Never on those of the event loop's default executor: name lookups run there, without which
+    a store cannot be reached.
+    """
+
+    def __init__(self, executor: Executor | None) -> None:
+        self._given = executor
+        self._own: ThreadPoolExecutor | None = None
+
+    def run(self, function: Callable[[], T]) -> "asyncio.Future[T]":
+        """Run a function in a copy of this context. Raises RuntimeError if the executor is shut down.
+
+        The future is no task: the end of the event loop does not cancel it.
+        """
+        executor = self._given
+        if executor is None:
+            executor = self._own = self._own or ThreadPoolExecutor(MAX_THREADS, "idem_grpc handler")
+        return asyncio.get_running_loop().run_in_executor(executor, partial(copy_context().run, function))
+
+    def close(self) -> None:
+        """End threads of its own that are idle. The next function to run makes new ones."""
+        own, self._own = self._own, None
+        if own is not None:
+            own.shutdown(wait=False)
+
+
+Send = Callable[[Any], Coroutine[Any, Any, None]]
+Receive = Callable[[object], Coroutine[Any, Any, Any]]
+
+_END = object()
+
+
+async def serve(
+    method: Method,
+    request: Any,
+    recording: Recording,
+    threads: Threads,
+    start: Callable[[], None],
+    send: Send,
+    receive: Receive,
+) -> Any:
+    """Call the handler of a method with its one request, or with the stream that ``receive`` reads.
+
+    A plain function runs on one of ``threads``. ``start`` is called right before it, on its thread.
+    ``receive`` is given what to return at the end. Returns the one response; a stream of them goes
+    to ``send``.
+    """
+    is_stream = recording.incoming is not None
+    behavior = method.behavior
+    if not method.is_async:
+        loop = asyncio.get_running_loop()
+
+        def wait_for(step: Coroutine[Any, Any, Any]) -> Any:
+            return asyncio.run_coroutine_threadsafe(step, loop).result()
+
+        if is_stream:
+            request = iter(lambda: wait_for(receive(_END)), _END)
+        serving = partial(
+            _serve_on_thread,
+            method,
+            request,
+            recording.handed_out(ThreadContext(recording)),
+            start,
+            lambda response: wait_for(send(response)),
+        )
+        try:
+            thread = threads.run(serving)
+        except RuntimeError as error:
+            recording.not_run(str(error))
+            return None
+        try:
+            return await _to_its_end(thread)
+        finally:
+            del thread  # it has its exception, and that has this frame
+    reader = partial(receive, grpc.aio.EOF) if is_stream else None
+    context = AioContext(recording, reader, send if method.streams_responses else None)
+    recording.handed_out(context)
+    if is_stream:
+        request = _stream(receive)
+    start()
+    if not inspect.isasyncgenfunction(behavior):
+        return await behavior(request, context)
+    async with aclosing(behavior(request, context)) as responses:
+        async for response in responses:
+            await send(response)
+    return None
+
+
+async def _stream(receive: Receive) -> AsyncIterator[Any]:
+    while (request := await receive(_END)) is not _END:
+        yield request
+
+
+def _serve_on_thread(
+    method: Method,
+    request: Any,
+    context: ThreadContext,
+    start: Callable[[], None],
+    send: Callable[[Any], Any],
+) -> Any:
+    """Call a plain function, whose streams are plain iterators."""
+    start()
+    try:
+        response = method.behavior(request, context)
+    except StopIteration as error:  # as of next(requests); no future takes it, nor does a generator
+        raise RuntimeError("handler raised StopIteration") from error
+    if not method.streams_responses:
+        return response
+    try:
+        for each in response:
+            send(each)
+    finally:
+        close(response)
+    return None
+
+
+async def _to_its_end(thread: asyncio.Future[Any]) -> Any:
+    """Await what runs on a thread: no cancel stops that, so none may have us think it ended."""
+    try:
+        while True:
+            try:
+                return await asyncio.shield(thread)
+            except asyncio.CancelledError:
+                if thread.done():
+                    raise
+    finally:
+        del thread  # it has its exception, and that has this frame
+
+
+_CUT = object()
+
+
+class Pipe:
+    """The streams of one RPC. ``is_gone`` once its coroutine is."""
+
+    def __init__(self) -> None:
+        self.is_gone = False
+        self._wanted = asyncio.Semaphore(0)
+        self._requests: asyncio.Queue[Any] = asyncio.Queue()
+        self._responses: asyncio.Queue[tuple[Part, asyncio.Future[None]] | None] = asyncio.Queue()
+        self._unwritten: set[asyncio.Future[None]] = set()
+
+    # For the flow.
+
+    async def read(self, incoming: Incoming) -> Any:
+        """The next request, as interceptors outside passed it on; None at the end of the stream.
+
+        Raises CallerGone where it is cut.
+        """
+        if incoming.whole or incoming.malformed:
+            return None
+        self._wanted.release()
+        message = await self._requests.get()
+        if message is _CUT:
+            self._requests.put_nowait(_CUT)
+            incoming.cut = True
+            raise CallerGone("the request stream was cut")
+        incoming.whole = message is None
+        return message
+
+    async def write(self, part: Part) -> None:
+        """Have a response written, and wait for that, unless nobody is there to read it."""
+        if self.is_gone:
+            await asyncio.sleep(0)  # a handler that only sends would have the loop to itself
+            return
+        written = asyncio.get_running_loop().create_future()
+        self._unwritten.add(written)
+        self._responses.put_nowait((part, written))
+        await written
+
+    def close(self) -> None:
+        """There are no more responses."""
+        self._responses.put_nowait(None)
+
+    # For the coroutine of the RPC.
+
+    async def pump(self, context: Any) -> None:
+        """Read the request stream of ``context``, a message whenever one is wanted."""
+        try:
+            while True:
+                await self._wanted.acquire()
+                message = await context.read()
+                if message is grpc.aio.EOF:
+                    for step in EOF_HOLD:
+                        await asyncio.sleep(step)
+                    self._requests.put_nowait(None)
+                    return
+                self._requests.put_nowait(message)
+        except Exception:
+            self._requests.put_nowait(_CUT)
+
+    async def take(self) -> tuple[Part, asyncio.Future[None]] | None:
+        """The next response to write, and what to tell of it then; None after the last."""
+        return await self._responses.get()
+
+    def written(self, written: asyncio.Future[None]) -> None:
+        """Tell the flow that a response was written."""
+        self._unwritten.discard(written)
+        if not written.done():
+            written.set_result(None)
+
+    def leave(self) -> None:
+        """The RPC is over: nothing more is read or written."""
+        self.is_gone = True
+        while not self._responses.empty():  # which nobody takes any more
+            self._responses.get_nowait()
+        self._requests.put_nowait(_CUT)
+        for written in tuple(self._unwritten):
+            self.written(written)

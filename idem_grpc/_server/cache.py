@@ -1,0 +1,73 @@
+"""Answers kept in this process for a few seconds, for duplicates that come soon."""
+
+from collections import OrderedDict
+from threading import Lock
+
+from idem_grpc._core.clock import elapsed
+from idem_grpc._core.record import Record, State, is_done
+from idem_grpc._core.swap import Held, Swap, Swapped
+
+LONGEST = 10.0
+"""Seconds after which the store is asked again: what an operator forgets or corrects is noticed by then."""
+
+_ENTRY_BYTES = 512  # what an entry takes up in addition to its key and value, roughly
+
+
+class _Entry:
+    """``record`` is made of ``value`` when it is asked for: most records are written and never replayed."""
+
+    __slots__ = ("record", "size", "until", "value")
+
+    def __init__(self, value: bytes, size: int, until: float) -> None:
+        self.value = value
+        self.size = size
+        self.until = until
+        self.record: Record | None = None
+
+
+class Cache:
+    """DONE records of this process's calls, as the store held them up to LONGEST seconds ago.
+
+    ``max_bytes`` bounds what they take up; the oldest are dropped first. Nothing else is kept: all other
+    states may change at any time, by calls of other processes.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        self._lock = Lock()
+        self._entries: OrderedDict[bytes, _Entry] = OrderedDict()  # the oldest first
+
+    def get(self, key: bytes) -> Record | None:
+        """The record of a key, if the store held it a moment ago."""
+        entry = self._entries.get(key)
+        if entry is None or elapsed() >= entry.until:
+            return None
+        if entry.record is None:
+            entry.record = Record.from_bytes(entry.value)
+        is_final = not entry.record.by_hand  # else a person may correct it
+        return entry.record if is_final and entry.record.state is State.DONE else None
+
+    def saw(self, swap: Swap, seen: Swapped | Held, began: float) -> None:
+        """Take in what a swap that began then has shown of its key."""
+        if isinstance(seen, Swapped):
+            value, left = swap.new, swap.ttl
+        else:
+            value, left = seen.value, seen.ttl_left
+        if value is None or not is_done(value):
+            return
+        size = len(swap.key) + len(value) + _ENTRY_BYTES
+        if size > self._max_bytes:
+            return
+        entry, entries = _Entry(value, size, began + min(left, LONGEST)), self._entries
+        with self._lock:
+            if (replaced := entries.pop(swap.key, None)) is not None:
+                self._bytes -= replaced.size
+            entries[swap.key] = entry
+            self._bytes += size
+            while entries:
+                oldest = next(iter(entries.values()))
+                if self._bytes <= self._max_bytes and oldest.until > began:
+                    break
+                entries.popitem(last=False)
+                self._bytes -= oldest.size

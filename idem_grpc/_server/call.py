@@ -1,0 +1,258 @@
+"""One keyed call on a server, from the wire to the store and back."""
+
+import logging
+import math
+import os
+import random
+from collections.abc import Callable
+from contextvars import Context
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from idem_grpc._core.digest import token_key
+from idem_grpc._core.execution import Lease, Run
+from idem_grpc._core.flow import replay_at_once
+from idem_grpc._core.outcome import Code, Metadata, Outcome
+from idem_grpc._core.problem import Problem, Reason
+from idem_grpc._core.record import Binding
+from idem_grpc._core.reporter import Replied
+from idem_grpc._core.scope import SHARED
+from idem_grpc._core.steps import Execute, Full, Outage, Reply, TooLate, Wait
+from idem_grpc._core.swap import Held, Swap, Swapped
+from idem_grpc._server.admission import Facts, Method, key_in, parsed, previous_attempts
+from idem_grpc._server.handlers import Raw
+from idem_grpc._server.replies import as_sent, opening
+
+if TYPE_CHECKING:
+    from idem_grpc._server.protection import Protection
+    from idem_grpc._server.recording import Recording
+
+logger = logging.getLogger("idem_grpc")
+
+_OWNER_BYTES = 8
+
+
+class ServedCall(Run):
+    """What the calls of both faces share: all that is not I/O.
+
+    ``given`` are the keys in its ``metadata``. ``is_gone``: its caller has left. ``wrap`` makes of the bytes
+    of a response what interceptors outside get.
+    """
+
+    __slots__ = (
+        *("_deadline", "_facts", "_has_place", "_is_reported_lost", "_sent", "_waits_until", "context"),
+        *("given", "has_claim", "has_run", "has_streamed", "is_gone", "is_opened", "metadata", "method"),
+        *("opening", "protection", "recorded", "request", "variables", "waits", "wrap"),
+    )
+
+    def __init__(
+        self,
+        protection: "Protection",
+        method: Method,
+        metadata: Metadata,
+        given: list[str | bytes],
+        context: Any,
+    ) -> None:
+        super().__init__(method.rules)
+        self.protection = protection
+        self.method = method
+        self.metadata = metadata
+        self.given = given
+        self.context = context
+        self.request: Any = None
+        self.wrap: Callable[[bytes], Any] = Raw
+        self.recorded: Recording | None = None
+        self.variables: Context | None = None
+        self.opening: Metadata = ()
+        self.is_gone = self.is_opened = self.has_claim = self.has_run = self.has_streamed = False
+        self.waits = self._has_place = self._is_reported_lost = False
+        self._facts: Facts | None = None
+        self._deadline: float | None = None
+        self._waits_until = self._sent = 0.0
+
+    # On arrival.
+
+    def admit(self, raw: bytes | None) -> Reply | None:
+        """Read the key, the scope and the request, of which a stream (``raw`` is None) comes later.
+
+        Returns the reply if this process has the answer at hand. Raises Refused where one of them is
+        not valid.
+        """
+        method = self.method
+        if self.protection.scope is not SHARED:
+            self.scope = self.protection.scope_of(method.path, self.metadata, self.context)
+        scope = self.scope.encode()
+        if self.given:
+            self.key = key_in(self.given)
+            if method.is_token:
+                self.store_key = token_key(method.namespace, self.key)
+                self.binding = Binding.of(self.rules.operation, self.scope)
+            else:
+                self.store_key = method.keys.name(scope, self.key)
+            if raw is not None and (kept := self._kept(raw)) is not None:
+                return kept
+        if raw is None:
+            method.check_stream()
+        else:
+            self.request = raw if method.parse is None else parsed(raw, method.parse)
+            read = method.readable(raw, self.request) if method.reads_fields else self.request
+            self.fingerprint = method.fingerprint(raw, read)
+            if not self.given:
+                self.key = method.key_of(read, self.metadata)
+                self.store_key = method.keys.name(scope, self.key)
+        if self.rules.claim_rate is not None:
+            self.rate_key = method.rate_key(self.scope)
+        self.owner = os.urandom(_OWNER_BYTES)
+        return None
+
+    def _kept(self, raw: bytes) -> Reply | None:
+        """The reply to a duplicate whose answer is in the cache, if its request has the same bytes."""
+        cache = self.protection.cache
+        record = None if cache is None else cache.get(self.store_key)
+        if record is None:
+            return None
+        return replay_at_once(record, self.binding, self.method.fingerprints.raw(raw))
+
+    def facts_of(self, context: Any) -> Facts:
+        """The facts of this call, to be asked for of ``context``, which is its own."""
+        if self._facts is None:
+            self._facts = Facts(context)
+        return self._facts
+
+    def detach(self) -> None:
+        """Count the run as one whose caller has left, unless it only waits for another, and so ends now."""
+        if not self.waits:
+            self.protection.runs.detach(self)
+
+    def caller_is_gone(self) -> bool:
+        """Whether nobody takes the answer any more."""
+        return self.is_gone
+
+    # Between the store and the flow.
+
+    def heard(self, swap: Swap, seen: Swapped | Held | Outage, began: float) -> Swapped | Held | Outage:
+        """Take in the answer to a swap, which was sent at ``began``. Returns what the flow gets for it."""
+        is_own = swap.key == self.store_key  # and not that of a rate
+        if is_own:
+            self._sent = began
+        if isinstance(seen, Outage):  # a store that took a claim may well take its end, a little later
+            return Outage() if self.has_run and seen.misused else seen
+        if isinstance(seen, Swapped):
+            self.has_claim = True
+        cache = self.protection.cache
+        if cache is not None and is_own and not self.method.streams_requests:
+            cache.saw(swap, seen, began)
+        return seen
+
+    def starts_under(self, execute: Execute) -> Lease:
+        """The lease of the run that is about to begin."""
+        record = execute.record
+        lease = Lease(
+            execute.swap,
+            record.lease,
+            self.rules.max_run,
+            self._sent,
+            acknowledged=execute.acknowledged,
+            on_lost=self._lost,
+        )
+        self.starts(record, lease)
+        return lease
+
+    def too_late(self) -> TooLate:
+        """The handler does not start: another process may be running the call by now, or soon."""
+        lease, self.recorded = self.lease, None
+        if lease is not None:
+            lease.end()
+            logger.warning(
+                "a handler is not started yet: less than a quarter of its lease of %g s is left",
+                lease.seconds,
+            )
+        return TooLate()
+
+    def _lost(self) -> None:
+        lease = self.lease
+        if not self._is_reported_lost:
+            self._is_reported_lost = True
+            self.protection.report_lost(self)
+        if lease is not None and lease.run_left <= 0:
+            self.is_disowned = True
+
+    @property
+    def announced_run(self) -> bytes:
+        """The owner of the run whose id the caller gets while responses are streamed, if any."""
+        return self.owner if self.lease is not None and self.lease.acknowledged else b""
+
+    # While it waits for another.
+
+    def deadline(self) -> float:
+        """When the caller gives up, on the clock ``monotonic``."""
+        if self._deadline is None:
+            remaining = 0.0 if self.is_gone else self.context.time_remaining()
+            self._deadline = monotonic() + (math.inf if remaining is None else remaining)
+        return self._deadline
+
+    def may_wait(self) -> float:
+        """Seconds for which the call may go on waiting: 0 if its caller is gone or no place is free."""
+        if not self._waits_until:
+            self._waits_until = min(monotonic() + self.rules.wait, self.deadline())
+        self._has_place = self._has_place or self.protection.take_place()
+        return max(0.0, self._waits_until - monotonic()) if self._has_place and not self.is_gone else 0.0
+
+    def until_poll(self, wait: Wait) -> float:
+        """Seconds until the store is looked at again: duplicates are kept from doing so in step."""
+        return min(self.may_wait(), wait.seconds * random.uniform(0.8, 1.2))
+
+    # At its end.
+
+    def answer(self, reply: Reply) -> Outcome:
+        """What is sent for a reply, which is also reported: asked once.
+
+        What was streamed of this call's run cannot be followed by the end of another. A record whose
+        answer has more or fewer messages than the method sends is one that nobody can read.
+        """
+        if self.has_streamed and reply.owner != self.owner:
+            reply = Reply(Problem(Reason.LEASE_LOST), reply.owner)
+        given = reply.answer
+        if (
+            isinstance(given, Outcome)
+            and not self.method.streams_responses
+            and len(given.messages) != (given.code is Code.OK)  # one if all is well, else none
+        ):
+            given = Problem(Reason.OUTCOME_UNKNOWN)
+            reply = Reply(given, reply.owner)
+        if isinstance(given, Outcome):
+            outcome = given
+        else:
+            outcome = given.outcome(
+                previous_attempts(self.metadata), outlook=self.protection.outlook(self, given, reply.owner)
+            )
+        if (reporter := self.protection.reporter) is not None:
+            reason = given.reason if isinstance(given, Problem) else None
+            run = reply.owner.hex()
+            event = Replied(self.method.path, outcome.code, reply.replayed, reason, run, reply.protected)
+            try:
+                reporter.replied(event)
+            except Exception:
+                logger.exception("the reporter raised")
+        sent = as_sent(reply, outcome)
+        if self.method.streams_responses:
+            self.opening = opening(sent.initial_metadata, reply.run)
+        return sent
+
+    def ends(self, reply: Reply | None) -> None:
+        """The call has replied; with None, it broke."""
+        self.reply, self.is_over = reply, True
+        if self.waiters is not None:
+            self.wake_waiters()
+        if self.is_detached:
+            self.protection.runs.attach(self)
+        if self._has_place:
+            self._has_place = False
+            self.protection.give_place_back()
+
+
+def unless_claimable(
+    swap: Swap, seen: Swapped | Held | Outage, instead: Outage | Full
+) -> Swapped | Held | Outage | Full:
+    """What a call that may not claim makes of a look: ``instead``, where it would have claimed."""
+    return instead if isinstance(seen, Held) and seen.value == swap.expected else seen

@@ -1,0 +1,408 @@
+"""The threads of an interceptor that keep its promises to the store.
+
+One renews the leases of running handlers. It has a store connection of its own where the
+store has several, so neither a busy pool nor a blocked event loop stops it. The other brings
+flows to their end whose reply has gone out while the store was away.
+
+While the store is away, each thread looks for it with one swap at a time and growing pauses; as
+soon as it answers, everything that failed meanwhile is sent again.
+"""
+
+import heapq
+import itertools
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from copy import copy
+from math import inf
+from typing import Protocol
+
+from idem_grpc._core.clock import elapsed
+from idem_grpc._core.execution import PROBES_PER_RENEWAL, RENEWALS_PER_LEASE, Lease
+from idem_grpc._core.policy import Rules
+from idem_grpc._core.steps import Outage, Pause, Step, Steps
+from idem_grpc._core.swap import Held, Swap, Swapped
+from idem_grpc._server.availability import Availability, is_worth_a_line
+from idem_grpc.stores._protocol import Store, StoreUnavailable
+
+logger = logging.getLogger("idem_grpc")
+
+FIRST_PAUSE = 0.1
+LONGEST_PAUSE = 5.0
+BATCH = 256  # of renewals, in one round trip
+MOST_MISTAKES = 10
+"""How often the store may refuse a swap as a mistake before a flow gives up: half a minute, in all."""
+
+LOOK_EVERY = 1.0
+"""Seconds between two looks at the leases that were taken since, while there are any."""
+
+LOOKS_WHEN_IDLE = 10
+"""How many of them find that there were none, before they cease."""
+
+MAX_GIVE_BACKS = 10_000
+MAX_OUTCOMES = 1000
+MAX_OUTCOME_BYTES = 64 * 1024 * 1024
+
+Seen = Swapped | Held | Outage
+
+
+class NotStarted(Exception):
+    """The handler must not start: another process may be running the call by now, or soon."""
+
+
+class Keeper:
+    """Keeps promises to the store, for as long as the process lives."""
+
+    def __init__(self, store: Store, availability: Availability | None = None) -> None:
+        # Where a batch is sent one by one, all of it would wait for the last answer.
+        has_batches = type(store).swap_many is not Store.swap_many
+        self._availability = availability or Availability()
+        self._leases = _Worker("idem_grpc leases", store, self._availability, BATCH if has_batches else 1)
+        self._tails = _Worker("idem_grpc tails", store, self._availability, 1)  # their records can be large
+        self._availability.on_return += [self._leases.look_soon, self._tails.look_soon]
+        self.hold = self._leases.hold
+        self.let_go = self._leases.let_go
+        self._lock = threading.Lock()
+        self.is_full = False
+        """Whether so many outcomes wait to be stored that no further run should begin."""
+        self._give_backs = self._outcomes = self._outcome_bytes = self._dropped = 0
+
+    def limit(self, seconds: float, stop: Callable[[], object]) -> "Limit":
+        """Call ``stop`` in ``seconds`` seconds, unless ``unlimit`` is called by then."""
+        limit = Limit(stop)
+        self._leases.start(seconds, limit)
+        return limit
+
+    def unlimit(self, limit: "Limit") -> None:
+        self._leases.forget(limit)
+
+    def finish(
+        self, steps: Steps, step: Step, then: Callable[[], None], lease: Lease | None, rules: Rules
+    ) -> None:
+        """Bring a flow to its end that has replied and now asks for ``step``; then call ``then``.
+
+        ``lease`` is that of its run, None if nothing was run: then a claim is given back. It is renewed
+        until the end, which is of no use any more once the retention is over.
+
+        Of the claims to give back, those over MAX_GIVE_BACKS are left for their leases to run out. No
+        outcome of a protected run is dropped: while ``is_full``, no further run may begin.
+        """
+        if lease is None:
+            is_dropped = self._give_backs >= MAX_GIVE_BACKS
+        else:
+            is_dropped = self.is_full and not lease.acknowledged
+        if is_dropped:
+            self._dropped += 1
+            if is_worth_a_line(self._dropped):
+                logger.error(
+                    "the store is away, and too much waits for it: %d claims and unprotected outcomes are"
+                    " given up by now; claims end with their leases",
+                    self._dropped,
+                )
+            steps.close()
+            then()
+            return
+        is_run, size = lease is not None, 0 if lease is None else lease.outcome_bytes
+        self._count(is_run, 1, size)
+        renewed: Lease | None = None
+        if lease is not None and lease.acknowledged:
+            renewed = copy(lease)  # the run is over, and so is its own
+            renewed.is_over = False
+            self._leases.start(0, renewed)
+
+        def end() -> None:
+            self._count(is_run, -1, size)
+            if renewed is not None:
+                self._leases.forget(renewed)
+            then()
+
+        pause = step.seconds if isinstance(step, Pause) else 0.0
+        self._tails.start(pause, _Tail(steps, step, end, rules))
+
+    def _count(self, is_run: bool, number: int, size: int) -> None:
+        with self._lock:
+            if is_run:
+                self._outcomes += number
+                self._outcome_bytes += number * size
+                self.is_full = self._outcomes >= MAX_OUTCOMES or self._outcome_bytes >= MAX_OUTCOME_BYTES
+            else:
+                self._give_backs += number
+
+
+class Job(Protocol):
+    """Something to do at its time, until it is over."""
+
+    is_over: bool
+
+    @property
+    def interval(self) -> float:
+        """Seconds in which it wants the store to be looked for, while that is away."""
+
+    def swap(self) -> Swap | None:
+        """What the store is to be asked first, if anything."""
+
+    def end(self) -> None:
+        """It is over, though it may stay in the heap for a while."""
+
+    def run(self, seen: Seen | None, /) -> float | None:
+        """Do it, with the store's answer. Returns after how many seconds it is due again, if it is."""
+
+    def stalled(self) -> None:
+        """The store is away, and nothing was asked."""
+
+
+class _Worker:
+    """A thread that runs jobs when they are due, started by the first.
+
+    Up to ``batch`` of those that are due at one time send their swaps together.
+    """
+
+    def __init__(self, name: str, store: Store, availability: Availability, batch: int) -> None:
+        self._name = name
+        self._store = store
+        self._availability = availability
+        self._batch = batch
+        self._due: list[tuple[float, int, Job]] = []
+        self._fresh: set[Lease] = set()
+        self._looks_at = inf
+        self._is_used = False
+        self._idle_looks = 0
+        self._stalled: deque[Job] = deque()  # those that wait for the store to come back
+        self._pause = FIRST_PAUSE
+        self._failed_at = self._probe_at = 0.0
+        self._order = itertools.count()
+        self._stale = 0
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+
+    def hold(self, lease: Lease) -> None:
+        """Renew a lease from when it is due. Most runs end before that, and wake nobody."""
+        self._fresh.add(lease)
+        self._is_used = True
+        if lease.due < self._looks_at:
+            with self._changed:
+                self._run_thread()
+                self._changed.notify()
+
+    def let_go(self, lease: Lease) -> None:
+        """Renew a lease no longer."""
+        if lease in self._fresh:
+            self._fresh.discard(lease)
+            lease.end()
+        else:
+            self.forget(lease)
+
+    def _run_thread(self) -> None:
+        if self._thread is None or not self._thread.is_alive():  # as in a process that was forked
+            thread = threading.Thread(target=self._work, name=self._name, daemon=True)
+            thread.start()
+            self._thread = thread
+
+    def _take_fresh(self, now: float) -> None:
+        """Take in the leases that are due before the next look at them."""
+        if not self._is_used:
+            self._idle_looks += 1
+        else:
+            self._is_used, self._idle_looks = False, 0
+        self._looks_at = inf if self._idle_looks > LOOKS_WHEN_IDLE else now + LOOK_EVERY
+        for lease in tuple(self._fresh):  # which begins after that was set
+            self._looks_at = min(self._looks_at, now + LOOK_EVERY)
+            if lease.due < self._looks_at:
+                self._fresh.discard(lease)
+                heapq.heappush(self._due, (lease.due, next(self._order), lease))
+
+    def start(self, delay: float, job: Job) -> None:
+        """Run a job in ``delay`` seconds."""
+        with self._changed:
+            self._run_thread()
+            heapq.heappush(self._due, (elapsed() + delay, next(self._order), job))
+            if self._due[0][2] is job:
+                self._changed.notify()
+
+    def forget(self, job: Job) -> None:
+        """Jobs that are over are dropped from the heap when they are the greater part of it."""
+        with self._changed:
+            job.end()
+            self._stale += 1
+            if self._stale > 100 and 2 * self._stale > len(self._due):
+                self._due = [entry for entry in self._due if not entry[2].is_over]
+                heapq.heapify(self._due)
+                self._stale = 0
+
+    def look_soon(self) -> None:
+        """Somebody else has seen that the store is back."""
+        if self._stalled:
+            with self._changed:
+                self._probe_at = min(self._probe_at, self._failed_at + FIRST_PAUSE)
+                self._changed.notify()
+
+    def _work(self) -> None:
+        while True:
+            jobs, is_probe = self._next()
+            asking = []
+            for job in jobs:
+                if job.is_over:
+                    continue
+                swap = job.swap()
+                if swap is None:
+                    self._run(job, None)
+                elif self._stalled and not is_probe:
+                    self._stall(job)
+                else:
+                    asking.append((job, swap))
+            if not asking:
+                continue
+            answers = attempt_all(self._store, [swap for _, swap in asking], self._availability)
+            is_away = any(isinstance(seen, Outage) and not seen.misused for seen in answers)
+            for (job, _), seen in zip(asking, answers, strict=True):
+                if isinstance(seen, Outage) and not seen.misused:
+                    self._stall(job)
+                else:
+                    self._run(job, seen)
+            if is_away:
+                self._look_later()
+            elif self._stalled:
+                self._resume()
+
+    def _run(self, job: Job, seen: Seen | None) -> None:
+        try:
+            delay = job.run(seen)
+        except Exception:
+            logger.exception("%s: a job failed", self._name)
+            return
+        if delay is not None:
+            self.start(delay, job)
+
+    def _stall(self, job: Job) -> None:
+        with self._changed:
+            self._stalled.append(job)
+
+    def _look_later(self) -> None:
+        """The store is away: look for it again after a pause, and let all who wait for it know."""
+        with self._changed:
+            waiting = [job for job in self._stalled if not job.is_over]
+        for job in waiting:
+            try:
+                job.stalled()
+            except Exception:
+                logger.exception("%s: a job failed", self._name)
+        with self._changed:
+            self._stalled = deque(job for job in self._stalled if not job.is_over)
+            shortest = min((job.interval for job in self._stalled), default=inf)
+            self._failed_at = elapsed()
+            self._probe_at = self._failed_at + min(self._pause, shortest)
+            self._pause = min(2 * self._pause, LONGEST_PAUSE)
+
+    def _resume(self) -> None:
+        """The store is back: all that waited for it is due."""
+        with self._changed:
+            now = elapsed()
+            for job in self._stalled:
+                heapq.heappush(self._due, (now, next(self._order), job))
+            self._stalled.clear()
+            self._pause = FIRST_PAUSE
+
+    def _next(self) -> tuple[list[Job], bool]:
+        """Those that are due, or the one that looks whether the store is back; waits for the first."""
+        with self._changed:
+            while True:
+                now = elapsed()
+                if self._looks_at <= now or self._is_used:
+                    self._take_fresh(now)
+                if due := self._pop(now):
+                    return due, False
+                if self._stalled and self._probe_at <= now:
+                    return [self._stalled.popleft()], True
+                next_at = min(self._looks_at, self._due[0][0] if self._due else inf)
+                if self._stalled:
+                    next_at = min(next_at, self._probe_at)
+                self._changed.wait(None if next_at == inf else next_at - now)
+
+    def _pop(self, now: float) -> list[Job]:
+        due = list[Job]()
+        while self._due and self._due[0][0] <= now and len(due) < self._batch:
+            due.append(heapq.heappop(self._due)[2])
+        return due
+
+
+def attempt_all(store: Store, swaps: Sequence[Swap], availability: Availability) -> list[Seen]:
+    """Send swaps in one batch. Where one of them is at fault, they are sent again one by one."""
+    began = elapsed()
+    if len(swaps) > 1:
+        try:
+            seen = store.swap_many(swaps)
+            answers = [each for _, each in zip(swaps, seen, strict=True)]
+        except StoreUnavailable as error:
+            return [availability.failed(error, began)] * len(swaps)
+        except Exception:
+            logger.warning("a batch of swaps failed, and is sent one by one", exc_info=True)
+        else:
+            availability.answered(began, *answers)
+            return list[Seen](answers)
+    # Past the breaker: the keeper's threads look for the store one at a time anyway.
+    return [availability.attempt(store, swap, elapsed(), insists=True) for swap in swaps]
+
+
+class Limit:
+    """Calls ``stop`` when its time has come."""
+
+    interval = inf
+
+    def __init__(self, stop: Callable[[], object]) -> None:
+        self._stop: Callable[[], object] | None = stop
+        self.is_over = False
+
+    def end(self) -> None:
+        self.is_over, self._stop = True, None
+
+    def swap(self) -> None:
+        return None
+
+    def run(self, seen: object) -> None:
+        if (stop := self._stop) is not None:
+            stop()
+
+    def stalled(self) -> None:
+        raise AssertionError("it asks the store for nothing")
+
+
+class _Tail:
+    def __init__(self, steps: Steps, step: Step, then: Callable[[], None], rules: Rules) -> None:
+        self._steps = steps
+        self._step = step
+        self._then = then
+        self._ends = elapsed() + rules.retention
+        self.interval = rules.lease / (RENEWALS_PER_LEASE * PROBES_PER_RENEWAL)  # before others take over
+        self._mistakes = 0
+        self.is_over = False
+
+    def end(self) -> None:
+        self.is_over = True
+
+    def swap(self) -> Swap | None:
+        return self._step if isinstance(self._step, Swap) else None
+
+    def run(self, seen: Seen | None) -> float | None:
+        if isinstance(seen, Outage):  # a mistake, such as a password that is being changed
+            self._mistakes += 1
+            if self._mistakes < MOST_MISTAKES:
+                return min(FIRST_PAUSE * (1 << self._mistakes), LONGEST_PAUSE)
+            logger.error("an idempotency record is given up: the store refused it %d times", MOST_MISTAKES)
+        try:
+            self._step = self._steps.send(seen)
+        except StopIteration:
+            pass
+        except Exception:
+            logger.exception("an idempotency record could not be brought up to date")
+        else:
+            return self._step.seconds if isinstance(self._step, Pause) else 0.0
+        self._then()
+        return None
+
+    def stalled(self) -> None:
+        if elapsed() >= self._ends:
+            logger.error("the store was away for longer than an outcome is kept: one is given up")
+            self.is_over = True
+            self._steps.close()
+            self._then()

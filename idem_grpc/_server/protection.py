@@ -1,0 +1,332 @@
+"""What the interceptors for grpc and for grpc.aio have in common: all that is not I/O."""
+
+import logging
+import threading
+import weakref
+from collections.abc import Collection, Iterable, Mapping
+from concurrent.futures import Future
+from time import monotonic
+from typing import Any
+
+import grpc
+from google.protobuf.descriptor import ServiceDescriptor
+
+from idem_grpc._core.clock import elapsed
+from idem_grpc._core.execution import Run
+from idem_grpc._core.methods import Methods, find_method
+from idem_grpc._core.outcome import Code, Metadata, Outcome
+from idem_grpc._core.policy import Policy, Rules
+from idem_grpc._core.problem import NOTHING_KNOWN, Outlook, Problem, Reason
+from idem_grpc._core.reporter import Reporter
+from idem_grpc._core.scope import SHARED, Scope, info_of, scope_of
+from idem_grpc._core.steps import (
+    Compare,
+    Compared,
+    Ended,
+    Ending,
+    Event,
+    Execute,
+    Full,
+    Outage,
+    Reply,
+    Step,
+    Steps,
+    TakeOver,
+    Wait,
+    Waited,
+)
+from idem_grpc._core.swap import Swap
+from idem_grpc._server.admission import (
+    Facts,
+    Method,
+    Refused,
+    check_policies,
+    check_scope,
+    checked_services,
+    metadata_of,
+)
+from idem_grpc._server.availability import NOT_SENT, Availability, is_worth_a_line
+from idem_grpc._server.cache import Cache
+from idem_grpc._server.call import ServedCall
+from idem_grpc._server.handlers import Handler
+from idem_grpc._server.keeper import Keeper
+from idem_grpc.stores._protocol import Store
+
+logger = logging.getLogger("idem_grpc")
+
+
+class Runs:
+    """Of use to threads and to an event loop. A call that nobody waits for takes no lock.
+
+    ``detached`` is how many runs go on whose callers have left: ``max_detached`` of them, beyond which no run
+    should begin. A run is counted from the moment at which its caller leaves.
+    """
+
+    def __init__(self, max_detached: int) -> None:
+        self._max_detached = max_detached
+        self.detached = self._times_full = 0
+        self.is_full = False
+        """Whether so many runs go on whose callers have left that no further one should begin."""
+        self._runs: dict[bytes, Run] = {}
+        self._changed = threading.Condition()
+        self._awaiting: set[Future[None]] = set()
+        self._draining = 0
+
+    def start(self, run: Run) -> None:
+        """Register the flow of a call."""
+        run.began = elapsed()
+        self._runs[run.owner] = run
+
+    def detach(self, run: Run) -> None:
+        """The caller of a run has left. Does nothing if the run is over."""
+        if run.is_over or run.is_detached:
+            return
+        with self._changed:
+            self._count(run)
+        self.attach(run)  # it may be over since before it was counted
+
+    def _count(self, run: Run) -> None:
+        if run.is_detached:
+            return
+        run.is_detached = True
+        self.detached += 1
+        self.is_full = self.detached >= self._max_detached
+        if self.detached == self._max_detached:
+            self._times_full += 1
+            if is_worth_a_line(self._times_full):
+                logger.warning(
+                    "%d runs go on whose callers have left, as many as max_detached allows (%d times by"
+                    " now): calls that would run are refused until one ends",
+                    self.detached,
+                    self._times_full,
+                )
+
+    def attach(self, run: Run) -> None:
+        """Count a run no longer, if it is over."""
+        with self._changed:
+            if run.is_over and run.is_detached:
+                run.is_detached = False
+                self.detached -= 1
+                self.is_full = self.detached >= self._max_detached
+
+    def find(self, owner: bytes) -> Run | None:
+        """The flow of ``owner``, if it is one of this process, not over, and within its time."""
+        run = self._runs.get(owner)
+        return None if run is None or run.is_disowned else run
+
+    def end(self, run: Run) -> None:
+        """The store knows all that the flow had to tell it."""
+        self._runs.pop(run.owner, None)
+        if not self._draining:
+            return
+        with self._changed:
+            self._changed.notify_all()
+            if self._runs:
+                return
+            awaiting = tuple(self._awaiting)
+            self._awaiting.clear()
+        for over in awaiting:
+            if over.set_running_or_notify_cancel():
+                over.set_result(None)
+
+    def over(self) -> Future[None]:
+        """Done once there is a moment without flows. Holds no thread; cancel it to wait no more."""
+        over = Future[None]()
+        with self._changed:
+            self._draining += 1
+            over.add_done_callback(self._drained)
+            if self._runs:
+                self._awaiting.add(over)
+                return over
+        over.set_result(None)
+        return over
+
+    def _drained(self, over: Future[None]) -> None:
+        with self._changed:
+            self._draining -= 1
+            self._awaiting.discard(over)
+
+    def left(self) -> int:
+        """How many flows are not over."""
+        return len(self._runs)
+
+    def drain(self, timeout: float | None) -> int:
+        """Wait until all flows are over, ``timeout`` seconds at the most. Returns how many are not."""
+        with self._changed:
+            self._draining += 1
+            try:
+                self._changed.wait_for(lambda: not self._runs, timeout)
+            finally:
+                self._draining -= 1
+            return len(self._runs)
+
+
+class Protection:
+    """The settings of an interceptor, the runs of its calls and the thread that keeps them.
+
+    ``blocking`` is a store that the keeper's thread may use; the rest are the arguments
+    of ServerInterceptor.
+    """
+
+    def __init__(
+        self,
+        blocking: Store,
+        *,
+        scope: Scope,
+        services: Iterable[str | ServiceDescriptor],
+        policies: Mapping[str, Policy],
+        default: Policy,
+        max_waiters: int,
+        max_detached: int,
+        cache_bytes: int,
+        reporter: Reporter | None,
+    ) -> None:
+        check_scope(scope)
+        check_policies(policies, default)
+        self.namespace = blocking.namespace
+        self.availability = Availability()
+        self.keeper = Keeper(blocking, self.availability)
+        self.runs = Runs(max_detached)
+        self._places = threading.Semaphore(max_waiters)
+        self.cache = Cache(cache_bytes) if cache_bytes and not blocking.is_in_process else None
+        self.reporter = reporter
+        self.scope = scope
+        self._rules = Methods(policies, default, checked_services(services))
+        self._methods: dict[str, Method] = {}
+        self._passing: dict[str, Handler] = {}
+
+    def plan(
+        self, details: grpc.HandlerCallDetails, handler: Handler
+    ) -> tuple[Method, Metadata, list[str | bytes], Reply | None] | None:
+        """How a call is protected: its method, metadata and keys, and the reply if it is refused.
+
+        None lets it through.
+        """
+        path = details.method
+        method = self._methods.get(path)
+        if method is None or method.handler is not handler or not method.is_settled:
+            if self._passing.get(path) is handler:
+                return None
+            try:
+                method = self._method(path, handler)
+            except Refused as refused:
+                method = Method(path, handler, Rules.of(path, ()), self.namespace)
+                return method, (), [], Reply(refused.answer)
+            if method is None:
+                return None
+        try:
+            metadata, given = metadata_of(details)
+        except Refused as refused:
+            return method, (), [], Reply(refused.answer)
+        if given:
+            return method, metadata, given, None
+        return None if method.passes_without_key else (method, metadata, given, method.refusal)
+
+    def _method(self, path: str, handler: Handler) -> Method | None:
+        """A method that is called for the first time; None if its calls run as if we were not there.
+
+        Raises Refused where its policy is at fault.
+        """
+        try:
+            rules = self._rules.rules(path)
+        except (ValueError, TypeError):
+            logger.exception("%s is refused: its idempotency policy is at fault", path)
+            raise Refused(Problem(Reason.MISCONFIGURED)) from None
+        known = self._methods.get(path)
+        if known is not None and known.handler is handler and known.rules is rules:
+            return known
+        if len(self._methods) + len(self._passing) >= _MOST_METHODS:
+            self._methods.clear()
+            self._passing.clear()
+        # Else its contract may be imported yet, and change its rules.
+        is_settled = find_method(path) is not None
+        if rules is None:
+            if is_settled:
+                self._passing[path] = handler
+            return None
+        method = self._methods[path] = Method(path, handler, rules, self.namespace)
+        method.is_settled = is_settled
+        return method
+
+    def check_operations(self, issued: Collection[str]) -> None:
+        """Raise ValueError if an operation that tokens are issued for is a misspelt one."""
+        self._rules.check_operations(issued)
+
+    def scope_of(self, path: str, metadata: Metadata, context: Any) -> str:
+        """Whose call it is. Raises Refused if that is unknown."""
+        if self.scope is SHARED:
+            return ""
+        facts = Facts(context)
+        info = info_of(path, metadata, facts.get)
+        try:
+            scope = scope_of(self.scope, info)
+            held = weakref.ref(info)
+            del info
+            if held() is not None:  # and may be asked when the call is over
+                facts.freeze()
+            return scope
+        except Exception as error:
+            logger.warning("%s is refused: %s", path, error)
+            raise Refused(Problem(Reason.SCOPE_UNKNOWN)) from error
+
+    def take_place(self) -> bool:
+        """Take one of the places in which duplicates wait, if one is free."""
+        return self._places.acquire(blocking=False)
+
+    def give_place_back(self) -> None:
+        self._places.release()
+
+    def no_room(self) -> Outage | Full | None:
+        """What keeps a call from running now, if anything does."""
+        if self.keeper.is_full:
+            return NOT_SENT
+        return Full() if self.runs.is_full else None
+
+    def outlook(self, call: ServedCall, refusal: Problem, owner: bytes) -> Outlook:
+        """What is known of when a call that was refused, because of the run of ``owner``, may come again."""
+        if not call.owner:  # it was refused before anything was asked
+            return NOTHING_KNOWN
+        time_left = call.deadline() - monotonic()
+        if refusal.reason is not Reason.IN_PROGRESS or refusal.is_free:
+            return Outlook(time_left)
+        run, rules = self.runs.find(owner), call.rules
+        lasted = 0.0 if run is None else elapsed() - run.began
+        return Outlook(time_left, lasted, rules.lease, rules.wait, rules.max_run)
+
+    def report_lost(self, call: ServedCall) -> None:
+        """The lease of a run is lost."""
+        path, owner = call.method.path, call.owner.hex()
+        logger.warning("%s: run %s has lost its lease", path, owner)
+        if self.reporter is not None:
+            try:
+                self.reporter.lease_lost(path, owner)
+            except Exception:
+                logger.exception("the reporter raised")
+
+    def finish(self, steps: Steps, call: ServedCall) -> None:
+        """Bring a flow that has replied to its end, here if nothing is left of it to do."""
+        try:
+            step = steps.send(None)
+        except StopIteration:
+            self.runs.end(call)
+        else:
+            lease = call.lease if call.has_run else None
+            self.keeper.finish(steps, step, lambda: self.runs.end(call), lease, call.rules)
+
+
+_MOST_METHODS = 4096  # generic handlers take any name, so a caller could have us remember without end
+
+
+def cut_off(step: Step) -> Event:
+    """What came of a step that is not done any more, or could not be waited for to its end."""
+    match step:
+        case Swap():
+            return Outage()
+        case Wait() | TakeOver():
+            return Waited(more=False)
+        case Compare():
+            return Compared(same=False)
+        case Execute():
+            return Ended(Outcome(Code.UNAVAILABLE, "the server stops: nothing was run"), Ending.NOT_NOW)
+        case _:
+            raise AssertionError(f"{step} is for the keeper")

@@ -1,0 +1,105 @@
+"""The interceptor for threaded servers, ``grpc.server``."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import grpc
+from google.protobuf.descriptor import ServiceDescriptor
+
+from idem_grpc._core.durations import Duration, in_seconds
+from idem_grpc._core.policy import Policy
+from idem_grpc._core.reporter import Reporter
+from idem_grpc._core.scope import Scope
+from idem_grpc._server.admission import TOKEN_SERVICE, check_watch, with_details
+from idem_grpc._server.handlers import Handler, RawHandler
+from idem_grpc._server.protection import Protection
+from idem_grpc._server.sync_call import SyncCall
+from idem_grpc.stores._protocol import Store
+
+
+class ServerInterceptor(grpc.ServerInterceptor):
+    """Makes the keyed calls of a ``grpc.server`` take effect once.
+
+    List it first, after authentication that reads metadata only::
+
+        grpc.server(pool, interceptors=[ServerInterceptor(store, scope=metadata("x-tenant-id"))])
+
+    store: from ``idem_grpc.open_store``. It stays yours to close, after ``drain``.
+    scope: who shares keys and answers: SHARED, PEER, ``metadata(name)`` or a function of
+        CallInfo. No default: an answer must not reach a caller who guessed a key.
+    services: names or descriptors of services to check whole now, and not at their first call.
+    policies: maps "/pkg.Service/Method" or "/pkg.Service/*" to a Policy. ``default`` is
+        for what they leave open.
+    max_waiters: how many duplicates may wait for a running call on a thread of the server's
+        pool, whose size is not known here: a quarter of it is good. The others are told
+        IN_PROGRESS at once. Default 2.
+    max_detached: how many runs may go on whose callers have left. When there are so many, a call that
+        would run is refused with OVERLOADED; replays and duplicates are served. Each of them holds
+        a thread of the server's pool, which so bounds them too. Default 1000.
+    cache_bytes: how many bytes of answers are kept in this process, for duplicates that come within 10
+        seconds; other duplicates ask the store. 0 turns that off. Default 8 MiB.
+    reporter: is told of every keyed call.
+
+    Raises ValueError or TypeError for settings that are wrong or contradict each other.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        scope: Scope,
+        services: Iterable[str | ServiceDescriptor] = (),
+        policies: Mapping[str, Policy] = {},
+        default: Policy = Policy(),  # noqa: B008 -- it is frozen
+        max_waiters: int = 2,
+        max_detached: int = 1000,
+        cache_bytes: int = 8 * 1024 * 1024,
+        reporter: Reporter | None = None,
+    ) -> None:
+        if not isinstance(store, Store):
+            raise TypeError(
+                f"store={store!r}: give a store of idem_grpc.open_store (idem_grpc.aio has its own)"
+            )
+        check_watch(max_waiters, max_detached, cache_bytes, reporter)
+        self.store = store
+        self.protection = Protection(
+            store,
+            scope=scope,
+            services=services,
+            policies=policies,
+            default=default,
+            max_waiters=max_waiters,
+            max_detached=max_detached,
+            cache_bytes=cache_bytes,
+            reporter=reporter,
+        )
+
+    def drain(self, timeout: Duration | None = None) -> int:
+        """Wait until nothing is left to run or to store, ``timeout`` at the most.
+
+        Call it after ``server.stop``, before the store is closed. Returns how many runs
+        were not over in time: what became of them, others will find out by their leases.
+        """
+        return self.protection.runs.drain(None if timeout is None else in_seconds(timeout))
+
+    def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Handler | None],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler | None:
+        handler = continuation(handler_call_details)
+        if handler is None:
+            return None
+        if handler_call_details.method.startswith(TOKEN_SERVICE):
+            handler = with_details(handler, handler_call_details)
+        planned = self.protection.plan(handler_call_details, handler)
+        if planned is None:
+            return handler
+        method, metadata, given, refused = planned
+
+        def behavior(request: Any, context: grpc.ServicerContext) -> Any:
+            call = SyncCall(self.protection, method, metadata, given, context)
+            serve = call.responses if method.streams_responses else call.response
+            return serve(self.store, request, refused)
+
+        return RawHandler(handler, behavior)

@@ -1,0 +1,414 @@
+"""One call to a threaded server, from its arrival to its end.
+
+grpc never stops a handler's thread, so a flow runs where its call arrived. What is left
+of it after the reply goes to the keeper.
+"""
+
+import logging
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextvars import copy_context
+from typing import Any
+
+import grpc
+
+from idem_grpc._core import execution
+from idem_grpc._core.clock import elapsed
+from idem_grpc._core.execution import Run, adopt
+from idem_grpc._core.flow import flow
+from idem_grpc._core.outcome import Code, Metadata, Outcome
+from idem_grpc._core.steps import (
+    Compare,
+    Compared,
+    Ended,
+    Event,
+    Execute,
+    Full,
+    Outage,
+    Reply,
+    TakeOver,
+    TooLate,
+    Wait,
+    Waited,
+)
+from idem_grpc._core.swap import Held, Swap, Swapped, renewal
+from idem_grpc._server.admission import Refused
+from idem_grpc._server.call import ServedCall, unless_claimable
+from idem_grpc._server.contexts import SyncContext
+from idem_grpc._server.handlers import body_of, close, serialized
+from idem_grpc._server.recording import CallerGone, Recording, disable_compression
+from idem_grpc._server.replies import GRPC_CODES, Part, opening
+from idem_grpc._server.streams import EOF_HOLD, Incoming, compare
+from idem_grpc.stores._protocol import Store
+
+
+class Outlet:
+    """Hands over one response at a time, as long as somebody takes them."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._part: Part | None = None
+        self._is_closed = False
+
+    def put(self, part: Part) -> None:
+        """Hand one over: returns once the last one was taken. Dropped if the outlet is closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._part is None or self._is_closed)
+            self._part = part
+            self._changed.notify_all()
+
+    def take(self) -> Part | None:
+        """The next one; None once the outlet is closed and none is left."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._part is not None or self._is_closed)
+            part, self._part = self._part, None
+            self._changed.notify_all()
+            return part
+
+    def close(self) -> None:
+        """There are no more of them, or nobody takes them any more."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+
+
+logger = logging.getLogger("idem_grpc")
+
+
+class SyncCall(ServedCall):
+    """One keyed call to a threaded server."""
+
+    __slots__ = ("_incoming", "_outlet", "_store", "_wake")
+
+    _incoming: Iterator[Any]
+    _outlet: Outlet | None
+    _wake: threading.Event | None
+    _store: Store
+
+    def response(self, store: Store, request: Any, refused: Reply | None) -> Any:
+        """Serve a method with one response, on the thread of its RPC. ``request``: its message or stream."""
+        self._store, self._wake, self._outlet = store, None, None
+        try:
+            outcome = self._reply(request) if refused is None else self.answer(refused)
+            self._end(outcome)
+            return self.wrap(outcome.messages[0] if outcome.messages else b"")
+        finally:
+            self._let_go()
+
+    def responses(self, store: Store, request: Any, refused: Reply | None) -> Iterator[Any]:
+        """Serve a method with a stream of responses.
+
+        grpc asks for no more of them once the caller is gone, so the flow has a thread
+        of its own. That of the RPC stays until the flow is over: as for other methods, the
+        size of the pool is how many handlers run, of callers who left too.
+        """
+        self._store, self._wake, self._outlet = store, None, None
+        thread = threading.get_ident()
+        try:
+            yield from self._answered(request, refused, thread)
+        finally:
+            if threading.get_ident() == thread:  # and not a collector of garbage on any other
+                self._let_go()
+
+    def _answered(self, request: Any, refused: Reply | None, thread: int) -> Iterator[Any]:
+        sent = 0
+        if refused is not None:
+            outcome = self.answer(refused)
+        else:
+            outlet = self._outlet = Outlet()
+            pending = self._beside(request)
+            try:
+                while (part := outlet.take()) is not None:
+                    self._open(part.opening)
+                    if part.variables is not None:
+                        adopt(part.variables)
+                    if part.plain:
+                        disable_compression(self.context)
+                    yield self.wrap(part.message)
+                    sent += 1
+            finally:
+                outlet.close()
+                if threading.get_ident() == thread:
+                    pending.exception()
+                    if self.is_gone and self.recorded is not None:
+                        self.recorded.log_failure()
+            if self.is_gone:
+                return
+            if self.variables is not None:
+                adopt(self.variables)
+            try:
+                outcome = pending.result()
+            finally:
+                del pending  # the traceback of its error would keep it
+        for message in outcome.messages[sent:]:
+            self._open(self.opening)
+            yield self.wrap(message)
+        self._end(outcome)
+
+    def _beside(self, request: Any) -> Future[Outcome]:
+        pending, outlet = Future[Outcome](), self._outlet
+        assert outlet is not None
+
+        def work() -> None:
+            try:
+                pending.set_result(self._reply(request))
+                if self.is_gone and self.recorded is not None:
+                    self.recorded.log_failure()
+            except BaseException as error:
+                logger.exception("%s broke", self.method.path)  # nobody else may be there to tell
+                pending.set_exception(error.with_traceback(None))  # of which this frame has ``pending``
+            finally:
+                outlet.close()
+
+        threading.Thread(target=copy_context().run, args=(work,), name="idem_grpc stream").start()
+        return pending
+
+    def _open(self, initial_metadata: Metadata) -> None:
+        if not self.is_opened:
+            self.is_opened = True
+            if self.recorded is not None:
+                self.recorded.compress()
+            try:
+                self.context.send_initial_metadata(initial_metadata)
+            except grpc.RpcError as error:  # the caller is gone: what comes next is not sent either
+                _let_go(error)
+
+    def _end(self, outcome: Outcome) -> None:
+        """Send the status of an answer, by the methods that interceptors outside look at."""
+        recorded, context = self.recorded, self.context
+        if recorded is not None and recorded.is_plain:
+            recorded = None
+        if outcome.initial_metadata and context.is_active():
+            self._open(outcome.initial_metadata)
+        elif recorded is not None:
+            recorded.compress()
+        if recorded is not None and recorded.take_plain() and context.is_active():
+            disable_compression(context)
+        context.set_trailing_metadata(outcome.trailing_metadata)
+        if recorded is not None:
+            recorded.raise_failure()
+        if outcome.code is not Code.OK:
+            context.abort(GRPC_CODES[outcome.code], outcome.details)
+        if outcome.details:
+            context.set_details(outcome.details)
+
+    def _let_go(self) -> None:
+        """Hold no longer what only the RPC needs: the flow may have to wait for the store."""
+        self.context = self.request = self.recorded = self._facts = self.variables = self._outlet = None
+
+    def _reply(self, request: Any) -> Outcome:
+        """What to answer: by the time it is known, so does the store."""
+        raw = None
+        if self.method.streams_requests:
+            self._incoming = request
+        else:
+            raw, self.wrap = body_of(request)
+        try:
+            kept = self.admit(raw)
+        except Refused as refused:
+            kept = Reply(refused.answer)
+        if kept is not None:
+            return self.answer(kept)
+        if not self.context.add_callback(self._leave):
+            self._leave()
+        self.protection.runs.start(self)
+        reply = None
+        try:
+            reply, outcome = self._drive()
+        finally:
+            if reply is None:
+                self.protection.runs.end(self)
+            self.ends(reply)
+        return outcome
+
+    def _leave(self) -> None:
+        """The caller is gone: nothing more is sent, nor waited for on its account."""
+        self.is_gone = True
+        if self.is_over:
+            return
+        if (wake := self._wake) is not None:
+            wake.set()
+        self.detach()
+        if (outlet := self._outlet) is not None:
+            outlet.close()
+        if (recorded := self.recorded) is not None:
+            recorded.caller_left()
+
+    def caller_is_gone(self) -> bool:
+        context = self.context
+        return self.is_gone or context is None or not context.is_active()
+
+    def _drive(self) -> tuple[Reply, Outcome]:
+        steps = flow(self)
+        event: Event = None
+        while True:
+            step = steps.send(event)
+            if isinstance(step, Swap):
+                event = self._swap(step)
+            elif isinstance(step, Execute):
+                event = self._execute(step)
+            elif isinstance(step, Reply):
+                outcome = self.answer(step)
+                self.protection.finish(steps, self)
+                return step, outcome
+            elif isinstance(step, Wait):
+                event = self._wait(step)
+            elif isinstance(step, TakeOver):
+                event = self._take_over(step)
+            elif isinstance(step, Compare):
+                event = self._compare(step)
+            else:
+                raise AssertionError(f"{step}: a flow pauses only after its reply")
+
+    def _swap(self, swap: Swap) -> Swapped | Held | Outage | Full:
+        sent, no_room = swap, None
+        if not self.has_run:
+            if self.is_gone:
+                self.detach()
+            if not self.has_claim and (no_room := self.protection.no_room()) is not None:
+                sent = renewal(swap)
+        began = elapsed()
+        seen = self.protection.availability.attempt(self._store, sent, began)
+        heard = self.heard(sent, seen, began)
+        return heard if no_room is None else unless_claimable(swap, heard, no_room)
+
+    def _wait(self, wait: Wait) -> Waited:
+        run = self.protection.runs.find(wait.owner)
+        if run is not None:
+            return self._wait_here(run)
+        if self.may_wait() == 0:
+            return Waited(more=False)
+        self._sleep(self.until_poll(wait))
+        return Waited()
+
+    def _take_over(self, takeover: TakeOver) -> Waited:
+        run = self.protection.runs.find(takeover.owner)
+        if run is not None:
+            return self._wait_here(run)
+        return Waited(hold=self.protection.availability.hold(takeover.lease))
+
+    def _wait_here(self, run: Run) -> Waited:
+        """Wait for the reply of a run of this process."""
+        if self.may_wait() == 0:
+            return Waited(more=False)
+        wake = self._woken().set
+        run.join(wake)
+        self._sleep(self.may_wait())
+        run.leave(wake)
+        return Waited(run.reply, more=False)
+
+    def _woken(self) -> threading.Event:
+        """Set once the caller is gone, and by what is waited for."""
+        event = self._wake
+        if event is None:
+            event = self._wake = threading.Event()
+        if self.is_gone:  # perhaps since before there was an event to set
+            event.set()
+        return event
+
+    def _sleep(self, seconds: float) -> None:
+        self.waits = True
+        self._woken().wait(seconds)
+        self.waits, self._wake = False, None
+
+    def _execute(self, execute: Execute) -> Ended | TooLate:
+        lease = self.starts_under(execute)
+        if not lease.may_start:
+            return self.too_late()
+        recording = self.recorded = Recording(self, in_aio=False)
+        keeper = self.protection.keeper
+        keeper.hold(lease)
+        token = execution.enter(self)
+        try:
+            ended = self._handle(recording)
+            recording.run_callbacks()
+        except Exception as error:  # the handler's own are caught: its lease could not be kept
+            ended = recording.raised(error)
+        finally:
+            execution.leave(token)
+            keeper.let_go(lease)
+        self.has_run = True
+        lease.outcome_bytes = ended.outcome.size
+        return ended
+
+    def _handle(self, recording: Recording) -> Ended:
+        method, incoming, outlet = self.method, recording.incoming, self._outlet
+        request = self.request if incoming is None else iter(lambda: self._next(incoming), _END)
+        doing = "calling application"
+        try:
+            response = method.behavior(request, SyncContext(recording))
+            if outlet is None:
+                return recording.returned(response)
+            doing = "iterating responses"
+            try:
+                for each in response:
+                    message = serialized(method.serialize, each)
+                    recording.sends(message)
+                    self.has_streamed = True
+                    ahead = opening(recording.initial_metadata, self.announced_run)
+                    outlet.put(Part(message, ahead, recording.take_plain(), copy_context()))
+            finally:
+                close(response)
+            return recording.returned()
+        except BaseException as error:  # the thread is the pool's: nothing may end it but the call
+            return recording.raised(error, doing)
+        finally:
+            if method.streams_responses:  # on a thread of its own
+                self.variables = copy_context()
+
+    def _next(self, incoming: Incoming) -> Any:
+        raw = self._read(incoming)
+        return _END if raw is None else incoming.take(raw)
+
+    def _read(self, incoming: Incoming) -> bytes | None:
+        """The next message of the request stream; None at its end. Raises CallerGone where it is cut."""
+        if incoming.malformed:
+            return None
+        try:
+            raw, self.wrap = body_of(next(self._incoming))
+        except StopIteration:
+            incoming.whole = incoming.whole or self._is_there_after_the_end()
+            if incoming.whole:
+                return None
+        except grpc.RpcError as error:
+            _let_go(error)
+        else:
+            return raw
+        incoming.cut = True
+        raise CallerGone("the request stream was cut")
+
+    def _is_there_after_the_end(self) -> bool:
+        """Whether the end of the request stream was the caller's, and is not that of the call."""
+        gone = self._woken()
+        return all(not gone.wait(step) and not self.caller_is_gone() for step in EOF_HOLD)
+
+    def _compare(self, wanted: Compare) -> Compared:
+        incoming, outlet = Incoming(self.method), self._outlet
+        comparing = compare(incoming, wanted, has_turns=self.method.streams_responses)
+        ahead = opening(wanted.outcome.initial_metadata, wanted.run)
+        keeper = self.protection.keeper
+        limit = keeper.limit(self.rules.max_run, self.context.cancel)
+        try:
+            response = next(comparing)
+            while True:
+                if response is None:
+                    response = comparing.send(self._read(incoming))
+                else:
+                    assert outlet is not None
+                    outlet.put(Part(response, ahead))
+                    response = comparing.send(None)
+        except StopIteration as end:
+            return Compared(end.value)
+        except (CallerGone, Refused):
+            return Compared(same=False)
+        finally:
+            keeper.unlimit(limit)
+
+
+def _let_go(error: grpc.RpcError) -> None:
+    """Drop the traceback of an error, whose frames have the state of its call, in which grpc keeps it."""
+    error.__traceback__ = None
+
+
+_END = object()
