@@ -12,13 +12,21 @@ from typing import Any
 
 import grpc
 
-from idem_grpc._client.aio_call import StreamStreamCall, StreamUnaryCall, UnaryStreamCall, UnaryUnaryCall
-from idem_grpc._client.aio_course import Continuation, Course, sending
-from idem_grpc._client.aio_requests import Requests
-from idem_grpc._client.aio_status import at_once, is_unsent
+from idem_grpc._client.aio_call import (
+    AioDriver,
+    Continuation,
+    StreamStreamCall,
+    StreamUnaryCall,
+    UnaryStreamCall,
+    UnaryUnaryCall,
+    at_once,
+    is_unsent,
+    sent_details,
+)
 from idem_grpc._client.answers import replayed_in
-from idem_grpc._client.common import Channel, once, with_key
+from idem_grpc._client.channel import Channel, with_key
 from idem_grpc._client.keying import Chosen, KeySource, checked
+from idem_grpc._client.requests import AioRequests
 from idem_grpc._client.retry import Retry
 
 
@@ -44,8 +52,8 @@ def client_interceptors(
     A call that fails raises grpc.aio.AioRpcError, with a note of how many attempts were
     made. Raises ValueError or TypeError for patterns, templates and sources at fault.
     """
-    channel = _Channel(Channel(keys, retry, derive))
-    return [_UnaryUnary(channel), _UnaryStream(channel), _StreamUnary(channel), _StreamStream(channel)]
+    caller = _Caller(Channel(keys, retry, derive))
+    return [_UnaryUnary(caller), _UnaryStream(caller), _StreamUnary(caller), _StreamStream(caller)]
 
 
 async def replayed(call: Any) -> bool | None:
@@ -57,15 +65,15 @@ async def replayed(call: Any) -> bool | None:
     return replayed_in(await trailing if inspect.isawaitable(trailing) else trailing)
 
 
-class _Channel:
-    """What the four interceptors of a channel do alike."""
+class _Caller:
+    """Makes the calls of a channel, for its four interceptors."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
 
-    async def begin(
+    async def call(
         self,
-        kind: Callable[[Course], Any],
+        kind: Callable[[AioDriver], Any],
         continuation: Continuation,
         details: Any,
         request: Any,
@@ -73,11 +81,10 @@ class _Channel:
         takes_stream: bool = False,
         gives_stream: bool = False,
     ) -> Any:
-        """Send a call. Returns the call object to give to grpc."""
+        """Make a call. Returns the call object to give to grpc."""
         began = monotonic()
         method = details.method if isinstance(details.method, str) else details.method.decode()
         chosen = self._channel.choose(method, None if takes_stream else request, details.metadata)
-        end = once(chosen.end)
         try:
             key = await _key(chosen, details.timeout)
             metadata = with_key(details.metadata, key)
@@ -90,31 +97,40 @@ class _Channel:
                 timeout = max(details.timeout - (monotonic() - began), 0.0)
             # Without an iterator, an interceptor further out writes to grpc's own call: it is not kept.
             if not self._channel.will_retry(chosen) or request is None:
-                call = await continuation(sending(details, metadata, timeout), request)
-                return self._attend_to(call, end, chosen, key)
-            trial = self._channel.trial(chosen, key, timeout)
+                call = await continuation(sent_details(details, metadata, timeout), request)
+                return self._watched(call, chosen, key)
             if takes_stream:
-                assert self._channel.retry is not None
-                request = Requests(request, self._channel.retry.max_request_bytes)
-            course = Course(
-                trial, continuation, details, metadata, request, gives_stream, timeout, end, chosen.source
+                request = AioRequests(request, self._channel.max_request_bytes)
+            driver = AioDriver(
+                self._channel.engine(chosen, key, timeout),
+                continuation,
+                details,
+                metadata,
+                request,
+                timeout,
+                gives_stream=gives_stream,
+                source=chosen.source,
             )
         except BaseException:
-            end()
+            chosen.end()
             raise
-        return kind(course)
+        return kind(driver)
 
-    def _attend_to(self, call: Any, end: Callable[[], None], chosen: Chosen, key: str | None) -> Any:
-        """A call that is never sent again is grpc's own: do what is to be done when it is over."""
+    def _watched(self, call: Any, chosen: Chosen, key: str | None) -> Any:
+        """A call that is sent only once is grpc's own. Report its end."""
+        is_reported = False
 
         def over(call: Any) -> None:
-            end()
+            nonlocal is_reported
+            chosen.end()
             code = at_once(call.code())
-            if code is not None and not is_unsent(code, at_once(call.details())):
-                ended(code, at_once(call.trailing_metadata()), chosen.source, key)
+            # grpc calls this each time that it sets a status
+            if not is_reported and code is not None and not is_unsent(code, at_once(call.details())):
+                is_reported = True
+                if self._channel.watches(chosen):
+                    self._channel.ended(chosen, key, code, at_once(call.trailing_metadata()))
 
-        ended = once(self._channel.ended)  # grpc calls back each time that it sets a status
-        if call.done():  # as one is that an interceptor further in made of a mere response
+        if call.done():  # such as one that another interceptor made of a mere response
             over(call)
         else:
             call.add_done_callback(over)
@@ -141,47 +157,47 @@ async def _key(chosen: Chosen, timeout: float | None) -> str | None:
 
 
 class _UnaryUnary(grpc.aio.UnaryUnaryClientInterceptor):
-    def __init__(self, channel: _Channel) -> None:
-        self._channel = channel
+    def __init__(self, caller: _Caller) -> None:
+        self._caller = caller
 
     async def intercept_unary_unary(
         self, continuation: Any, client_call_details: grpc.aio.ClientCallDetails, request: Any
     ) -> Any:
-        return await self._channel.begin(UnaryUnaryCall, continuation, client_call_details, request)
+        return await self._caller.call(UnaryUnaryCall, continuation, client_call_details, request)
 
 
 class _UnaryStream(grpc.aio.UnaryStreamClientInterceptor):
-    def __init__(self, channel: _Channel) -> None:
-        self._channel = channel
+    def __init__(self, caller: _Caller) -> None:
+        self._caller = caller
 
     async def intercept_unary_stream(
         self, continuation: Any, client_call_details: grpc.aio.ClientCallDetails, request: Any
     ) -> Any:
-        return await self._channel.begin(
+        return await self._caller.call(
             UnaryStreamCall, continuation, client_call_details, request, gives_stream=True
         )
 
 
 class _StreamUnary(grpc.aio.StreamUnaryClientInterceptor):
-    def __init__(self, channel: _Channel) -> None:
-        self._channel = channel
+    def __init__(self, caller: _Caller) -> None:
+        self._caller = caller
 
     async def intercept_stream_unary(
         self, continuation: Any, client_call_details: grpc.aio.ClientCallDetails, request_iterator: Any
     ) -> Any:
-        return await self._channel.begin(
+        return await self._caller.call(
             StreamUnaryCall, continuation, client_call_details, request_iterator, takes_stream=True
         )
 
 
 class _StreamStream(grpc.aio.StreamStreamClientInterceptor):
-    def __init__(self, channel: _Channel) -> None:
-        self._channel = channel
+    def __init__(self, caller: _Caller) -> None:
+        self._caller = caller
 
     async def intercept_stream_stream(
         self, continuation: Any, client_call_details: grpc.aio.ClientCallDetails, request_iterator: Any
     ) -> Any:
-        return await self._channel.begin(
+        return await self._caller.call(
             StreamStreamCall,
             continuation,
             client_call_details,

@@ -1,13 +1,13 @@
 """What a client can tell from an answer: why it was refused, and when to come back."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
-from idem_grpc._client.retry import Failure
 from idem_grpc._core.outcome import Code
 from idem_grpc._core.problem import PUSHBACK, STATUS_DETAILS, Reason, reason_in
 
@@ -32,13 +32,32 @@ def run_in(metadata: Iterable[Any] | None) -> str:
     return str(_entries(metadata).get(RUN, ""))
 
 
-def failure(
-    code: grpc.StatusCode, trailing_metadata: Iterable[Any] | None, *, can_resend: bool = True
-) -> Failure:
-    """How an attempt failed, from its status and trailing metadata."""
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """How an attempt failed.
+
+    pushback: when the server allows another attempt, in seconds. Negative if it forbids one, None if it said
+        nothing.
+    of_run: the answer is that of a run, so a refusal in it was passed on from another call.
+    """
+
+    code: Code
+    reason: Reason | None = None
+    pushback: float | None = None
+    of_run: bool = False
+
+    @property
+    def refuses_token(self) -> bool:
+        """Whether the call was not run because its key is not a token that the server accepts."""
+        return self.reason in (Reason.TOKEN_UNKNOWN, Reason.TOKEN_MISMATCH) and not self.of_run
+
+
+def failure(code: grpc.StatusCode, trailing_metadata: Iterable[Any] | None) -> Failure | None:
+    """How an attempt failed, by its status and trailing metadata; None if it succeeded."""
+    if code is grpc.StatusCode.OK:
+        return None
     entries = _entries(trailing_metadata)
-    pushback = _pushback(entries)
-    return Failure(Code[code.name], _reason(entries), pushback, can_resend, of_run=RUN in entries)
+    return Failure(Code[code.name], _reason(entries), _pushback(entries), of_run=RUN in entries)
 
 
 def _entries(metadata: Iterable[Any] | None) -> dict[str, str | bytes]:

@@ -6,16 +6,14 @@ its first attempt.
 """
 
 import inspect
-from collections import deque
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from google.protobuf.descriptor import MethodDescriptor
 
 from idem_grpc._core.digest import as_uuid, digest
-from idem_grpc._core.execution import Run, current_run
+from idem_grpc._core.execution import DerivedCall, Run, current_run
 from idem_grpc._core.keys import (
     METADATA_KEY,
     FromRequest,
@@ -48,32 +46,24 @@ _ALL = "*"
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """The key of a call: ``key`` to be added to its metadata (None: nothing is), which may be an
-    awaitable in aio. ``is_safe``: the call may be sent again. ``end`` is called when it is over,
-    and where ``is_derived``, by then: before anybody can make the next call. ``source`` is that of a
-    key for one use only."""
+    """The key of a call.
+
+    key: what to add to the call's metadata; None adds nothing. In aio it may be an awaitable.
+    is_safe: whether the call may be sent again.
+    derived: set if the key is derived from that of a keyed handler. It must end before the handler can
+        make its next call.
+    source: where the key came from, if it is for a single use.
+    """
 
     key: Any
     is_safe: bool
-    end: Callable[[], None] = lambda: None
-    is_derived: bool = False
+    derived: DerivedCall | None = None
     source: SingleUse | None = None
 
-
-_left: deque[Callable[[], None]] = deque()
-
-
-def leave(end: Callable[[], None]) -> None:
-    """Have ``end`` called before the next key is derived, or by ``end_left``; for use while garbage is
-    collected, where no lock may be taken."""
-    _left.append(end)
-
-
-def end_left() -> None:
-    """The calls that nobody holds any more are over."""
-    with suppress(IndexError):
-        while True:
-            _left.popleft()()
+    def end(self) -> None:
+        """Note that the call is over. Repeated calls have no further effect."""
+        if self.derived is not None:
+            self.derived.end()
 
 
 class Keying:
@@ -101,7 +91,7 @@ class Keying:
                 )
 
     def choose(self, outgoing: Outgoing) -> Chosen:
-        """The key of a call. Raises whatever its source does, and RuntimeError as Calls.begin."""
+        """The key of a call. Raises whatever its source does, and RuntimeError as DerivedCalls.begin."""
         descriptor = find_method(outgoing.method)
         is_safe = is_idempotent(descriptor)
         if any(key == METADATA_KEY for key, _ in outgoing.metadata):
@@ -206,9 +196,8 @@ def _derived(execution: Run, method: str) -> Chosen:
     It is made of the record's name, so that tenants and methods never meet, of the
     request, so that a mended one is new downstream too, and of the call's place.
     """
-    end_left()
     step = current_step()
-    ordinal = execution.calls.begin(method, step)
-    place = (method.encode(), step.encode(), str(ordinal).encode())
+    call = execution.calls.begin(method, step)
+    place = (method.encode(), step.encode(), str(call.ordinal).encode())
     key = as_uuid(int.from_bytes(digest("downstream", execution.identity, *place), "big"), version=8)
-    return Chosen(key, is_safe=True, end=lambda: execution.calls.end(method, step), is_derived=True)
+    return Chosen(key, is_safe=True, derived=call)

@@ -1,22 +1,14 @@
-"""When a call is sent again, and after how long: gRPC's retry design (proposal A6).
-
-A generator that does no I/O, with a clock of its caller's: it yields the attempts to make
-and the time to wait between them, and is sent how each attempt failed. Other than A6, it
-has no cap of five attempts, a duplicate of a call that still runs costs nothing, and an
-attempt can have a deadline of its own.
-"""
+"""The retry settings of a client, and the budget of a channel, after gRPC's retry design (proposal A6)."""
 
 import math
 import random
 import threading
-from collections.abc import Callable, Collection, Generator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from time import monotonic
 
 from idem_grpc._core.checks import StatusCode, codes_of, seconds_of, whole_number
 from idem_grpc._core.durations import Duration, in_seconds
 from idem_grpc._core.outcome import Code
-from idem_grpc._core.problem import Reason
 
 JITTER = (0.8, 1.2)
 """Each backoff is multiplied by a random number between these, as A6 has it."""
@@ -108,8 +100,8 @@ def _check_number(owner: str, name: str, value: object) -> None:
         raise TypeError(f"{owner}({name}={value!r}): give a number")
 
 
-class Tokens:
-    """What is left of a channel's budget. For threads."""
+class Bucket:
+    """The token bucket of a channel: what is left of its budget. Thread-safe."""
 
     def __init__(self, budget: Budget | None) -> None:
         self._budget = budget
@@ -129,121 +121,3 @@ class Tokens:
         with self._lock:
             self._left = max(self._left - 1, 0.0)
             return self._left > self._budget.max_tokens / 2
-
-
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """Send the call, with a deadline in ``timeout`` seconds, if any."""
-
-    timeout: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Backoff:
-    """Wait before the next attempt."""
-
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Renewal:
-    """Get another key for the next attempt, in ``timeout`` seconds, if any."""
-
-    timeout: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """How an attempt failed.
-
-    ``pushback`` is what the server said of when to come back, in seconds: negative if it
-    said not to, None if it said nothing. ``can_resend`` is False once the call cannot be
-    sent again, whatever the status: its stream is too large to keep, or was handed over.
-    ``of_run``: a run made this answer, so that a refusal in it is one that was passed on.
-    """
-
-    code: Code
-    reason: Reason | None = None
-    pushback: float | None = None
-    can_resend: bool = True
-    of_run: bool = False
-
-    @property
-    def refuses_token(self) -> bool:
-        """Whether the call was not run for want of a token that the server takes."""
-        return self.reason in (Reason.TOKEN_UNKNOWN, Reason.TOKEN_MISMATCH) and not self.of_run
-
-
-def attempts(
-    retry: Retry,
-    tokens: Tokens,
-    *,
-    timeout: float | None,
-    may_retry: bool,
-    may_renew: bool = False,
-    clock: Callable[[], float] = monotonic,
-    uniform: Callable[[float, float], float] = random.uniform,
-) -> Generator[Attempt | Backoff | Renewal, Failure | None, bool]:
-    """The attempts to make at one call. Is sent the Failure of each; None if it succeeded.
-
-    ``timeout`` is the call's own, in seconds; ``may_retry`` tells that the call bears a
-    key or is marked idempotent: others are for the budget to know of. ``may_renew``: another
-    key can be had, once, if the server does not know this one and no attempt with it can
-    have been run. What the last attempt came to is the end of the call.
-    Returns whether another one was called for, and only lacked what to send.
-    """
-    ends = None if timeout is None else clock() + timeout
-    attempt_timeout = None
-    if may_retry and retry.attempt_timeout is not None:
-        attempt_timeout = in_seconds(retry.attempt_timeout)
-    made = in_a_row = 0
-    while True:
-        left = None if ends is None else max(ends - clock(), 0.0)
-        is_cut_short = attempt_timeout is not None and (left is None or attempt_timeout < left)
-        failure = yield Attempt(attempt_timeout if is_cut_short else left)
-        if failure is None:
-            tokens.put_back()
-            return False
-        is_renewed = may_renew and failure.reason is Reason.TOKEN_UNKNOWN and not failure.of_run
-        may_renew = may_renew and failure.reason in _NOTHING_RAN
-        if not (is_renewed or _is_worth_it(failure, retry, is_cut_short)):
-            return False
-        if failure.reason not in _FREE:
-            made += 1
-            if not tokens.take() or made >= retry.max_attempts:
-                return False
-        if not may_retry or (failure.pushback is not None and failure.pushback < 0):
-            return False
-        if is_renewed:
-            left = None if ends is None else ends - clock()
-            if left is not None and left <= 0:
-                return False
-            if not failure.can_resend:
-                return True
-            yield Renewal(left)
-            continue
-        in_a_row += 1
-        wait = max(retry.backoff(in_a_row, uniform), failure.pushback or 0.0)
-        if failure.pushback is not None and failure.reason not in _FREE:
-            in_a_row = 0
-        if ends is not None and clock() + wait >= ends:
-            return False
-        if not failure.can_resend:
-            return True
-        yield Backoff(wait)
-
-
-_NOTHING_RAN = (Reason.STORE_UNAVAILABLE, Reason.OVERLOADED)
-
-_FREE = (Reason.IN_PROGRESS, Reason.OUTCOME_PENDING)
-"""The call itself is well, and its answer is on its way: neither an attempt nor a token is lost."""
-
-
-def _is_worth_it(failure: Failure, retry: Retry, is_cut_short: bool) -> bool:
-    if failure.reason is not None:
-        return failure.reason.retryable
-    if failure.code is Code.DEADLINE_EXCEEDED and is_cut_short:
-        return True
-    if failure.code is Code.RESOURCE_EXHAUSTED and failure.pushback is not None:
-        return True
-    return failure.code in codes_of("Retry(codes=…)", retry.codes)

@@ -5,35 +5,19 @@ stream of responses, is a RetriedCall. Which of the two a call with one response
 what the first attempt gives.
 """
 
-import threading
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import grpc
 
 from idem_grpc._client.answers import replayed_in
-from idem_grpc._client.common import (
-    NO_TOKEN,
-    TOO_LARGE,
-    Channel,
-    Pairs,
-    Trial,
-    once,
-    single,
-    snapshot,
-    with_another_key,
-    with_key,
-)
-from idem_grpc._client.foreign_calls import as_call
-from idem_grpc._client.grpc_calls import code_of, is_background, is_local_failure, metadata_of, when_over
+from idem_grpc._client.channel import Channel, with_key
+from idem_grpc._client.foreign_calls import as_call, is_local_failure, when_over
 from idem_grpc._client.keying import KeySource, checked
-from idem_grpc._client.retry import Backoff, Renewal, Retry
-from idem_grpc._client.sync_attempts import Attempts
-from idem_grpc._client.sync_calls import RetriedCall
-from idem_grpc._client.sync_requests import Requests
-from idem_grpc._core.keys import SingleUse
+from idem_grpc._client.requests import SyncRequests
+from idem_grpc._client.retry import Retry
+from idem_grpc._client.sync_call import Continuation, Details, SyncDriver
 
 
 def client_interceptors(
@@ -75,19 +59,6 @@ def replayed(call: Any) -> bool | None:
     return replayed_in(call.trailing_metadata())
 
 
-@dataclass(frozen=True, slots=True)
-class _Details(grpc.ClientCallDetails):
-    method: str
-    timeout: float | None
-    metadata: Pairs | None
-    credentials: grpc.CallCredentials | None
-    wait_for_ready: bool | None
-    compression: grpc.Compression | None
-
-
-Continuation = Callable[[Any, Any], Any]
-
-
 class _Interceptor(
     grpc.UnaryUnaryClientInterceptor,
     grpc.UnaryStreamClientInterceptor,
@@ -121,10 +92,9 @@ class _Interceptor(
         gives_stream: bool = False,
     ) -> Any:
         chosen = self._channel.choose(given.method, request, given.metadata)
-        end = once(chosen.end)
         try:
             key = checked(chosen.key)
-            details = _Details(
+            details = Details(
                 given.method,
                 given.timeout,
                 with_key(given.metadata, key),
@@ -132,108 +102,20 @@ class _Interceptor(
                 getattr(given, "wait_for_ready", None),
                 getattr(given, "compression", None),
             )
-            sending = _Sending(continuation, details, request, stream, gives_stream, end, chosen.source)
-            if self._channel.retry is not None and self._channel.will_retry(chosen):
-                trial = self._channel.trial(chosen, key, given.timeout)
-                return sending.attended(trial, self._channel.retry.max_request_bytes)
-            if chosen.is_derived:
-                return sending.attended(single(given.timeout), 0)
+            if self._channel.will_retry(chosen) or chosen.derived is not None:
+                if stream is not None:
+                    request = SyncRequests(stream, self._channel.max_request_bytes)
+                engine = self._channel.engine(chosen, key, given.timeout)
+                driver = SyncDriver(
+                    engine, continuation, details, request, gives_stream=gives_stream, source=chosen.source
+                )
+                return driver.run()
             call = continuation(details, request if stream is None else stream)
-            if self._channel.attends_to(chosen) and not is_local_failure(call):
+            if self._channel.watches(chosen) and not is_local_failure(call):
                 if gives_stream:
                     call = as_call(call, is_stream=True)
-                when_over(
-                    call, lambda code, trailing: self._channel.ended(code, trailing, chosen.source, key)
-                )
+                when_over(call, partial(self._channel.ended, chosen, key))
             return call
         except BaseException:
-            end()
+            chosen.end()
             raise
-
-
-class _Sending:
-    """What is sent in every attempt at one call. ``end`` is called when the call is over."""
-
-    def __init__(
-        self,
-        continuation: Continuation,
-        details: _Details,
-        request: Any,
-        stream: Any,
-        gives_stream: bool,
-        end: Callable[[], None],
-        source: SingleUse | None,
-    ) -> None:
-        self._continuation = continuation
-        self._details = details
-        self._request = request
-        self._stream = stream
-        self._gives_stream = gives_stream
-        self._requests: Requests | None = None
-        self._end = end
-        self._source = source
-
-    def attended(self, trial: Trial, max_request_bytes: int) -> Any:
-        """Send it, and again if it fails: here if its caller waits for it, elsewhere if not."""
-        if self._stream is not None:
-            self._requests = Requests(self._stream, max_request_bytes)
-        call = self.send(trial.attempt())
-        if is_background(call):
-            self._request = snapshot(self._request)  # its caller may do with it what he wants to
-            attempts = Attempts(self, call, trial, self._requests, self._end)
-            return RetriedCall(attempts, self._details.timeout)
-        try:
-            return call if is_local_failure(call) else self._insist(call, trial)
-        finally:
-            self._end()
-            if self._requests is not None:
-                self._requests.close()
-
-    def send(self, timeout: float | None) -> Any:
-        """Make an attempt."""
-        request = self._request if self._requests is None else self._requests.feed()
-        call = self._continuation(replace(self._details, timeout=timeout), request)
-        return as_call(call, is_stream=self._gives_stream)
-
-    def another_key(self) -> "Future[str]":
-        """A key in place of one for a single use that the server does not know."""
-        assert self._source is not None
-        return self._source.another()  # type: ignore[no-any-return]  # in this face
-
-    def use(self, key: str) -> None:
-        """Send ``key`` from now on."""
-        self._details = replace(self._details, metadata=with_another_key(self._details.metadata, key))
-
-    def _insist(self, call: Any, trial: Trial) -> Any:
-        """Send a blocking call until it succeeds, or nothing more can be done for it."""
-        while isinstance(call, grpc.RpcError):
-            is_whole = self._requests is None or self._requests.is_whole
-            step = trial.failed(code_of(call), metadata_of(call), can_resend=is_whole)
-            if step is None:
-                trial.note(call, *([TOO_LARGE] if trial.was_held_back else []))
-                if not hasattr(call, "result"):  # another interceptor raised it, and grpc asks for its result
-                    raise call
-                return call
-            if isinstance(step, Backoff):
-                threading.Event().wait(min(step.seconds, threading.TIMEOUT_MAX))
-            elif failure := self._renew(trial, step):
-                trial.note(call, f"{NO_TOKEN}{failure!r}")
-                return call
-            following = self.send(trial.attempt())
-            if is_local_failure(following):  # the channel was closed, or another interceptor is at fault
-                trial.note(call, f"the last of them could not be sent: {following.exception()!r}")
-                return call
-            call = following
-        trial.succeeded()
-        return call
-
-    def _renew(self, trial: Trial, renewal: Renewal) -> Exception | None:
-        """Get another key. Returns why there is none."""
-        timeout = None if renewal.timeout is None else min(renewal.timeout, threading.TIMEOUT_MAX)
-        try:
-            key = self.another_key().result(timeout)
-        except Exception as error:
-            return error
-        self.use(key)
-        trial.renewed(key)
-        return None

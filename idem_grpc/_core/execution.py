@@ -22,32 +22,40 @@ Wake = Callable[[], object]
 logger = logging.getLogger("idem_grpc")
 
 
-class Calls:
-    """The calls that a run makes downstream, counted, so that each has its own derived key."""
+class DerivedCall:
+    """A call that a run makes downstream, and that gets a derived key."""
+
+    __slots__ = ("is_over", "ordinal")
+
+    def __init__(self, ordinal: int) -> None:
+        self.ordinal = ordinal
+        self.is_over = False
+
+    def end(self) -> None:
+        """Note that the call is over. Takes no lock, since it may run during garbage collection."""
+        self.is_over = True
+
+
+class DerivedCalls:
+    """The downstream calls of a run, numbered by method and step, so that each gets its own key."""
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._made: dict[tuple[str, str], int] = {}
-        self._under_way: set[tuple[str, str]] = set()
+        self._latest: dict[tuple[str, str], DerivedCall] = {}
 
-    def begin(self, method: str, step: str) -> int:
-        """The ordinal of a call to ``method`` in ``step``. Raises RuntimeError if one is under way."""
+    def begin(self, method: str, step: str) -> DerivedCall:
+        """Begin a call to ``method`` in ``step``. Raises RuntimeError if one is still under way."""
         with self._lock:
-            if (method, step) in self._under_way:
+            latest = self._latest.get((method, step))
+            if latest is not None and not latest.is_over:
                 raise RuntimeError(
-                    f"a keyed handler calls {method} while it is calling it already: which of the two"
-                    " gets which derived key would be chance. Name each of them with keys.step(…), and"
-                    " cancel a stream that you leave before its end: it is under way until then"
+                    f"a keyed handler calls {method} while an earlier call to it is still under way, so"
+                    " chance would decide which of the two gets which derived key. Give each its own"
+                    " keys.step(…), and cancel a stream that you stop reading: it is under way until then"
                 )
-            self._under_way.add((method, step))
-            ordinal = self._made.get((method, step), 0)
-            self._made[method, step] = ordinal + 1
-            return ordinal
-
-    def end(self, method: str, step: str) -> None:
-        """The call is over."""
-        with self._lock:
-            self._under_way.discard((method, step))
+            call = DerivedCall(0 if latest is None else latest.ordinal + 1)
+            self._latest[method, step] = call
+            return call
 
 
 class Lease:
@@ -211,7 +219,7 @@ class Run(Call, Execution):
         self.lease = self.ending = self.reply = None
         self.is_over = self.is_disowned = self.is_detached = False
         self._identity = b""
-        self._calls: Calls | None = None
+        self._calls: DerivedCalls | None = None
         self.waiters: list[Wake] | None = None
 
     @property
@@ -243,12 +251,12 @@ class Run(Call, Execution):
         return digest("request", self.store_key, self._identity)
 
     @property
-    def calls(self) -> Calls:
+    def calls(self) -> DerivedCalls:
         """The calls that its handler makes downstream."""
         calls = self._calls
         if calls is None:
             with _making:
-                calls = self._calls = self._calls or Calls()
+                calls = self._calls = self._calls or DerivedCalls()
         return calls
 
     def join(self, wake: Wake) -> None:

@@ -1,8 +1,11 @@
 """The protobuf messages of requests, which can be wrapped in classes of other libraries."""
 
-from typing import Any
+from copy import deepcopy
+from typing import Any, TypeVar
 
 from google.protobuf.message import Message
+
+T = TypeVar("T")
 
 
 def message_of(request: Any) -> Message | None:
@@ -27,3 +30,20 @@ def no_message(request: Any) -> str:
         f"requests are of {type(request)}, which is neither a protobuf message nor wraps one as those of"
         " proto-plus do"
     )
+
+
+def snapshot(request: T) -> T:
+    """A copy of a request, which keeps its content when the caller changes the original."""
+    if not isinstance(request, Message):
+        return request if message_of(request) is None else deepcopy(request)
+    copy = type(request)()
+    copy.CopyFrom(request)
+    return copy
+
+
+def size_of(request: Any) -> int | None:
+    """The bytes that a request takes on the wire; None if it is neither protobuf nor bytes."""
+    message = message_of(request)
+    if message is not None:
+        return message.ByteSize()
+    return len(request) if isinstance(request, (bytes, bytearray, memoryview)) else None

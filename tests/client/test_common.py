@@ -6,21 +6,15 @@ from google.rpc import error_details_pb2, status_pb2
 from tests_pb.v1 import ledger_pb2 as pb
 
 from idem_grpc import Budget, Reason, Retry
-from idem_grpc._client.answers import failure, replayed_in, run_in
-from idem_grpc._client.common import (
-    Channel,
-    Handed,
-    Trial,
-    add_note,
-    once,
-    single,
-    size_of,
-    snapshot,
-    with_key,
-)
-from idem_grpc._client.retry import Tokens
+from idem_grpc._client.answers import Failure, failure, replayed_in, run_in
+from idem_grpc._client.channel import Channel, with_key
+from idem_grpc._client.engine import NO_RUN, TOO_LARGE, Delivery, Engine, Finish, Send, Wait, add_note
+from idem_grpc._client.retry import Bucket
+from idem_grpc._core.messages import size_of, snapshot
 from idem_grpc._core.outcome import Code
 
+DOWN = Failure(Code.UNAVAILABLE)
+RUN_R = (("idempotency-run", "r"),)
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 DETAILS = "grpc-status-details-bin"
 
@@ -30,6 +24,12 @@ def rich(*details):
     for detail in details:
         status.details.add().Pack(detail)
     return DETAILS, status.SerializeToString()
+
+
+def failed(code, metadata) -> Failure:
+    found = failure(code, metadata)
+    assert found is not None
+    return found
 
 
 class TestFailures:
@@ -51,19 +51,21 @@ class TestFailures:
         ids=str,
     )
     def test_when_to_come_back(self, metadata, pushback):
-        assert failure(UNAVAILABLE, metadata).pushback == pushback
+        assert failed(UNAVAILABLE, metadata).pushback == pushback
 
     def test_every_code_has_its_own(self):
+        assert failure(grpc.StatusCode.OK, ()) is None
         for code in grpc.StatusCode:
-            assert failure(code, ()).code is Code(code.value[0])
+            if code is not grpc.StatusCode.OK:
+                assert failed(code, ()).code is Code(code.value[0])
 
     def test_refusals_of_others_are_no_reason_of_ours(self):
         other = error_details_pb2.ErrorInfo(domain="other", reason="IN_PROGRESS")
         ours = error_details_pb2.ErrorInfo(domain="idem_grpc", reason="IN_PROGRESS")
         unknown = error_details_pb2.ErrorInfo(domain="idem_grpc", reason="NEWER_THAN_THIS")
-        assert failure(UNAVAILABLE, (rich(other),)).reason is None
-        assert failure(UNAVAILABLE, (rich(unknown),)).reason is None
-        assert failure(UNAVAILABLE, (rich(other, ours),)).reason is Reason.IN_PROGRESS
+        assert failed(UNAVAILABLE, (rich(other),)).reason is None
+        assert failed(UNAVAILABLE, (rich(unknown),)).reason is None
+        assert failed(UNAVAILABLE, (rich(other, ours),)).reason is Reason.IN_PROGRESS
 
     def test_what_a_run_is_known_by(self):
         assert run_in(None) == run_in(()) == ""
@@ -73,35 +75,78 @@ class TestFailures:
         assert replayed_in((("idempotency-run", "r"), ("idempotency-replayed", "true"))) is True
 
 
-class TestTrial:
-    def test_what_it_counts_and_tells(self):
-        trial = Trial(Retry(initial_backoff=0.001), Tokens(None), True, None)
+class TestEngine:
+    def test_notes(self):
+        engine = Engine(Retry(initial_backoff=0.001), Bucket(None), timeout=None, may_retry=True)
         error = ValueError()
-        trial.attempt()
-        trial.note(error)
+        first = engine.begin()
+        engine.annotate(error)
         assert not hasattr(error, "__notes__")
-        assert trial.failed(UNAVAILABLE, ()) is not None
-        trial.attempt()
-        assert trial.failed(UNAVAILABLE, (), can_resend=False) is None
-        assert trial.was_held_back
-        trial.note(error, "more")
-        trial.note(error, "more")
-        assert error.__notes__ == ["idem_grpc: 2 attempts were made", "idem_grpc: more"]
+        assert isinstance(engine.ended(first.attempt, DOWN), Wait)
+        second = engine.timer()
+        assert isinstance(second, Send)
+        assert engine.ended(second.attempt, DOWN, is_whole=False) is Finish.AS_ENDED
+        engine.annotate(error)
+        engine.annotate(error)
+        assert error.__notes__ == ["idem_grpc: 2 attempts were made", f"idem_grpc: {TOO_LARGE}"]
 
     def test_success_is_paid_into_the_budget(self):
-        tokens = Tokens(Budget(max_tokens=2, ratio=1))
-        tokens.take()
-        trial = Trial(Retry(), tokens, True, None)
-        trial.attempt()
-        trial.succeeded()
-        assert tokens.take() is False
-        assert trial.made == 1
+        bucket = Bucket(Budget(max_tokens=2, ratio=1))
+        bucket.take()
+        engine = Engine(Retry(), bucket, timeout=None, may_retry=True)
+        assert engine.ended(engine.begin().attempt, None) is Finish.AS_ENDED
+        assert bucket.take() is False
 
-    def test_one_that_is_never_sent_again(self):
-        trial = single(7.0)
-        assert trial.attempt() == pytest.approx(7.0, abs=0.5)
-        assert trial.failed(UNAVAILABLE, (("grpc-retry-pushback-ms", "1"),)) is None
-        assert not trial.was_held_back
+
+class TestStreams:
+    """What of a response stream is handed over, and whether another attempt can go on from there."""
+
+    def engine(self):
+        engine = Engine(Retry(initial_backoff=0.001), Bucket(None), timeout=None, may_retry=True)
+        engine.begin()
+        return engine
+
+    def again(self, engine):
+        assert isinstance(engine.ended(engine.attempts, DOWN), Wait)
+        assert isinstance(engine.timer(), Send)
+
+    def test_nothing_was_handed_over(self):
+        engine = self.engine()
+        self.again(engine)
+        assert not engine.is_behind
+        assert engine.delivered(2, None) is Delivery.HAND_OVER
+
+    def test_the_same_run(self):
+        engine = self.engine()
+        for _ in range(2):
+            assert engine.delivered(1, RUN_R) is Delivery.HAND_OVER
+        self.again(engine)
+        assert engine.is_behind
+        found = [engine.delivered(2, RUN_R) for _ in range(3)]
+        assert found == [Delivery.SKIP, Delivery.SKIP, Delivery.HAND_OVER]
+        assert engine.handed_from == 2
+
+    @pytest.mark.parametrize("metadata", [(("idempotency-run", "s"),), (), None])
+    def test_another_run(self, metadata):
+        engine = self.engine()
+        engine.delivered(1, RUN_R)
+        self.again(engine)
+        assert engine.delivered(2, metadata) is Finish.AS_INTERRUPTED
+        assert engine.handed_from == 1
+
+    def test_a_shorter_answer(self):
+        engine = self.engine()
+        engine.delivered(1, RUN_R)
+        self.again(engine)
+        assert engine.ended(2, None) is Finish.AS_INTERRUPTED
+
+    def test_a_run_that_is_not_known(self):
+        engine = self.engine()
+        assert engine.delivered(1, None) is Delivery.HAND_OVER
+        assert engine.ended(1, DOWN) is Finish.AS_ENDED
+        error = ValueError()
+        engine.annotate(error)
+        assert error.__notes__ == [f"idem_grpc: {NO_RUN}"]
 
 
 class TestChannel:
@@ -120,28 +165,6 @@ class TestChannel:
         assert channel.will_retry(chosen) is will
 
 
-class TestHanded:
-    def test_nothing_yet(self):
-        handed = Handed()
-        assert handed.can_resend
-        assert handed.to_skip(None) == 0
-
-    def test_metadata_is_asked_for_once(self):
-        handed = Handed()
-        handed.add(lambda: (("idempotency-run", "r"),))
-        handed.add(pytest.fail)
-        assert handed.can_resend
-        assert handed.to_skip((("idempotency-run", "r"),)) == 2
-        assert handed.to_skip((("idempotency-run", "s"),)) is None
-        assert handed.to_skip(()) is None
-
-    def test_a_run_that_is_not_known(self):
-        handed = Handed()
-        handed.add(lambda: None)
-        assert not handed.can_resend
-        assert handed.to_skip(()) is None
-
-
 def test_metadata_with_a_key():
     assert with_key(None, None) is None
     assert with_key([("a", "1")], None) == (("a", "1"),)
@@ -158,14 +181,6 @@ def test_snapshots_and_sizes():
     assert size_of(copy) == len(copy.SerializeToString())
     assert size_of(b"123") == 3
     assert size_of("text") is None
-
-
-def test_once():
-    done: list[int] = []
-    do = once(lambda: done.append(1))
-    do()
-    do()
-    assert len(done) == 1
 
 
 def test_a_note_is_added_once():

@@ -8,12 +8,12 @@ from typing import Any
 
 import grpc
 import pytest
-from idem_grpc.keys import using
 from tests_pb.v1 import ledger_pb2 as pb
 from tests_pb.v1 import ledger_pb2_grpc
 
 import idem_grpc
 from idem_grpc import Policy, ServerInterceptor, client_interceptors, replayed
+from idem_grpc.keys import using
 from tests.server.client import Kind
 from tests.server.conftest import key, start
 from tests.server.ledger import order

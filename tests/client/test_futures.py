@@ -10,7 +10,7 @@ import pytest
 from tests_pb.v1 import ledger_pb2 as pb
 
 from idem_grpc import Retry
-from idem_grpc._client.grpc_calls import is_background, is_local_failure
+from idem_grpc._client.foreign_calls import is_background, is_local_failure
 from tests.client.scripted import UNAVAILABLE, answer, fail, hang
 from tests.server.client import RUN, Kind
 from tests.server.kinds import kinds

@@ -12,10 +12,10 @@ from tests_pb.v1 import ledger_pb2 as pb
 
 from idem_grpc import Retry
 from idem_grpc._client import timer as timers
-from idem_grpc._client.grpc_calls import CancelledCall
-from idem_grpc._client.sync_attempts import Attempts
-from idem_grpc._client.sync_calls import RetriedCall
-from idem_grpc._client.sync_requests import Feed, Requests
+from idem_grpc._client.engine import Engine
+from idem_grpc._client.foreign_calls import CancelledCall
+from idem_grpc._client.requests import SyncFeed, SyncRequests
+from idem_grpc._client.sync_call import RetriedCall, SyncDriver
 from idem_grpc._client.timer import Entry, Timer, timer
 from tests.client.scripted import fail, hang
 from tests.client.test_futures import PATIENT
@@ -23,7 +23,7 @@ from tests.server.ledger import DEADLINE
 from tests.support.wait import until
 
 REQUEST = pb.LedgerRequest(order="one")
-OURS = (RetriedCall, Attempts, Requests, Feed, Entry, CancelledCall)
+OURS = (RetriedCall, SyncDriver, Engine, SyncRequests, SyncFeed, Entry, CancelledCall)
 
 
 def alive():

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from tests_pb.v1 import ledger_pb2 as pb
 
 from idem_grpc import Retry
-from idem_grpc._client.common import Sent
-from idem_grpc._client.sync_requests import Requests
+from idem_grpc._client.requests import KeptRequests, SyncRequests
 from tests.client.scripted import UNAVAILABLE, answer, fail, hang
 from tests.server.client import RUN, Kind
 from tests.server.kinds import kinds
@@ -187,25 +186,25 @@ def test_the_end_of_a_call_ends_the_reading_of_requests(script, stub_of):
 
 class TestFeeds:
     def test_one_that_gave_way_has_ended(self):
-        source = Requests(iter("abc"), 0)
+        source = SyncRequests(iter("abc"), 0)
         first = source.feed()
         assert next(first) == "a"
         source.feed()
         assert list(first) == []
 
     def test_what_is_neither_protobuf_nor_bytes_is_not_kept(self):
-        source = Requests(iter("abc"), 10**6)
+        source = SyncRequests(iter("abc"), 10**6)
         assert list(source.feed()) == ["a", "b", "c"]
         assert not source.is_whole
 
     def test_bytes_are(self):
-        source = Requests([b"a", b"b"], 2)
+        source = SyncRequests([b"a", b"b"], 2)
         assert list(source.feed()) == [b"a", b"b"]
         assert source.is_whole
         assert list(source.feed()) == [b"a", b"b"]
 
     def test_nothing_is_given_once_it_is_closed(self):
-        source = Requests(iter([b"a"]), 10)
+        source = SyncRequests(iter([b"a"]), 10)
         feed = source.feed()
         source.close()
         assert list(feed) == []
@@ -213,7 +212,7 @@ class TestFeeds:
 
 @given(sizes=st.lists(st.integers(0, 20), max_size=12), limit=st.integers(0, 100))
 def test_what_is_kept(sizes, limit):
-    sent = Sent(limit)
+    sent = KeptRequests(limit)
     messages = [b"x" * size for size in sizes]
     for number, message in enumerate(messages):
         sent.add(message)

@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from idem_grpc import Budget, Reason, Retry
-from idem_grpc._client.retry import Attempt, Backoff, Failure, Tokens, attempts
+from idem_grpc._client.answers import Failure
+from idem_grpc._client.engine import TOO_LARGE, Engine, Finish, Send, Wait
+from idem_grpc._client.retry import Bucket
 from idem_grpc._core.outcome import Code
 
 DOWN = Failure(Code.UNAVAILABLE)
@@ -19,43 +21,45 @@ UNLIMITED = Retry(budget=None, max_attempts=1000)
 class Course:
     """A call whose attempts fail as the test says, on a clock that only it moves."""
 
-    def __init__(self, retry=UNLIMITED, *, timeout=None, may_retry=True, tokens=None, jitter=1.0):
+    def __init__(self, retry=UNLIMITED, *, timeout=None, may_retry=True, bucket=None, jitter=1.0):
         self.now = 1000.0
         self.waited: list[float] = []
-        self.made = 1
-        self._steps = attempts(
+        self.engine = Engine(
             retry,
-            tokens or Tokens(retry.budget),
+            bucket or Bucket(retry.budget),
             timeout=timeout,
             may_retry=may_retry,
             clock=lambda: self.now,
             uniform=lambda low, high: jitter,
         )
-        self.attempt = self._next()
+        self.attempt: Send = self.engine.begin()
 
-    def _next(self) -> Attempt:
-        step = next(self._steps)
-        assert isinstance(step, Attempt)
-        return step
+    @property
+    def made(self) -> int:
+        return self.engine.attempts
 
-    def fails(self, failure=DOWN, *, after=0.0) -> bool:
+    @property
+    def notes(self) -> list[str]:
+        error = ValueError()
+        self.engine.annotate(error)
+        return getattr(error, "__notes__", [])
+
+    def fails(self, failure=DOWN, *, after=0.0, is_whole=True) -> bool:
         """Let the attempt fail. Returns whether another one is made."""
         self.now += after
-        try:
-            step = self._steps.send(failure)
-        except StopIteration as end:
-            self.lacked = end.value
+        action = self.engine.ended(self.attempt.attempt, failure, is_whole=is_whole)
+        if action is Finish.AS_ENDED:
             return False
-        assert isinstance(step, Backoff)
-        self.waited.append(step.seconds)
-        self.now += step.seconds
-        self.attempt = self._next()
-        self.made += 1
+        assert isinstance(action, Wait)
+        self.waited.append(action.seconds)
+        self.now += action.seconds
+        following = self.engine.timer()
+        assert isinstance(following, Send)
+        self.attempt = following
         return True
 
     def succeeds(self):
-        with pytest.raises(StopIteration):
-            self._steps.send(None)
+        assert self.engine.ended(self.attempt.attempt, None) is Finish.AS_ENDED
 
 
 def a6_backoff(retry, n):
@@ -112,7 +116,6 @@ def test_there_is_no_cap_of_five_attempts():
         (Failure(Code.RESOURCE_EXHAUSTED, pushback=0.5), True),
         (Failure(Code.RESOURCE_EXHAUSTED, pushback=-0.001), False),
         (Failure(Code.UNAVAILABLE, pushback=-0.001), False),
-        (Failure(Code.UNAVAILABLE, can_resend=False), False),
         (Failure(Code.ABORTED), False),
         (Failure(Code.DEADLINE_EXCEEDED), False),
         (Failure(Code.CANCELLED), False),
@@ -153,17 +156,17 @@ def test_one_attempt_waits_for_an_answer_on_its_way():
     assert not course.fails(DOWN)
 
 
-def test_what_cannot_be_sent_again_says_so_only_where_that_was_what_lacked():
+def test_a_note_says_that_a_call_could_not_be_sent_again_if_that_was_the_reason():
     course = Course()
-    assert not course.fails(Failure(Code.UNAVAILABLE, can_resend=False))
-    assert course.lacked
+    assert not course.fails(is_whole=False)
+    assert course.notes == [f"idem_grpc: {TOO_LARGE}"]
     for course, code in (
         (Course(), Code.NOT_FOUND),
         (Course(Retry(max_attempts=1)), Code.UNAVAILABLE),
         (Course(timeout=0.01), Code.UNAVAILABLE),
     ):
-        assert not course.fails(Failure(code, can_resend=False))
-        assert not course.lacked
+        assert not course.fails(Failure(code), is_whole=False)
+        assert not course.notes
 
 
 class TestPushback:
@@ -182,8 +185,8 @@ class TestPushback:
     @pytest.mark.parametrize("reason", [Reason.IN_PROGRESS, Reason.OUTCOME_PENDING])
     def test_an_answer_on_its_way_costs_neither_attempts_nor_budget(self, reason):
         retry = Retry(max_attempts=2, budget=Budget(max_tokens=4))
-        tokens = Tokens(retry.budget)
-        course = Course(retry, tokens=tokens)
+        bucket = Bucket(retry.budget)
+        course = Course(retry, bucket=bucket)
         for _ in range(100):
             assert course.fails(Failure(Code.UNAVAILABLE, reason, pushback=0.25))
         assert course.fails(DOWN)
@@ -234,64 +237,64 @@ class TestDeadline:
 
 class TestBudget:
     def test_a_call_that_succeeds_puts_back_its_ratio(self):
-        tokens = Tokens(Budget(max_tokens=10, ratio=0.5))
+        bucket = Bucket(Budget(max_tokens=10, ratio=0.5))
         for _ in range(5):
-            tokens.take()
-        assert not tokens.take()
+            bucket.take()
+        assert not bucket.take()
         for _ in range(3):
-            tokens.put_back()
-        assert not tokens.take()  # 4.5
+            bucket.put_back()
+        assert not bucket.take()  # 4.5
         for _ in range(4):
-            tokens.put_back()
-        assert tokens.take()  # 5.5
+            bucket.put_back()
+        assert bucket.take()  # 5.5
 
     def test_it_never_holds_more_than_its_most(self):
-        tokens = Tokens(Budget(max_tokens=2, ratio=1))
+        bucket = Bucket(Budget(max_tokens=2, ratio=1))
         for _ in range(100):
-            tokens.put_back()
-        assert [tokens.take() for _ in range(2)] == [False, False]
+            bucket.put_back()
+        assert [bucket.take() for _ in range(2)] == [False, False]
 
     def test_it_is_the_channels_and_not_the_calls(self):
         retry = Retry(budget=Budget(max_tokens=6))
-        tokens = Tokens(retry.budget)
-        assert [Course(retry, tokens=tokens).fails() for _ in range(4)] == [True, True, False, False]
+        bucket = Bucket(retry.budget)
+        assert [Course(retry, bucket=bucket).fails() for _ in range(4)] == [True, True, False, False]
 
     def test_success_of_a_call_counts_once_however_often_it_was_sent(self):
         retry = Retry(budget=Budget(max_tokens=100, ratio=0.1))
-        tokens = Tokens(retry.budget)
+        bucket = Bucket(retry.budget)
         for _ in range(10):
-            course = Course(retry, tokens=tokens)
+            course = Course(retry, bucket=bucket)
             course.fails()
             course.succeeds()
         # Ten were spent and one put back; half must be left.
-        assert [tokens.take() for _ in range(50)].count(True) == 50 - 10 + 1 - 1
+        assert [bucket.take() for _ in range(50)].count(True) == 50 - 10 + 1 - 1
 
     def test_calls_that_are_never_sent_again_count_as_well(self):
         """They tell as much of the server's health as others do: in A6 every call counts."""
         retry = Retry(budget=Budget(max_tokens=6, ratio=1))
-        tokens = Tokens(retry.budget)
+        bucket = Bucket(retry.budget)
         for _ in range(3):
-            assert not Course(retry, tokens=tokens, may_retry=False).fails()
-            assert not Course(retry, tokens=tokens, may_retry=False).fails(Failure(Code.NOT_FOUND))
-        assert not Course(retry, tokens=tokens).fails()
+            assert not Course(retry, bucket=bucket, may_retry=False).fails()
+            assert not Course(retry, bucket=bucket, may_retry=False).fails(Failure(Code.NOT_FOUND))
+        assert not Course(retry, bucket=bucket).fails()
         for _ in range(4):
-            Course(retry, tokens=tokens, may_retry=False).succeeds()
-        assert Course(retry, tokens=tokens).fails()
+            Course(retry, bucket=bucket, may_retry=False).succeeds()
+        assert Course(retry, bucket=bucket).fails()
 
     def test_attempts_that_cannot_be_sent_again_count_as_well(self):
         retry = Retry(budget=Budget(max_tokens=6))
-        tokens = Tokens(retry.budget)
+        bucket = Bucket(retry.budget)
         for _ in range(3):
-            assert not Course(retry, tokens=tokens).fails(Failure(Code.UNAVAILABLE, can_resend=False))
-        assert not Course(retry, tokens=tokens).fails()
+            assert not Course(retry, bucket=bucket).fails(is_whole=False)
+        assert not Course(retry, bucket=bucket).fails()
 
     def test_the_default_holds_a_storm_down_and_lets_it_recover(self):
         """A server is down for 1000 calls, then well for 1000, then fails one call in twenty."""
         retry = Retry()
-        tokens = Tokens(retry.budget)
+        bucket = Bucket(retry.budget)
 
         def sent(fails):
-            course = Course(retry, tokens=tokens)
+            course = Course(retry, bucket=bucket)
             while fails() and course.fails():
                 pass
             return course.made
@@ -299,12 +302,12 @@ class TestBudget:
         assert sum(sent(lambda: True) for _ in range(1000)) <= 1000 + 50
 
         for _ in range(1000):
-            course = Course(retry, tokens=tokens)
+            course = Course(retry, bucket=bucket)
             course.succeeds()
         outcomes = iter([number % 20 == 0 for number in range(100_000)])
         made = 0
         for _ in range(1000):
-            course = Course(retry, tokens=tokens)
+            course = Course(retry, bucket=bucket)
             while next(outcomes):
                 assert course.fails(), "a few failures among many successes are all retried"
             course.succeeds()
@@ -312,8 +315,8 @@ class TestBudget:
         assert 1040 <= made <= 1060
 
     def test_without_one_there_is_no_limit(self):
-        tokens = Tokens(None)
-        assert all(tokens.take() for _ in range(10_000))
+        bucket = Bucket(None)
+        assert all(bucket.take() for _ in range(10_000))
 
 
 @pytest.mark.parametrize(

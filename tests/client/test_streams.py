@@ -9,7 +9,7 @@ from tests_pb.v1 import ledger_pb2 as pb
 
 import idem_grpc
 from idem_grpc import Reason, Retry
-from idem_grpc._client.grpc_calls import CancelledCall
+from idem_grpc._client.foreign_calls import CancelledCall
 from tests.client.conftest import FAST
 from tests.client.scripted import UNAVAILABLE, answer, fail, hang, refuse
 from tests.client.test_futures import PATIENT
@@ -209,10 +209,10 @@ class TestManners:
     def test_one_that_is_left_while_it_waits_is_not_sent_again(self, call_of):
         call, server = call_of(fail(), answer(), retry=PATIENT)
         server.await_calls(1)
-        attempts = call._attempts
+        driver = call._driver
         del call
         gc.collect()
-        assert until(lambda: attempts.is_over)
+        assert until(lambda: driver.is_over)
         assert len(server.seen) == 1
 
 

@@ -11,8 +11,7 @@ from tests_pb.v1 import contract_pb2
 import idem_grpc
 import idem_grpc.aio
 from idem_grpc import Outgoing, Policy, Reason, Retry, keys, updates
-from idem_grpc._client.common import size_of, snapshot
-from idem_grpc._core.messages import message_of
+from idem_grpc._core.messages import message_of, size_of, snapshot
 from tests.server.client import Kind, Pending
 from tests.server.ledger import DEADLINE
 
