@@ -15,7 +15,7 @@ import pytest
 from idem_grpc import Policy, Reason
 from idem_grpc._core.digest import store_key
 from idem_grpc._core.swap import Held, Swap, Swapped
-from idem_grpc.stores import StoreError, StoreUnavailable, open_async_store, open_store
+from idem_grpc.stores import StoreError, StoreUnavailable, _sqlite, open_async_store, open_store
 from idem_grpc.stores._sqlite import SqliteStore
 from tests.server.client import Kind
 from tests.server.kinds import FIRST_AND_LAST, kinds
@@ -153,11 +153,12 @@ class TestLockedByAnotherProcess:
         assert all(opened.blocking.read(one.key).ttl_left > TTL for one in runs[:40])
         assert all(opened.blocking.read(one.key).value == b"done" for one in runs[40:])
 
-    def test_one_thread_at_a_time_waits_for_a_lock_that_is_stuck(self, url, path):
+    def test_one_thread_at_a_time_waits_for_a_lock_that_is_stuck(self, url, path, monkeypatch):
         store = SyncStore(url)
         store.swap(Swap(b"key", None, b"one", TTL)).result()
         with locked(path):
             assert is_locked_out(store.swap(Swap(b"first", None, b"one", TTL)))
+            monkeypatch.setattr(_sqlite, "_PATIENCE", 60.0)  # so that the lock is released in time
             tries = claims(store, b"try")
             until(lambda: sum(one.done() for one in tries) == CALLS - 1)
             assert all(is_locked_out(one) for one in tries if one.done())
