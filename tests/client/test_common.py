@@ -8,8 +8,20 @@ from tests_pb.v1 import ledger_pb2 as pb
 from idem_grpc import Budget, Reason, Retry
 from idem_grpc._client.answers import Failure, failure, replayed_in, run_in
 from idem_grpc._client.channel import Channel, with_key
-from idem_grpc._client.engine import NO_RUN, TOO_LARGE, Delivery, Engine, Finish, Send, Wait, add_note
+from idem_grpc._client.engine import (
+    NO_RUN,
+    NO_TOKEN,
+    TOO_LARGE,
+    Delivery,
+    Engine,
+    Finish,
+    Renew,
+    Send,
+    Wait,
+    add_note,
+)
 from idem_grpc._client.retry import Bucket
+from idem_grpc._core.keys import SingleUse
 from idem_grpc._core.messages import size_of, snapshot
 from idem_grpc._core.outcome import Code
 
@@ -96,6 +108,72 @@ class TestEngine:
         engine = Engine(Retry(), bucket, timeout=None, may_retry=True)
         assert engine.ended(engine.begin().attempt, None) is Finish.AS_ENDED
         assert bucket.take() is False
+
+
+class Source(SingleUse):
+    """A source of single-use keys that records which ones were dropped."""
+
+    def __init__(self):
+        self.dropped: list[str] = []
+
+    def __call__(self, outgoing, /):
+        raise NotImplementedError
+
+    def drop(self, key):
+        self.dropped.append(key)
+
+    def another(self):
+        raise NotImplementedError
+
+
+class TestRenewal:
+    UNKNOWN = Failure(Code.FAILED_PRECONDITION, Reason.TOKEN_UNKNOWN)
+
+    def engine(self, source):
+        return Engine(
+            Retry(initial_backoff=0.001),
+            Bucket(None),
+            timeout=None,
+            may_retry=True,
+            source=source,
+            key="first",
+        )
+
+    def test_a_key_that_the_server_does_not_know_is_replaced_once(self):
+        source = Source()
+        engine = self.engine(source)
+        assert isinstance(engine.ended(engine.begin().attempt, self.UNKNOWN), Renew)
+        assert isinstance(engine.renewed("second"), Send)
+        assert engine.ended(2, self.UNKNOWN) is Finish.AS_ENDED
+        assert source.dropped == ["first", "second"]
+
+    def test_it_is_not_replaced_once_the_call_may_have_been_run(self):
+        engine = self.engine(Source())
+        assert isinstance(engine.ended(engine.begin().attempt, DOWN), Wait)
+        assert isinstance(engine.timer(), Send)
+        assert engine.ended(2, self.UNKNOWN) is Finish.AS_ENDED
+
+    def test_it_is_replaced_after_attempts_of_which_none_was_run(self):
+        engine = self.engine(Source())
+        away = Failure(Code.UNAVAILABLE, Reason.STORE_UNAVAILABLE)
+        assert isinstance(engine.ended(engine.begin().attempt, away), Wait)
+        assert isinstance(engine.timer(), Send)
+        assert isinstance(engine.ended(2, self.UNKNOWN), Renew)
+
+    def test_a_refusal_that_a_run_passed_on_is_not_about_the_key(self):
+        source = Source()
+        engine = self.engine(source)
+        passed_on = Failure(Code.FAILED_PRECONDITION, Reason.TOKEN_UNKNOWN, of_run=True)
+        assert engine.ended(engine.begin().attempt, passed_on) is Finish.AS_ENDED
+        assert not source.dropped
+
+    def test_there_is_no_other_key(self):
+        engine = self.engine(Source())
+        engine.ended(engine.begin().attempt, self.UNKNOWN)
+        assert engine.not_renewed(LookupError("none")) is Finish.AS_ENDED
+        error = ValueError()
+        engine.annotate(error)
+        assert error.__notes__ == [f"idem_grpc: {NO_TOKEN}LookupError('none')"]
 
 
 class TestStreams:
