@@ -38,7 +38,7 @@ from idem_grpc._core.problem import Reason
 
 NO_TOKEN = "it was not sent again, since no new token could be had: "
 TOO_LARGE = "it was not sent again, since its request stream is larger than Retry(max_request_bytes=…)"
-NO_RUN = "it was not sent again, since the answer that was begun does not name its run"
+NO_RUN = "it was not sent again, since the answer that was begun does not tell which run it is of"
 ANOTHER_RUN = "its stream could not be resumed, since the new answer is not of the same run"
 NOT_SENT = "the last of them could not be sent: "
 

@@ -49,9 +49,9 @@ class DerivedCalls:
             latest = self._latest.get((method, step))
             if latest is not None and not latest.is_over:
                 raise RuntimeError(
-                    f"a keyed handler calls {method} while an earlier call to it is still under way, so"
-                    " chance would decide which of the two gets which derived key. Give each its own"
-                    " keys.step(…), and cancel a stream that you stop reading: it is under way until then"
+                    f"a keyed handler calls {method} while it is calling it already, so chance would decide"
+                    " which of the two gets which derived key. Name each of them with keys.step(…), and"
+                    " cancel a stream that you leave before its end: it is under way until then"
                 )
             call = DerivedCall(0 if latest is None else latest.ordinal + 1)
             self._latest[method, step] = call

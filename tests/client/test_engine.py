@@ -102,7 +102,7 @@ class Calls(RuleBasedStateMachine):
             uniform=lambda low, high: jitter,
         )
         self.left = math.inf if retry.budget is None else retry.budget.max_tokens
-        self.under_way: int | None = None
+        self.under_way = 0  # the number of an attempt
         self.due: float | None = None
         self.is_renewing = False
         self.renewals = 0
@@ -116,7 +116,7 @@ class Calls(RuleBasedStateMachine):
     def obey(self, action):
         """Do what a driver would, and check that it was allowed."""
         assert self.finish is None
-        assert self.under_way is None, "an attempt is under way"
+        assert not self.under_way, "an attempt is under way"
         self.due, self.is_renewing = None, False
         if isinstance(action, Send):
             assert action.attempt == self.engine.attempts
@@ -146,14 +146,14 @@ class Calls(RuleBasedStateMachine):
     def time_passes(self, seconds):
         if self.due is None or self.now + seconds <= self.due:
             self.now += seconds
-        if self.under_way is not None and self.now > self.ends:
+        if self.under_way and self.now > self.ends:
             self.now = self.ends
 
-    @precondition(lambda self: self.under_way is not None)
+    @precondition(lambda self: self.under_way)
     @rule(failure=FAILURES | FAILURES | REFUSALS, is_cut=st.sampled_from([False, False, False, True]))
     def an_attempt_fails(self, failure, is_cut):
         is_whole = not is_cut
-        attempt, self.under_way = self.under_way, None
+        attempt, self.under_way = self.under_way, 0
         budget = self.retry.budget
         may_go_on = True
         action = self.engine.ended(attempt, failure, is_whole=is_whole)
@@ -173,17 +173,17 @@ class Calls(RuleBasedStateMachine):
             assert self.source.dropped
         self.obey(action)
 
-    @precondition(lambda self: self.under_way is not None)
+    @precondition(lambda self: self.under_way)
     @rule(is_done=SELDOM)
     def an_attempt_succeeds(self, is_done):
         if not is_done and self.position >= len(self.caller):
             return
-        attempt, self.under_way = self.under_way, None
+        attempt, self.under_way = self.under_way, 0
         is_behind = self.position < len(self.caller)
         self.obey(self.engine.ended(attempt, None))
         assert self.finish is (Finish.AS_INTERRUPTED if is_behind else Finish.AS_ENDED)
 
-    @precondition(lambda self: self.under_way is not None)
+    @precondition(lambda self: self.under_way)
     @rule(run=st.sampled_from(["a"] * 4 + ["b", ""]))
     def a_response_arrives(self, run):
         self.run = run if self.position == 0 else self.run
@@ -198,7 +198,7 @@ class Calls(RuleBasedStateMachine):
         else:
             assert action is Finish.AS_INTERRUPTED
             assert self.run != self.caller[0][0]
-            self.under_way = None
+            self.under_way = 0
             self.obey(action)
 
     @precondition(lambda self: self.due is not None or self.is_renewing)
@@ -211,12 +211,12 @@ class Calls(RuleBasedStateMachine):
             self.now = min(self.now, self.ends)
             self.obey(self.engine.renewed("key 1") if works else self.engine.not_renewed(LookupError("none")))
 
-    @precondition(lambda self: self.under_way is not None and not self.position)
+    @precondition(lambda self: self.under_way and not self.position)
     @rule(is_done=SELDOM)
     def an_attempt_cannot_be_sent(self, is_done):
         if not is_done:
             return
-        self.under_way = None
+        self.under_way = 0
         self.obey(self.engine.not_sent(ValueError("closed")))
         assert self.finish is Finish.AS_ENDED
 
@@ -225,7 +225,7 @@ class Calls(RuleBasedStateMachine):
     def the_caller_cancels(self, is_done):
         if not is_done:
             return
-        self.under_way = None
+        self.under_way = 0
         self.obey(self.engine.cancelled())
         assert self.finish is Finish.CANCELLED
 
@@ -236,7 +236,7 @@ class Calls(RuleBasedStateMachine):
         engine, earlier = self.engine, self.engine.attempts - age
         assert engine.ended(earlier, failure) is None
         assert engine.delivered(earlier, [("idempotency-run", "a")]) is None
-        if self.under_way is None:
+        if not self.under_way:
             assert engine.ended(engine.attempts, failure) is None
             assert engine.delivered(engine.attempts, ()) is None
             assert engine.not_sent(None) is None
@@ -255,9 +255,9 @@ class Calls(RuleBasedStateMachine):
         if not hasattr(self, "engine"):
             return
         assert self.engine.is_over is (self.finish is not None)
-        assert self.engine.is_sent is (self.under_way is not None)
+        assert self.engine.is_sent is bool(self.under_way)
         assert self.derived.is_over is self.engine.is_over
-        assert self.engine.is_behind is (self.under_way is not None and self.position < len(self.caller))
+        assert self.engine.is_behind is bool(self.under_way and self.position < len(self.caller))
 
     @invariant()
     def the_caller_gets_the_answer_of_one_run(self):
@@ -272,7 +272,7 @@ class Calls(RuleBasedStateMachine):
         for _ in range(2):
             if self.due is not None or self.is_renewing:
                 self.what_the_next_attempt_waits_for_is_there(works=False)
-            if self.under_way is not None:
+            if self.under_way:
                 self.an_attempt_succeeds(is_done=True)
         assert self.finish is not None
 
