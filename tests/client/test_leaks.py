@@ -17,9 +17,9 @@ from idem_grpc.client.sync_attempts import Attempts
 from idem_grpc.client.sync_calls import RetriedCall
 from idem_grpc.client.sync_requests import Feed, Requests
 from idem_grpc.client.timer import Entry, Timer, timer
-from tests.client.scripted import fail, hang
-from tests.client.test_futures import PATIENT
+from tests.client.faces import PATIENT
 from tests.server.ledger import DEADLINE
+from tests.support.scripted import fail, hang
 from tests.support.wait import until
 
 REQUEST = pb.LedgerRequest(order="one")

@@ -16,7 +16,7 @@ import idem_grpc.aio
 from idem_grpc import Budget, Reason, Retry
 from idem_grpc.stores.memory import MemoryStore
 from idem_grpc.tokens.pool import TokenPool
-from tests.client.scripted import Scripted, answer, fail, refuse
+from tests.support.scripted import Scripted, answer, fail, refuse
 from tests.server.client import Kind
 from tests.server.kinds import FIRST_AND_LAST
 from tests.server.ledger import DEADLINE, order

@@ -11,7 +11,7 @@ from tests_pb.v1 import ledger_pb2_grpc
 import idem_grpc.aio
 from idem_grpc import keys
 from tests.client.conftest import connect, script, stub_of
-from tests.client.scripted import answer
+from tests.support.scripted import answer
 from tests.server.ledger import DEADLINE
 
 __all__ = ["connect", "script", "stub_of"]  # fixtures are found by name

@@ -1,0 +1,184 @@
+"""Calls of ``grpc.aio`` that are cancelled in every way leave nothing behind."""
+
+import asyncio
+import gc
+import threading
+from collections import Counter
+from functools import partial
+
+import grpc
+import pytest
+from tests_pb.v1 import ledger_pb2 as pb
+
+from idem_grpc.aio import Retry, keys
+from tests.server.client import Kind
+from tests.server.kinds import ALL
+from tests.server.ledger import DEADLINE, order
+from tests.support.aio_calls import arrived, begin, connected, parts, responses_of, until
+from tests.support.aio_ledger import ledger_server
+from tests.support.scripted import answer, fail, hang
+
+SLOW = Retry(initial_backoff=3600, max_backoff=3600, budget=None)  # a test that waited for it would not end
+STEPS = pytest.mark.parametrize("step", [hang(), fail()], ids=["in flight", "backoff"])
+
+
+async def is_cancelled(kind, rpc):
+    with pytest.raises(asyncio.CancelledError):
+        await responses_of(kind, rpc)
+    assert rpc.cancelled()
+    assert await rpc.code() is grpc.StatusCode.CANCELLED
+    return True
+
+
+async def test_cancelling_before_anything_was_sent(script, kind):
+    server = script(hang())
+    async with connected(server) as stub:
+        for rounds in range(12):
+            rpc = begin(stub, kind)
+            for _ in range(rounds):
+                await asyncio.sleep(0)
+            rpc.cancel()
+            assert await is_cancelled(kind, rpc)
+
+
+@STEPS
+async def test_a_task_that_awaits_a_call_may_be_cancelled(script, kind, step):
+    server = script(step)
+    async with connected(server, retry=SLOW) as stub:
+        rpc = begin(stub, kind)
+        awaiting = asyncio.create_task(responses_of(kind, rpc))
+        await arrived(server, 1)
+        awaiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await awaiting
+        assert await rpc.code() is grpc.StatusCode.CANCELLED
+
+
+@STEPS
+async def test_a_timeout_of_asyncio_ends_the_call(script, kind, step):
+    async with connected(script(step), retry=SLOW) as stub:
+        rpc = begin(stub, kind)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await responses_of(kind, rpc)
+        assert await rpc.code() is grpc.StatusCode.CANCELLED
+
+
+@pytest.mark.parametrize("kind", [Kind.CLIENT_STREAM, Kind.BIDI], ids=lambda kind: kind.value)
+class TestUploads:
+    async def test_nothing_can_be_written_to_a_call_that_is_cancelled(self, script, kind):
+        async with connected(script(hang())) as stub:
+            rpc = getattr(stub, kind.value)()
+            await rpc.write(pb.LedgerRequest(part=0))
+            rpc.cancel()
+            assert await is_cancelled(kind, rpc)
+            with pytest.raises(asyncio.InvalidStateError):
+                await rpc.write(pb.LedgerRequest(part=1))
+
+    async def test_a_cancelled_upload_is_not_taken_for_a_complete_one(self, kind):
+        async with ledger_server() as server, connected(server) as stub:
+            for _ in range(20):
+                request = order()
+                with keys.using(request.order):
+                    rpc = getattr(stub, kind.value)()
+                await rpc.write(request)
+                await until(partial(server.ledger.runs, request))
+                rpc.cancel()
+                assert await is_cancelled(kind, rpc)
+                with keys.using(request.order):
+                    again = getattr(stub, kind.value)([request])
+                await responses_of(kind, again)
+                assert [each.is_over for each in server.ledger.runs(request)] == [False, True]
+
+
+async def test_closing_the_channel_ends_what_is_waited_for(script, kind):
+    server = script(fail())
+    async with connected(server, retry=SLOW) as stub:
+        rpc = begin(stub, kind)
+        await arrived(server, 1)
+    assert await is_cancelled(kind, rpc)
+
+
+async def test_a_stream_that_nobody_holds_is_cancelled(script):
+    server = script(answer(0, until=threading.Event()))
+    async with connected(server) as stub:
+        async for _ in stub.ServerStream(pb.LedgerRequest()):
+            break
+        await until(lambda: gc.collect() or server.seen[0].is_gone.is_set())
+
+
+async def test_a_stream_that_another_thread_collects_is_cancelled(script):
+    asyncio.get_running_loop().set_debug(True)  # by which it minds what other threads do
+    server = script(answer(0, until=threading.Event()))
+    async with connected(server) as stub:
+        rpc = stub.ServerStream(pb.LedgerRequest())
+        await rpc.read()
+        cycle = [rpc]
+        cycle.append(cycle)
+        gc.collect()
+        gc.disable()
+        try:
+            del rpc, cycle
+            await asyncio.to_thread(gc.collect)
+            async with asyncio.timeout(DEADLINE):
+                await until(server.seen[0].is_gone.is_set)
+        finally:
+            gc.enable()
+
+
+def census():
+    """How many objects of the library and of grpc there are, by their classes, and objects of any kind."""
+    gc.collect()
+    things = gc.get_objects()
+    kinds = Counter(f"{type(thing).__module__}.{type(thing).__qualname__}" for thing in things)
+    ours = {kind: count for kind, count in kinds.items() if kind.startswith(("grpc.", "idem_grpc."))}
+    return ours, len(things)
+
+
+@STEPS
+async def test_ten_thousand_cancelled_calls_leave_nothing_behind(script, step):
+    """Five thousand in each of the two states."""
+    server = script(step)
+
+    async def cancel_many(stub, count):
+        for begun in range(0, count, 100):
+            rpcs = [begin(stub, ALL[number % 4], count=2) for number in range(100)]
+            if begun % 500:  # some are cancelled before they are sent
+                await arrived(server, 50)
+            for rpc in rpcs:
+                rpc.cancel()
+            ended = await asyncio.gather(*(rpc.code() for rpc in rpcs))
+            assert set(ended) == {grpc.StatusCode.CANCELLED}
+            await until(lambda: all(seen.is_gone.is_set() for seen in server.seen))
+            server.seen.clear()
+
+    async with connected(server, retry=SLOW) as stub:
+        await cancel_many(stub, 500)
+        await until(lambda: len(asyncio.all_tasks()) <= 1)
+        ours, objects = census()
+        await cancel_many(stub, 4500)
+        await until(lambda: len(asyncio.all_tasks()) <= 1)
+
+        def grown():
+            ours_then, objects_then = census()
+            more = {kind: count for kind, count in ours_then.items() if count > ours.get(kind, 0) + 20}
+            return more, objects_then - objects
+
+        # What the last calls leave is collected a little later; a third of an object for each call may stay.
+        await until(lambda: grown()[0] == {} and grown()[1] < 1500)
+
+
+async def test_abandoned_request_iterators_are_closed(script):
+    closed = asyncio.Event()
+
+    async def requests():
+        try:
+            async for part in parts(1):
+                yield part
+            await asyncio.Event().wait()
+        finally:
+            closed.set()
+
+    async with connected(script(answer(reads=1))) as stub:
+        await stub.ClientStream(requests())
+        await closed.wait()
