@@ -33,6 +33,25 @@ PATIENT = Retry(initial_backoff=600, max_backoff=600)
 OPTIONS = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0)]
 
 
+class Watched(Retry):
+    """Counts in ``waits`` how often a call began to wait for its next attempt."""
+
+    waits: int
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        object.__setattr__(self, "waits", 0)
+
+    def backoff(self, *arguments: Any) -> float:
+        object.__setattr__(self, "waits", self.waits + 1)
+        return super().backoff(*arguments)
+
+
+def patient() -> Watched:
+    """A backoff that no test waits for, which is watched."""
+    return Watched(initial_backoff=3600, max_backoff=3600, budget=None)
+
+
 class Cancelled(Exception):
     """The call was cancelled, and its caller got the exception that grpc raises then."""
 

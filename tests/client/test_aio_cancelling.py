@@ -10,7 +10,8 @@ import grpc
 import pytest
 from tests_pb.v1 import ledger_pb2 as pb
 
-from idem_grpc.aio import Retry, keys
+from idem_grpc.aio import keys
+from tests.client.faces import patient
 from tests.server.client import Kind
 from tests.server.kinds import ALL
 from tests.server.ledger import DEADLINE, order
@@ -18,8 +19,15 @@ from tests.support.aio_calls import arrived, begin, connected, parts, responses_
 from tests.support.aio_ledger import ledger_server
 from tests.support.scripted import answer, fail, hang
 
-SLOW = Retry(initial_backoff=3600, max_backoff=3600, budget=None)  # a test that waited for it would not end
-STEPS = pytest.mark.parametrize("step", [hang(), fail()], ids=["in flight", "backoff"])
+HANGS, FAILS = hang(), fail()
+STEPS = pytest.mark.parametrize("step", [HANGS, FAILS], ids=["in flight", "backoff"])
+
+
+async def under_way(server, step, retry):
+    """Wait until a call is in flight, or waits for its next attempt."""
+    await arrived(server, 1)
+    if step is FAILS:
+        await until(lambda: retry.waits)
 
 
 async def is_cancelled(kind, rpc):
@@ -43,11 +51,11 @@ async def test_cancelling_before_anything_was_sent(script, kind):
 
 @STEPS
 async def test_a_task_that_awaits_a_call_may_be_cancelled(script, kind, step):
-    server = script(step)
-    async with connected(server, retry=SLOW) as stub:
+    server, retry = script(step), patient()
+    async with connected(server, retry=retry) as stub:
         rpc = begin(stub, kind)
         awaiting = asyncio.create_task(responses_of(kind, rpc))
-        await arrived(server, 1)
+        await under_way(server, step, retry)
         awaiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await awaiting
@@ -56,11 +64,20 @@ async def test_a_task_that_awaits_a_call_may_be_cancelled(script, kind, step):
 
 @STEPS
 async def test_a_timeout_of_asyncio_ends_the_call(script, kind, step):
-    async with connected(script(step), retry=SLOW) as stub:
+    server, retry = script(step), patient()
+    limit = asyncio.timeout(None)
+
+    async def read(rpc):
+        async with limit:
+            await responses_of(kind, rpc)
+
+    async with connected(server, retry=retry) as stub:
         rpc = begin(stub, kind)
+        reading = asyncio.create_task(read(rpc))
+        await under_way(server, step, retry)
+        limit.reschedule(asyncio.get_running_loop().time())
         with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.05):
-                await responses_of(kind, rpc)
+            await reading
         assert await rpc.code() is grpc.StatusCode.CANCELLED
 
 
@@ -92,10 +109,10 @@ class TestUploads:
 
 
 async def test_closing_the_channel_ends_what_is_waited_for(script, kind):
-    server = script(fail())
-    async with connected(server, retry=SLOW) as stub:
+    server, retry = script(FAILS), patient()
+    async with connected(server, retry=retry) as stub:
         rpc = begin(stub, kind)
-        await arrived(server, 1)
+        await under_way(server, FAILS, retry)
     assert await is_cancelled(kind, rpc)
 
 
@@ -138,13 +155,16 @@ def census():
 @STEPS
 async def test_ten_thousand_cancelled_calls_leave_nothing_behind(script, step):
     """Five thousand in each of the two states."""
-    server = script(step)
+    server, retry = script(step), patient()
 
     async def cancel_many(stub, count):
         for begun in range(0, count, 100):
+            waits = retry.waits
             rpcs = [begin(stub, ALL[number % 4], count=2) for number in range(100)]
             if begun % 500:  # some are cancelled before they are sent
                 await arrived(server, 50)
+                if step is FAILS:
+                    await until(lambda: retry.waits == waits + 100)  # noqa: B023 -- is called in this round
             for rpc in rpcs:
                 rpc.cancel()
             ended = await asyncio.gather(*(rpc.code() for rpc in rpcs))
@@ -152,20 +172,20 @@ async def test_ten_thousand_cancelled_calls_leave_nothing_behind(script, step):
             await until(lambda: all(seen.is_gone.is_set() for seen in server.seen))
             server.seen.clear()
 
-    async with connected(server, retry=SLOW) as stub:
+    async with connected(server, retry=retry) as stub:
         await cancel_many(stub, 500)
         await until(lambda: len(asyncio.all_tasks()) <= 1)
         ours, objects = census()
         await cancel_many(stub, 4500)
         await until(lambda: len(asyncio.all_tasks()) <= 1)
 
-        def grown():
+        def is_clean():
             ours_then, objects_then = census()
             more = {kind: count for kind, count in ours_then.items() if count > ours.get(kind, 0) + 20}
-            return more, objects_then - objects
+            return not more and objects_then < objects + 1500
 
-        # What the last calls leave is collected a little later; a third of an object for each call may stay.
-        await until(lambda: grown()[0] == {} and grown()[1] < 1500)
+        # What the last calls leave goes a little later; a third of an object for each call may stay.
+        await until(is_clean)
 
 
 async def test_abandoned_request_iterators_are_closed(script):

@@ -10,7 +10,7 @@ from tests_pb.v1 import ledger_pb2 as pb
 from idem_grpc.aio import Retry, client_interceptors, keys
 from tests.server.client import Kind
 from tests.server.kinds import kinds
-from tests.support.aio_calls import arrived, begin, connected, parts, responses_of, until
+from tests.support.aio_calls import arrived, begin, connected, error_of, parts, responses_of, until
 from tests.support.scripted import UNAVAILABLE, answer, fail, turns
 
 kind = kinds(Kind.SERVER_STREAM, Kind.BIDI)
@@ -82,17 +82,19 @@ async def test_requests_come_from_any_iterable(script, kind, make):
 
 
 @upload
-async def test_one_message_may_serve_for_all_requests(script, kind):
-    async def requests():
-        request = pb.LedgerRequest()
-        for part in range(3):
-            request.part = part
-            yield request
+async def test_a_server_that_ends_the_call_in_the_middle_of_an_upload_is_heard(script, kind):
+    """grpc.aio calls it INTERNAL if it is just then sending."""
 
-    server = script(fail(), answer())
-    async with connected(server) as stub:
-        assert await responses_of(kind, getattr(stub, kind.value)(requests()))
-    assert server.seen[1].parts == [0, 1, 2]
+    async def requests():
+        for part in range(200):
+            yield pb.LedgerRequest(part=part, filler=b"x" * 1000)
+
+    retry = Retry(initial_backoff=0.001, max_backoff=0.001, max_attempts=40, budget=None)
+    not_found = fail(grpc.StatusCode.NOT_FOUND, reads=3, details="gone")
+    server = script(*[fail(reads=reads) for reads in range(20)], not_found)
+    async with connected(server, retry=retry) as stub:
+        error = await error_of(kind, getattr(stub, kind.value)(requests()))
+    assert (error.code(), error.details()) == (grpc.StatusCode.NOT_FOUND, "gone")
 
 
 @upload

@@ -2,6 +2,7 @@
 
 import threading
 from contextlib import suppress
+from typing import Any
 
 import grpc
 import pytest
@@ -14,7 +15,7 @@ from tests.server.ledger import DEADLINE
 from tests.support.scripted import NOWHERE, answer, fail, hang
 
 CODE = grpc.StatusCode
-METADATA = {"trailing": (("fee", "12"),), "initial": (("a", "b"),)}
+METADATA: Any = {"trailing": (("fee", "12"),), "initial": (("a", "b"),)}
 FINE = answer(**METADATA)
 NOT_FOUND = fail(CODE.NOT_FOUND, **METADATA)
 ANSWERING = [Kind.SERVER_STREAM, Kind.BIDI]

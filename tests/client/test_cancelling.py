@@ -5,10 +5,11 @@ import threading
 import grpc
 import pytest
 
-from tests.client.faces import PATIENT, Cancelled
+from tests.client.faces import Cancelled, Watched
 from tests.server.client import Kind
 from tests.server.ledger import DEADLINE
 from tests.support.scripted import answer, fail, hang
+from tests.support.wait import until
 
 
 def check_cancelled(call):
@@ -27,30 +28,25 @@ def check_status(call):
 
 
 @pytest.mark.parametrize(
-    ("step", "settings"),
-    [(fail(), {"retry": PATIENT}), (fail(pushback=3_600_000), {})],
+    ("step", "backoff"),
+    [(fail(), 3600), (fail(pushback=3_600_000), 0.001)],
     ids=["backoff", "pushback"],
 )
-def test_while_it_waits_for_the_next_attempt(face, script, kind, step, settings):
+@pytest.mark.parametrize("is_read", [False, True], ids=["unread", "read"])
+def test_while_it_waits_for_the_next_attempt(face, script, kind, step, backoff, is_read):
     server = script(step, answer())
-    call = face.client(server, **settings).begin(kind)
-    server.await_calls(1)
-    assert server.seen[0].is_gone.wait(DEADLINE)
+    retry = Watched(initial_backoff=backoff, max_backoff=backoff)
+    call = face.client(server, retry=retry).begin(kind)
+    reading = call.reading() if is_read else None
     done = call.when_done()
+    until(lambda: retry.waits)
     assert call.cancel()
     assert done.result(DEADLINE) is call.rpc
-    check_cancelled(call)
-    assert len(server.seen) == 1
-
-
-def test_while_somebody_waits_for_its_responses(face, script, kind):
-    server = script(fail(), answer())
-    call = face.client(server, retry=PATIENT).begin(kind)
-    reading = call.reading()
-    server.await_calls(1)
-    assert call.cancel()
-    assert isinstance(reading.exception(DEADLINE), Cancelled)
-    check_status(call)
+    if reading is None:
+        check_cancelled(call)
+    else:
+        assert isinstance(reading.exception(DEADLINE), Cancelled)
+        check_status(call)
     assert len(server.seen) == 1
 
 

@@ -166,9 +166,19 @@ class TestCallsThatAreOver:
         def handle(client, down):
             client.error_of(Kind.UNARY)
             client.begin(Kind.UNARY).error()
-            client.error_of(Kind.UNARY, timeout=0)
 
         check(handle, fail(CODE.NOT_FOUND), fail(CODE.NOT_FOUND))
+
+    def test_by_a_deadline(self, check):
+        def hang_before_a_deadline(requests, context):
+            has_deadline = context.time_remaining() < 1e6
+            yield from (hang() if has_deadline else answer())(requests, context)
+
+        def handle(client, down):
+            error = client.error_of(Kind.UNARY, timeout=0)  # which may not even be sent
+            assert error.code() is CODE.DEADLINE_EXCEEDED
+
+        check(handle, hang_before_a_deadline)
 
     def test_by_cancelling(self, check):
         def handle(client, down):
@@ -240,10 +250,11 @@ def test_what_comes_before_a_derived_key(face, front, down):
         with keys.using("used"):
             client.send(Kind.UNARY)
         client.send(Kind.SERVER_STREAM)
-        client.send(Kind.READ)
+        for call in [client.begin(Kind.READ), client.begin(Kind.READ)]:  # which need no step each
+            call.responses()
 
     assert front(Do=handle).call() == OK
-    assert down.keys == ["own", "used", "order:one", None]
+    assert down.keys == ["own", "used", "order:one", None, None]
 
 
 def test_a_derived_key_comes_before_any_other_source(face, front, down):
@@ -260,8 +271,7 @@ def test_they_can_be_switched_off(face, front, down):
 
     def handle(request):
         with_source.send(Kind.UNARY)
-        calls = [without.begin(Kind.UNARY), without.begin(Kind.UNARY)]
-        for call in calls:
+        for call in [without.begin(Kind.UNARY), without.begin(Kind.UNARY)]:
             call.responses()
 
     tree = front(Do=breaks_once(handle))

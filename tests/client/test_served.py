@@ -1,5 +1,7 @@
 """The client with a protected server: what is sent twice takes effect once, and all get the answer."""
 
+from typing import Any
+
 import grpc
 import pytest
 from tests_pb.v1 import ledger_pb2_grpc
@@ -128,7 +130,7 @@ def test_a_run_that_ends_unclear_is_run_again(face):
 
 def test_the_service_config_is_enough_for_a_stock_client():
     """gRPC's own retries, with nothing of the library but the key."""
-    server = SyncServer(open_store("sync", "memory:", "served"))
+    server: Any = SyncServer(open_store("sync", "memory:", "served"))
     request = order(run(code=CODE.UNAVAILABLE), run())
     options = [("grpc.service_config", idem_grpc.service_config()), ("grpc.enable_retries", 1)]
     channel = grpc.intercept_channel(

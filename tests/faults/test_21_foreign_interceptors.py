@@ -22,9 +22,9 @@ from tests_pb.v1 import ledger_pb2_grpc
 import idem_grpc.aio
 from idem_grpc import Budget, Retry, client_interceptors, keys
 from tests.client.conftest import connect, script, stub_of
-from tests.support.scripted import answer, fail
 from tests.server.client import Kind
 from tests.server.ledger import DEADLINE
+from tests.support.scripted import answer, fail
 from tests.support.wait import until
 
 __all__ = ["connect", "script", "stub_of"]  # fixtures are found by name

@@ -91,7 +91,8 @@ class Scripted(grpc.GenericRpcHandler):
 
         def responses(request: Any, context: Any) -> Iterator[Any]:
             seen = Seen(method, dict(context.invocation_metadata()), context.time_remaining())
-            context.add_callback(seen.is_gone.set)
+            if not context.add_callback(seen.is_gone.set):
+                seen.is_gone.set()
             with self._arrived:
                 number = len(self.seen)
                 step = self.steps[min(number, len(self.steps) - 1)]
