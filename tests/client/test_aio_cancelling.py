@@ -125,7 +125,7 @@ async def test_a_stream_that_nobody_holds_is_cancelled(script):
 
 
 async def test_a_stream_that_another_thread_collects_is_cancelled(script):
-    asyncio.get_running_loop().set_debug(True)  # by which it minds what other threads do
+    asyncio.get_running_loop().set_debug(True)  # which raises on calls from other threads
     server = script(answer(0, until=threading.Event()))
     async with connected(server) as stub:
         rpc = stub.ServerStream(pb.LedgerRequest())
