@@ -77,7 +77,7 @@ $(OLDEST_VENV)/.installed: pyproject.toml
 test-oldest: $(OLDEST_VENV)/.installed ## Run the tests of servers, clients and stores on the oldest grpcio, protobuf and redis
 	$(OLDEST_VENV)/bin/python -m pytest --numprocesses $(JOBS) --dist loadfile \
 		-W 'ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning' \
-		tests/server tests/streams tests/stores tests/client tests/client_aio tests/tokens $(ARGS)
+		tests/server tests/streams tests/stores tests/client tests/tokens $(ARGS)
 
 .PHONY: lint
 lint: setup ## Check style and formatting

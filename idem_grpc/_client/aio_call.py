@@ -214,6 +214,11 @@ class AioDriver:
             error, code = failed, code_of(failed)
             if self._status is not None and isinstance(failed, grpc.aio.AioRpcError):
                 error, code = await self._status.settled(failed)
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            # grpc.aio drops a CancelledError that meets the end of a call with a request stream, and reports
+            # how the call ended instead.
+            raise asyncio.CancelledError
         self._error = error
         if self._engine.handed_from == send.attempt:
             self._interrupted = error

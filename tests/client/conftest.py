@@ -1,5 +1,7 @@
-"""Scripted servers, channels with our interceptors, and clocks of the test's own."""
+"""Scripted servers, and clients of both faces. Tests may be coroutines, each with a loop of its own."""
 
+import asyncio
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -7,13 +9,26 @@ import grpc
 import pytest
 from tests_pb.v1 import ledger_pb2_grpc
 
-from idem_grpc import Retry, client_interceptors, keys
-from tests.client.scripted import Scripted
-from tests.server.client import Kind
+from idem_grpc import client_interceptors, keys
+from tests.client.faces import FACES, FAST, OPTIONS, SyncFace
 from tests.server.kinds import ALL, kinds
+from tests.server.ledger import DEADLINE
+from tests.support.scripted import Scripted
 
-FAST = Retry(initial_backoff=0.001, max_backoff=0.01)
-"""Settings for tests that care for what is sent, and not for when."""
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem):
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    names = inspect.signature(pyfuncitem.obj).parameters
+    arguments = {name: pyfuncitem.funcargs[name] for name in names}
+
+    async def run():
+        async with asyncio.timeout(3 * DEADLINE):
+            await pyfuncitem.obj(**arguments)
+
+    asyncio.run(run())
+    return True
 
 
 @pytest.fixture
@@ -30,21 +45,25 @@ def script() -> Iterator[Callable[..., Scripted]]:
         server.close()
 
 
+@pytest.fixture(params=list(FACES))
+def face(request) -> Iterator[SyncFace]:
+    """The vocabulary of a face; what it has opened is closed after the test."""
+    with FACES[request.param]() as face:
+        yield face
+
+
 @pytest.fixture
 def connect() -> Iterator[Callable[..., Any]]:
-    """A channel with our interceptors: ``connect(server, **settings)``, by default with unique keys.
+    """A plain ``grpc`` channel with the interceptors: ``connect(server, **settings)``.
 
     ``inside`` are interceptors between ours and the wire, ``outside`` those before ours.
     """
     channels: list[grpc.Channel] = []
 
     def connect(server: Any, *, inside: Any = (), outside: Any = (), **settings: Any) -> grpc.Channel:
-        plain = grpc.insecure_channel(
-            server.address, [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0)]
-        )
-        channels.append(plain)
+        channels.append(grpc.insecure_channel(server.address, OPTIONS))
         ours = client_interceptors(**{"keys": keys.unique, "retry": FAST, **settings})
-        return grpc.intercept_channel(plain, *outside, *ours, *inside)
+        return grpc.intercept_channel(channels[-1], *outside, *ours, *inside)
 
     yield connect
     for channel in channels:
@@ -58,11 +77,3 @@ def stub_of(connect) -> Callable[..., Any]:
 
 
 kind = kinds(*ALL)
-
-
-def send(stub: Any, kind: Kind, *requests: Any, **options: Any) -> list[Any]:
-    """Make a call of any kind, blocking, and return all responses."""
-    method = getattr(stub, kind.value)
-    given = iter(requests) if kind.has_request_stream else requests[0]
-    response = method(given, **options)
-    return list(response) if kind.has_response_stream else [response]

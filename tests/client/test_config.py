@@ -10,7 +10,7 @@ from tests_pb.v1 import ledger_pb2 as pb
 from tests_pb.v1 import ledger_pb2_grpc
 
 from idem_grpc import service_config
-from tests.client.scripted import answer, fail
+from tests.support.scripted import answer, fail
 
 SERVICE = "tests.v1.LedgerService"
 

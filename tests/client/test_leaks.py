@@ -17,9 +17,9 @@ from idem_grpc._client.foreign_calls import CancelledCall
 from idem_grpc._client.requests import SyncFeed, SyncRequests
 from idem_grpc._client.sync_call import RetriedCall, SyncDriver
 from idem_grpc._client.timer import Entry, Timer, timer
-from tests.client.scripted import fail, hang
-from tests.client.test_futures import PATIENT
+from tests.client.faces import PATIENT
 from tests.server.ledger import DEADLINE
+from tests.support.scripted import fail, hang
 from tests.support.wait import until
 
 REQUEST = pb.LedgerRequest(order="one")

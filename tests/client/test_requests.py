@@ -10,10 +10,10 @@ from tests_pb.v1 import ledger_pb2 as pb
 
 from idem_grpc import Retry
 from idem_grpc._client.requests import KeptRequests, SyncRequests
-from tests.client.scripted import UNAVAILABLE, answer, fail, hang
 from tests.server.client import RUN, Kind
 from tests.server.kinds import kinds
 from tests.server.ledger import DEADLINE
+from tests.support.scripted import UNAVAILABLE, answer, fail, hang
 
 CODE = grpc.StatusCode
 

@@ -16,10 +16,10 @@ import idem_grpc.aio
 from idem_grpc import Budget, Reason, Retry
 from idem_grpc._tokens.keys import TokenPool
 from idem_grpc.stores._memory import MemoryStore
-from tests.client.scripted import Scripted, answer, fail, refuse
 from tests.server.client import Kind
 from tests.server.kinds import FIRST_AND_LAST
 from tests.server.ledger import DEADLINE, order
+from tests.support.scripted import Scripted, answer, fail, refuse
 from tests.support.wait import until
 from tests.tokens.servers import CHARGE, Clock, OnSync
 

@@ -11,8 +11,8 @@ from tests_pb.v1 import ledger_pb2_grpc
 import idem_grpc.aio
 from idem_grpc import keys
 from tests.client.conftest import connect, script, stub_of
-from tests.client.scripted import answer
 from tests.server.ledger import DEADLINE
+from tests.support.scripted import answer
 
 __all__ = ["connect", "script", "stub_of"]  # fixtures are found by name
 

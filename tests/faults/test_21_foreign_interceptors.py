@@ -22,9 +22,9 @@ from tests_pb.v1 import ledger_pb2_grpc
 import idem_grpc.aio
 from idem_grpc import Budget, Retry, client_interceptors, keys
 from tests.client.conftest import connect, script, stub_of
-from tests.client.scripted import answer, fail
 from tests.server.client import Kind
 from tests.server.ledger import DEADLINE
+from tests.support.scripted import answer, fail
 from tests.support.wait import until
 
 __all__ = ["connect", "script", "stub_of"]  # fixtures are found by name
@@ -117,7 +117,7 @@ def sent(stub, kind, **options):
 @on(ANSWERING)
 @streams
 def test_response_streams_are_retried(script, stub_of, kind, make):
-    server = script(fail(), fail(read=True), answer(0, 1, 2))
+    server = script(fail(), fail(reads=None), answer(0, 1, 2))
     assert parts(sent(stub_of(server, inside=[Inside(make)]), kind)) == [0, 1, 2]
     assert len(server.seen) == 3
     assert len(set(server.keys)) == 1

@@ -1,7 +1,6 @@
-"""The ledger, protected by our interceptor, on the event loop of the test."""
+"""The ledger, protected by the interceptor of ``idem_grpc.aio``, on the event loop of the test."""
 
-import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 from uuid import uuid4
@@ -15,7 +14,7 @@ from tests.server.servicers import AsyncServicer
 
 
 class LedgerServer(grpc.aio.ServerInterceptor):
-    """Its address, what its handlers did, and the methods of the attempts that came."""
+    """A server: where it is, what its handlers did, and the methods of the attempts that came."""
 
     def __init__(self) -> None:
         self.ledger = Ledger()
@@ -26,14 +25,13 @@ class LedgerServer(grpc.aio.ServerInterceptor):
         self.attempts.append(handler_call_details.method)
         return await continuation(handler_call_details)
 
-    async def stands_at(self, gate: str) -> None:
-        """Wait until a handler stands at this gate."""
-        await until(self.ledger.gate(gate).reached.is_set)
-
 
 @asynccontextmanager
 async def ledger_server(
-    servicer: Callable[[Ledger], Any] = AsyncServicer, **settings: Any
+    servicer: Callable[[Ledger], Any] = AsyncServicer,
+    *,
+    handlers: Sequence[grpc.GenericRpcHandler] = (),
+    **settings: Any,
 ) -> AsyncIterator[LedgerServer]:
     """A server in this loop. ``settings`` are those of the interceptor."""
     it = LedgerServer()
@@ -41,6 +39,7 @@ async def ledger_server(
     protection: Any = idem_grpc.aio.ServerInterceptor(store, **{"scope": idem_grpc.SHARED, **settings})
     server = grpc.aio.server(interceptors=[it, protection])
     ledger_pb2_grpc.add_LedgerServiceServicer_to_server(servicer(it.ledger), server)
+    server.add_generic_rpc_handlers(tuple(handlers))
     it.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     await server.start()
     try:
@@ -50,9 +49,3 @@ async def ledger_server(
         await server.stop(0)
         await protection.drain(10)
         await store.aclose()
-
-
-async def until(happened: Callable[[], object]) -> None:
-    """Wait for it, on the event loop."""
-    while not happened():  # noqa: ASYNC110 -- what is asked for may happen on another thread
-        await asyncio.sleep(0.001)
