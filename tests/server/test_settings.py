@@ -137,7 +137,7 @@ def test_a_drain_takes_a_duration(build, face, timeout, error):
         if face == "aio":
             asyncio.run(drained)
 
-    with pytest.raises(error, match="is no duration: give"):
+    with pytest.raises(error, match="is not a duration: give"):
         drain()
 
 
