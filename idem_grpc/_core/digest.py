@@ -1,4 +1,4 @@
-"""Digests of lists of byte strings, framed so that different lists never have the same digest.
+"""Digests of lists of byte strings, framed so that different lists are hashed as different bytes.
 
 Each part is preceded by its length, so ``("ab", "c")`` and ``("a", "bc")`` differ. Each digest begins
 with the name of its purpose, so digests for different purposes differ.

@@ -108,7 +108,8 @@ class Lease:
     def may_start(self) -> bool:
         """Whether a handler may start under the lease.
 
-        A quarter of the lease must be left, so that there is time to renew it.
+        A quarter of the lease must be left, so that there is time to renew it. A run without a confirmed
+        claim may always start.
         """
         left = min(self._ends, self._run_ends) - elapsed()
         return not self.acknowledged or (not self._is_taken and left >= self.seconds / 4)
@@ -230,7 +231,7 @@ class Run(Call, Execution):
         self.waiters: list[Wake] | None = None
 
     @property
-    def operation(self) -> str:  # type: ignore[override]  # read-only, as it may be
+    def operation(self) -> str:  # type: ignore[override]  # a read-only property
         return self.rules.operation
 
     def starts(self, record: Record, lease: "Lease") -> None:

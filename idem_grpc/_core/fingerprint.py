@@ -16,8 +16,8 @@ from idem_grpc._core.messages import message_of, why_no_message
 
 ANY = "google.protobuf.Any"
 _MAX_LEVELS = 100
-"""Levels of messages and Anys that are followed. protobuf's own parsers have the same limit, but count
-anew in each Any. Content below that stays as it was sent.
+"""Levels of messages and Anys that are followed. protobuf's own parsers have the same limit, but start
+counting again in each Any. Content below that stays as it was sent.
 """
 
 _BASE_BUDGET, _BUDGET_FACTOR = 1 << 20, 8

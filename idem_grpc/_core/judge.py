@@ -154,7 +154,7 @@ class Finding:
 
         The record contains the time to live with which it was written, so the time that is left shows how
         long ago its owner last wrote. A record with more time left than it was written with, or without an
-        expiry, is never taken over.
+        expiry, counts as alive.
         """
         return self.held.ttl_left - self.max_left
 

@@ -170,7 +170,7 @@ def _duration(message: options_pb2.Policy, name: str) -> timedelta | None:
 PATTERN = re.compile(r"/[\w.]+/(\w+|\*)")
 _INFRASTRUCTURE = ("/grpc.health.", "/grpc.reflection.", "/grpc.channelz.", "/idem.v1.TokenService/")
 _STRENGTH = (KeyRule.OPTIONAL, KeyRule.REQUIRED, KeyRule.TOKEN)
-_ALIKE = 0.85  # of names: matches one or two letters swapped or missing, and no other word
+_SIMILARITY = 0.85  # of names: matches one or two letters swapped or missing, and no other word
 
 
 class Methods:
@@ -257,7 +257,7 @@ class Methods:
         for name in set(issued) - known:
             if (service := find_service(service_of(name))) is not None:
                 check_method("operations", name, service)
-            if meant := did_you_mean(name, known - set(issued), cutoff=_ALIKE):
+            if meant := did_you_mean(name, known - set(issued), cutoff=_SIMILARITY):
                 raise ValueError(f"operations: no policy names the operation {name!r}{meant}")
 
 

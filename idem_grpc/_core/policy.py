@@ -44,8 +44,8 @@ class OnCancel(Enum):
     """What happens to a run whose caller leaves, by a cancel, a deadline or a lost connection.
 
     FINISH: the run goes on as if the caller were there, and its answer is kept for the retry.
-    CANCEL: the handler is cancelled just as without the interceptor, and the way in which it then ends
-        is the end of the run.
+    CANCEL: the handler is cancelled as it would be without the interceptor, and the way it then ends is
+        the end of the run.
     """
 
     FINISH = "finish"

@@ -161,10 +161,10 @@ def status_outcome(
     return Outcome(code, message, trailing_metadata=(*trailing, (STATUS_DETAILS, status.SerializeToString())))
 
 
-_FIRST = 0.25
-_SHORTEST = 0.01
+_FIRST_WAIT = 0.25
+_SHORTEST_WAIT = 0.01
 _GROWTH = 5
-_LAST = 3
+_MOST_PREVIOUS = 3
 """Previous attempts of a client that has one attempt left: gRPC's own retries (A6) make at most five."""
 
 
@@ -183,14 +183,14 @@ def pushback_ms(
     the time that the run has lasted, a takeover after a whole lease, and the wait of a duplicate on the
     server. No wait goes beyond the end that ``max_run`` sets to a run, or beyond the caller's deadline.
     """
-    wait: float = _FIRST * _GROWTH ** min(previous_attempts, _LAST)
-    if previous_attempts >= _LAST:
+    wait: float = _FIRST_WAIT * _GROWTH ** min(previous_attempts, _MOST_PREVIOUS)
+    if previous_attempts >= _MOST_PREVIOUS:
         # Jitter takes up to a fifth off, and must not make these too short.
         wait = max(wait, 4 * outlook.elapsed, 1.25 * outlook.lease, 1.25 * outlook.wait)
     elif previous_attempts:
         wait = max(wait, outlook.elapsed / 2)
-    wait = max(min(wait, outlook.max_run + outlook.lease - outlook.elapsed), _FIRST)
-    wait = max(min(wait, 0.75 * outlook.time_left), _SHORTEST)
+    wait = max(min(wait, outlook.max_run + outlook.lease - outlook.elapsed), _FIRST_WAIT)
+    wait = max(min(wait, 0.75 * outlook.time_left), _SHORTEST_WAIT)
     jittered: float = wait * uniform(0.8, 1.2)
     return round(1000 * jittered)
 
