@@ -1,4 +1,7 @@
-"""Makes gRPC calls safe to send twice. ``idem_grpc.aio`` is the same for ``grpc.aio``."""
+"""gRPC interceptors that make calls safe to send twice.
+
+``idem_grpc.aio`` has the same names for ``grpc.aio``.
+"""
 
 from idem_grpc import keys, updates
 from idem_grpc._client.answers import reason

@@ -1,4 +1,7 @@
-"""``idem_grpc`` for ``grpc.aio``: the same names where I/O differs, the very same elsewhere."""
+"""The names of ``idem_grpc`` for ``grpc.aio``.
+
+Names that do I/O are asyncio versions; all others are the same objects as in ``idem_grpc``.
+"""
 
 from idem_grpc import (
     PEER,

@@ -1,6 +1,6 @@
-"""Keys that a client makes: structured, windowed to a span of time, or unique.
+"""Functions that make idempotency keys: structured, limited to a window of time, or unique.
 
-docs/choosing-a-key.md says which to use when.
+docs/choosing-a-key.md explains when to use which.
 """
 
 from idem_grpc._core.keys import (

@@ -227,15 +227,15 @@ def test_the_table_of_reasons_is_whole():
 
 def test_the_table_of_endings_is_right():
     kept = {Code[code if isinstance(code, str) else code.name] for code in BUILT_IN.replay_errors or ()}
-    decided, mendable, not_now, _ = (
+    decided, fixable, not_now, _ = (
         {Code[code] for code in re.findall(r"`([A-Z_]+)`", status)}
         for status, *_ in rows("### How a run ends")
     )
     classes = {
         Ending.DECIDED: decided | kept,
-        Ending.MENDABLE: mendable,
+        Ending.FIXABLE: fixable,
         Ending.NOT_NOW: not_now,
-        Ending.UNCLEAR: set(Code) - decided - kept - mendable - not_now,
+        Ending.UNCLEAR: set(Code) - decided - kept - fixable - not_now,
     }
     for ending, codes in classes.items():
         assert {ending_of(Outcome(code), kept) for code in codes} == {ending}

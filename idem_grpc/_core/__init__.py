@@ -1,1 +1,1 @@
-"""The logic that all interceptors share, without I/O: no module here imports grpc, redis or an edge."""
+"""Logic shared by all interceptors, without I/O: no module here imports grpc, redis or code that does I/O."""

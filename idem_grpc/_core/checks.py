@@ -1,4 +1,7 @@
-"""Checks of settings. Each raises TypeError or ValueError, naming the setting and what to give instead."""
+"""Validators for settings.
+
+Each raises a TypeError or ValueError that names the setting and says what to give instead.
+"""
 
 from collections.abc import Collection
 from datetime import timedelta
@@ -16,7 +19,11 @@ class StatusCode(Protocol):
 
 
 def seconds_of(owner: str, name: str, duration: Duration, *, smallest: float = 0.001) -> float:
-    """The setting ``name`` of ``owner`` as seconds. Raises TypeError or ValueError, naming both."""
+    """Return the setting ``name`` of ``owner`` in seconds.
+
+    Raises TypeError if it is not a duration, and ValueError if it is not between ``smallest`` seconds and
+    ten years.
+    """
     if not is_duration(duration):
         raise TypeError(f"{owner}({name}={duration!r}): give a timedelta or a number of seconds")
     seconds = duration.total_seconds() if isinstance(duration, timedelta) else duration
@@ -26,7 +33,7 @@ def seconds_of(owner: str, name: str, duration: Duration, *, smallest: float = 0
 
 
 def rate_of(owner: str, name: str, rate: object) -> tuple[int, float]:
-    """The setting ``name`` of ``owner``, so many in so many seconds. Raises TypeError or ValueError."""
+    """Return the setting ``name`` of ``owner`` as (number, seconds). Raises TypeError or ValueError."""
     if not (isinstance(rate, tuple) and len(rate) == 2 and isinstance(rate[0], int)):
         raise TypeError(f"{owner}({name}={rate!r}): give (number, seconds), as in (600, 900)")
     whole_number(owner, name, rate[0], smallest=1)
@@ -34,7 +41,7 @@ def rate_of(owner: str, name: str, rate: object) -> tuple[int, float]:
 
 
 def whole_number(owner: str, name: str, value: object, *, smallest: int) -> None:
-    """Check a setting that counts something. Raises TypeError or ValueError, naming owner and setting."""
+    """Check that a setting is a whole number, ``smallest`` or more. Raises TypeError or ValueError."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{owner}({name}={value!r}): give a whole number")
     if value < smallest:
@@ -42,15 +49,18 @@ def whole_number(owner: str, name: str, value: object, *, smallest: int) -> None
 
 
 def codes_of(setting: str, codes: Collection[StatusCode | str]) -> frozenset[Code]:
-    """Status codes, however given, for ``setting``. Raises TypeError or ValueError."""
+    """Return status codes, given as enum members or as names, as a set.
+
+    Raises TypeError or ValueError that begins with ``setting``.
+    """
     if isinstance(codes, str):
         raise TypeError(f"{setting}: give a collection of status codes, not one string ({codes!r})")
-    if not isinstance(codes, Collection):  # an iterator would be used up by this check
+    if not isinstance(codes, Collection):  # this check would exhaust an iterator
         raise TypeError(f"{setting}: give a collection of status codes, such as [{codes}]")
     names = [code if isinstance(code, str) else getattr(code, "name", repr(code)) for code in codes]
     for name in names:
         if name == "OK":
-            raise ValueError(f"{setting}: OK is no error, and is dealt with anyway: leave it out")
+            raise ValueError(f"{setting}: OK is not an error: leave it out")
         if name not in Code.__members__:
             raise ValueError(f"{setting}: {name} is not a status code: give members of grpc.StatusCode")
     return frozenset(Code[name] for name in names)

@@ -1,4 +1,4 @@
-"""The clock by which a process measures its leases."""
+"""The clock with which a process measures its leases."""
 
 import time
 from collections.abc import Callable
@@ -9,4 +9,4 @@ from functools import partial
 _CLOCK: int | None = getattr(time, "CLOCK_BOOTTIME", getattr(time, "CLOCK_MONOTONIC", None))
 
 elapsed: Callable[[], float] = time.monotonic if _CLOCK is None else partial(time.clock_gettime, _CLOCK)
-"""Seconds since some moment in the past, those included in which the host was suspended."""
+"""Seconds since an arbitrary moment, including the time during which the host was suspended."""

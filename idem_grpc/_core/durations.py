@@ -1,4 +1,4 @@
-"""Durations, as settings give them and as the library counts them: in seconds."""
+"""Durations as settings give them, and their conversion to seconds."""
 
 import math
 from datetime import timedelta
@@ -11,15 +11,18 @@ LONGEST = timedelta(days=3653).total_seconds()
 
 
 def is_duration(value: object) -> bool:
-    """Whether a value is a timedelta or a number."""
+    """Return whether a value is a timedelta or a number. A bool is neither."""
     return isinstance(value, (timedelta, int, float)) and not isinstance(value, bool)
 
 
 def in_seconds(duration: Duration) -> float:
-    """A duration as seconds, to the millisecond. Raises TypeError or ValueError for what is none."""
+    """Convert a duration to seconds, rounded to the millisecond.
+
+    Raises TypeError if it is not a duration, and ValueError if it is negative or not finite.
+    """
     if not is_duration(duration):
-        raise TypeError(f"{duration!r} is no duration: give a timedelta or a number of seconds")
+        raise TypeError(f"{duration!r} is not a duration: give a timedelta or a number of seconds")
     seconds = duration.total_seconds() if isinstance(duration, timedelta) else duration
     if not 0 <= seconds < math.inf:
-        raise ValueError(f"{duration!r} is no duration: give 0 seconds or more")
+        raise ValueError(f"{duration!r} is not a duration: give 0 seconds or more")
     return round(seconds, 3)

@@ -1,4 +1,4 @@
-"""What a handler can learn and say about its own run: ``current()``."""
+"""The run of a keyed handler, which the handler gets with ``current()``."""
 
 import logging
 from abc import ABC, abstractmethod
@@ -23,7 +23,7 @@ logger = logging.getLogger("idem_grpc")
 
 
 class DerivedCall:
-    """A call that a run makes downstream, and that gets a derived key."""
+    """A downstream call of a run, which gets a derived key."""
 
     __slots__ = ("is_over", "ordinal")
 
@@ -32,26 +32,30 @@ class DerivedCall:
         self.is_over = False
 
     def end(self) -> None:
-        """Note that the call is over. Takes no lock, since it may run during garbage collection."""
+        """Mark the call as over. Takes no lock, because it may run during garbage collection."""
         self.is_over = True
 
 
 class DerivedCalls:
-    """The downstream calls of a run, numbered by method and step, so that each gets its own key."""
+    """The downstream calls of a run, numbered by method and step so that each gets its own key."""
 
     def __init__(self) -> None:
         self._lock = Lock()
         self._latest: dict[tuple[str, str], DerivedCall] = {}
 
     def begin(self, method: str, step: str) -> DerivedCall:
-        """Begin a call to ``method`` in ``step``. Raises RuntimeError if one is still under way."""
+        """Begin a call to ``method`` in ``step``.
+
+        Raises RuntimeError if an earlier one is still in progress.
+        """
         with self._lock:
             latest = self._latest.get((method, step))
             if latest is not None and not latest.is_over:
                 raise RuntimeError(
-                    f"a keyed handler calls {method} while it is calling it already, so chance would decide"
-                    " which of the two gets which derived key. Name each of them with keys.step(…), and"
-                    " cancel a stream that you leave before its end: it is under way until then"
+                    f"a keyed handler called {method} while an earlier call to it was still in progress, so"
+                    " chance would decide which of the two gets which derived key: give each its own"
+                    " keys.step(…), and cancel a stream that you stop reading, since it is in progress until"
+                    " then"
                 )
             call = DerivedCall(0 if latest is None else latest.ordinal + 1)
             self._latest[method, step] = call
@@ -59,12 +63,12 @@ class DerivedCalls:
 
 
 class Lease:
-    """For how long a run may take itself for the only one, on the clock of its own process.
+    """The time for which a run may act as the only run of its call, on the clock of its own process.
 
-    ``claim`` is the swap that it began with, which was sent at ``claimed`` on the clock ``elapsed``. It ends
-    ``seconds`` after the last renewal that was acknowledged was sent, and ``max_run`` seconds after the
-    claim was sent. A run that is not ``acknowledged`` began without its claim, and may start at any time.
-    ``on_lost`` is called when it is known to be lost, perhaps more than once.
+    ``claim`` is the swap that claimed the key. It was sent at ``claimed`` on the clock ``elapsed``. The lease
+    ends ``seconds`` after the last acknowledged renewal was sent, and ``max_run`` seconds after the claim
+    was sent at the latest. ``acknowledged`` is False for a run that began without a confirmed claim; such a
+    run may start at any time. ``on_lost`` is called when the lease is known to be lost, perhaps repeatedly.
     """
 
     __slots__ = (
@@ -89,7 +93,7 @@ class Lease:
         self.outcome_bytes = 0
         self.is_over = False
         self.due = claimed + seconds / RENEWALS_PER_LEASE
-        """When it is to be renewed next."""
+        """When the next renewal is due, on the clock ``elapsed``."""
         self._ends = claimed + seconds
         self._run_ends = claimed + max_run
         self._is_taken = False
@@ -97,33 +101,37 @@ class Lease:
 
     @property
     def is_lost(self) -> bool:
-        """Whether another process may be running the call by now."""
+        """Whether another process may already be running the call."""
         return self._is_taken or elapsed() >= min(self._ends, self._run_ends)
 
     @property
     def may_start(self) -> bool:
-        """Whether a handler may start under it: a quarter of it is left, in which it can be renewed."""
+        """Whether a handler may start under the lease.
+
+        A quarter of the lease must be left, so that there is time to renew it. A run without a confirmed
+        claim may always start.
+        """
         left = min(self._ends, self._run_ends) - elapsed()
         return not self.acknowledged or (not self._is_taken and left >= self.seconds / 4)
 
     @property
     def run_left(self) -> float:
-        """Seconds for which it may still be renewed."""
+        """Seconds for which the lease can still be renewed."""
         return self._run_ends - elapsed()
 
     @property
     def interval(self) -> float:
-        """Seconds in which the store is looked for, while it is away."""
+        """Seconds between probes of the store while it is unavailable."""
         return self.seconds / (RENEWALS_PER_LEASE * PROBES_PER_RENEWAL)
 
     def swap(self) -> Swap | None:
-        """The renewal to send now; None if it may not be renewed any more."""
+        """Return the renewal to send now; None if the lease may not be renewed any more."""
         self._sent = elapsed()
         return renewal(self.claim) if self._sent < self._run_ends else None
 
     def run(self, seen: Swapped | Held | Outage | None) -> float | None:
-        """Take in the answer to the renewal. Returns after how many seconds the next one is due, if any."""
-        if self.is_over:  # and what the run wrote at its end has overtaken this renewal
+        """Process the answer to a renewal. Returns the seconds until the next renewal, or None."""
+        if self.is_over:  # its last write has overtaken this renewal
             return None
         if isinstance(seen, Swapped):
             self._ends = self._sent + self.seconds
@@ -135,14 +143,14 @@ class Lease:
         return max(0.0, min(self.seconds / RENEWALS_PER_LEASE, self._run_ends - elapsed()))
 
     def stalled(self) -> None:
-        """The store is away, and the lease was not renewed."""
+        """Call ``on_lost`` if the lease is lost, and end it if ``max_run`` is over."""
         if self.is_lost:
             self.on_lost()
         if self.run_left <= 0:
             self.is_over = True
 
     def end(self) -> None:
-        """The run is over: nothing is renewed any more."""
+        """End the lease when its run is over: it is not renewed any more."""
         self.is_over = True
         self.on_lost = _nothing
 
@@ -155,9 +163,9 @@ class Execution(ABC):
     """One run of a keyed handler. Get it with ``current()``.
 
     key: the idempotency key as the caller sent it.
-    operation: what the key stands for; the method's full name unless the policy says otherwise.
-    scope: whose key it is, as the interceptor's ``scope`` gave it.
-    attempt: 1 for the first run under this key, more after a run that left nothing.
+    operation: the operation of the key; the method's full name unless the policy names another.
+    scope: the scope of the call, as the interceptor's ``scope`` function returned it.
+    attempt: 1 for the first run under this key, higher after runs that left no outcome.
         It fences off late writers; it does not make an effect happen exactly once.
     """
 
@@ -170,10 +178,10 @@ class Execution(ABC):
     @property
     @abstractmethod
     def lease_lost(self) -> bool:
-        """Whether another process may be running this call by now.
+        """Whether another process may already be running this call.
 
-        True once the lease could not be renewed in time, or ``max_run`` is over. A
-        handler that finds it true should stop before its next effect.
+        True once the lease was not renewed in time, or ``max_run`` is over. The handler should then stop
+        before its next effect.
         """
 
     @abstractmethod
@@ -182,22 +190,22 @@ class Execution(ABC):
 
     @abstractmethod
     def release(self) -> None:
-        """Say that this run had no effect: its answer is not kept, and a retry runs again."""
+        """Declare that this run had no effect: its answer is not kept, and a retry runs the handler again."""
 
     @abstractmethod
     def derive(self, name: str) -> str:
-        """A UUID that is the same in every attempt at this request, and differs by ``name``.
+        """Return a UUID that is the same in every attempt at this request, and differs by ``name``.
 
-        Give it to a payment provider or a queue as *its* idempotency key. It is made
-        of the record's name, the request and ``name``, so callers never share one. A request
-        stream is not known while the call runs: its ids are those of the key alone.
+        Pass it to a payment provider or a queue as *its* idempotency key. It is a digest of the record's
+        name, the request and ``name``, so two callers never get the same one. A request stream is
+        not known while the call runs: its UUIDs depend on the record's name and ``name`` alone.
         """
 
 
 class Run(Call, Execution):
-    """One keyed call, and its handler's run if it has one: what ``current()`` returns.
+    """One keyed call, and the run of its handler if there is one: what ``current()`` returns.
 
-    ``reply`` is what it was answered, once it was. Duplicates in the same process ``join`` it.
+    ``reply`` is the reply to the call, once there is one. Duplicates in the same process ``join`` the run.
     """
 
     __slots__ = (
@@ -223,11 +231,11 @@ class Run(Call, Execution):
         self.waiters: list[Wake] | None = None
 
     @property
-    def operation(self) -> str:  # type: ignore[override]  # which nobody sets
+    def operation(self) -> str:  # type: ignore[override]  # a read-only property
         return self.rules.operation
 
     def starts(self, record: Record, lease: "Lease") -> None:
-        """The handler is about to run, under ``record``."""
+        """Note that the handler is about to run under ``record``."""
         self.attempt, self.lease, self.ending = record.attempt, lease, None
         self._identity = b"" if record.fingerprint is None else record.fingerprint.raw
 
@@ -247,35 +255,35 @@ class Run(Call, Execution):
 
     @property
     def identity(self) -> bytes:
-        """What stays the same over all attempts at one request under one store key."""
+        """A digest of the store key and the request, which is the same in all attempts at the request."""
         return digest("request", self.store_key, self._identity)
 
     @property
     def calls(self) -> DerivedCalls:
-        """The calls that its handler makes downstream."""
+        """The downstream calls of the handler."""
         calls = self._calls
         if calls is None:
-            with _making:
+            with _runs_lock:
                 calls = self._calls = self._calls or DerivedCalls()
         return calls
 
     def join(self, wake: Wake) -> None:
-        """Have ``wake`` called once the run is over, if it is at once. To be followed by ``leave``."""
-        with _making:
+        """Register ``wake`` to be called when the run is over, or now if it is. Pair it with ``leave``."""
+        with _runs_lock:
             self.waiters = self.waiters or []
             self.waiters.append(wake)
-        if self.is_over:  # and may not have seen this waiter
+        if self.is_over:  # wake_waiters may have missed this waiter
             wake()
 
     def leave(self, wake: Wake) -> None:
-        """Forget a waiter, and so all that it holds."""
-        with _making:
+        """Remove a waiter, and with it all references that it holds."""
+        with _runs_lock:
             if self.waiters and wake in self.waiters:
                 self.waiters.remove(wake)
 
     def wake_waiters(self) -> None:
-        """Wake the duplicates that wait: the run is over."""
-        with _making:
+        """Wake the duplicates that wait for the run, which is over."""
+        with _runs_lock:
             waiters, self.waiters = self.waiters, None
         for wake in waiters or ():
             try:
@@ -284,23 +292,23 @@ class Run(Call, Execution):
                 logger.debug("a duplicate could not be woken", exc_info=True)
 
 
-_making = Lock()
-"""Guards what is made for few runs only. It is held for a moment."""
+_runs_lock = Lock()
+"""Guards attributes that only few runs need. It is held briefly."""
 
 _current: ContextVar[Run | None] = ContextVar("idem_grpc_execution", default=None)
 
 
 def current() -> Execution | None:
-    """The run that this code belongs to; None outside a keyed handler."""
+    """Return the run that this code belongs to; None outside a keyed handler."""
     return _current.get()
 
 
 current_run = _current.get
-"""The same, for interceptors."""
+"""The same function with the type that interceptors need."""
 
 
 def adopt(variables: Context) -> None:
-    """Set the variables of this context as they are in that of a handler, but for ``current()``."""
+    """Copy the context variables of a handler's context into this one, except for ``current()``."""
     for variable, value in variables.items():
         if variable is not _current and variable.get(_UNSET) is not value:
             variable.set(value)
@@ -314,8 +322,8 @@ enter = _current.set
 
 
 def leave(token: Token[Run | None]) -> None:
-    """Make the run before it the current one again."""
-    try:  # noqa: SIM105 -- which takes longer
+    """Restore the run that was current before ``enter``."""
+    try:  # noqa: SIM105 -- contextlib.suppress is slower
         _current.reset(token)
-    except ValueError:  # of another context: a coroutine that was dropped is collected anywhere
+    except ValueError:  # a dropped coroutine may be collected in another context
         pass

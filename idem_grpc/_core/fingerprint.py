@@ -1,4 +1,4 @@
-"""Telling whether two requests under one key are the same request."""
+"""Fingerprints, by which two requests under one key are recognised as the same request."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,75 +12,78 @@ from google.protobuf.message_factory import GetMessageClass
 from idem_grpc_pb.v1 import fingerprint_pb2
 
 from idem_grpc._core.digest import LONGEST, Digest
-from idem_grpc._core.messages import message_of, no_message
+from idem_grpc._core.messages import message_of, why_no_message
 
 ANY = "google.protobuf.Any"
-_MOST_LEVELS = 100
-"""How deep messages and Anys are followed, as in protobuf's own parsers, which begin to count
-anew in each Any. What is deeper stays as it was sent."""
+_MAX_LEVELS = 100
+"""Levels of messages and Anys that are followed. protobuf's own parsers have the same limit, but start
+counting again in each Any. Content below that stays as it was sent.
+"""
 
-_FREE, _MOST_TIMES = 1 << 20, 8
-"""An Any in an Any is parsed once for each level. So much may be parsed in all: this many bytes,
-and so many times the size of the message. A message that needs more keeps its Anys as sent."""
+_BASE_BUDGET, _BUDGET_FACTOR = 1 << 20, 8
+"""An Any inside an Any is parsed once for each level, so the bytes that may be parsed are limited to
+``_BASE_BUDGET`` plus ``_BUDGET_FACTOR`` times the size of the message. A message that needs more
+keeps its Anys as they were sent.
+"""
 
-_REMEMBERED = 4096
+_CACHE_SIZE = 4096
 
 
 def canonical(message: Message) -> bytes:
-    """The canonical bytes of ``message``, which stays as it is."""
+    """Return the canonical bytes of ``message``, which is not changed."""
     plain = message.SerializePartialToString(deterministic=True)
     if not _may_hold_any(message.DESCRIPTOR):
         return plain
     copy = type(message)()
     copy.CopyFrom(message)
     try:
-        _Unpacking(_FREE + _MOST_TIMES * len(plain)).settle(copy, 1)
-    except _TooMuch:
+        _AnyNormalizer(_BASE_BUDGET + _BUDGET_FACTOR * len(plain)).normalize(copy, 1)
+    except _OverBudget:
         return plain
     return copy.SerializePartialToString(deterministic=True)
 
 
-class _TooMuch(Exception):
+class _OverBudget(Exception):
     pass
 
 
-class _Unpacking:
-    """Serializes Anys again. ``left``: how many bytes may be parsed for that."""
+class _AnyNormalizer:
+    """Serializes Anys again, deterministically. ``budget``: how many bytes may be parsed for that."""
 
-    def __init__(self, left: int) -> None:
-        self._left = left
+    def __init__(self, budget: int) -> None:
+        self._budget = budget
 
-    def settle(self, message: Message, level: int) -> None:
+    def normalize(self, message: Message, level: int) -> None:
         """Make the content of all Anys in ``message`` canonical."""
-        if level > _MOST_LEVELS:
+        if level > _MAX_LEVELS:
             return
         if message.DESCRIPTOR.full_name == ANY:
-            self._settle_any(message, level)
+            self._normalize_any(message, level)
             return
         for child in _children(message):
-            self.settle(child, level + 1)
+            self.normalize(child, level + 1)
 
-    def _settle_any(self, message: Message, level: int) -> None:
+    def _normalize_any(self, message: Message, level: int) -> None:
         name: str = message.type_url.rpartition("/")[2]  # type: ignore[attr-defined]  # an Any of any pool
         value: bytes = message.value  # type: ignore[attr-defined]  # an Any of any pool
         try:
             kind = message.DESCRIPTOR.file.pool.FindMessageTypeByName(name)
         except KeyError:
             return
-        self._left -= len(value)
-        if self._left < 0:
-            raise _TooMuch
+        self._budget -= len(value)
+        if self._budget < 0:
+            raise _OverBudget
         try:
             content: Message = GetMessageClass(kind).FromString(value)  # type: ignore[arg-type]  # of either runtime
         except DecodeError:
             return
         if _may_hold_any(kind):
-            self.settle(content, level + 1)
+            self.normalize(content, level + 1)
         message.value = content.SerializePartialToString(deterministic=True)  # type: ignore[attr-defined]  # an Any of any pool
 
 
 def _children(message: Message) -> Iterator[Message]:
-    """The messages right inside ``message`` that may hold an Any."""
+    """Yield the direct child messages of ``message`` that may hold an Any."""
     for field in _fields_to_any(message.DESCRIPTOR):
         yield from _messages(message, field, getattr(message, field.name))
     if message.DESCRIPTOR.is_extendable:
@@ -97,16 +100,16 @@ def _messages(message: Message, field: FieldDescriptor, value: Any) -> Iterator[
         yield from value.values() if isinstance(value, Mapping) else value
 
 
-@lru_cache(_REMEMBERED)
+@lru_cache(_CACHE_SIZE)
 def _fields_to_any(descriptor: Descriptor) -> tuple[FieldDescriptor, ...]:
-    """The fields of a message type whose values may hold an Any."""
-    inside = ((field, _type_in(field)) for field in descriptor.fields)
+    """Return the fields of a message type whose values may hold an Any."""
+    inside = ((field, _message_type(field)) for field in descriptor.fields)
     return tuple(field for field, kind in inside if kind is not None and _may_hold_any(kind))
 
 
-@lru_cache(_REMEMBERED)
+@lru_cache(_CACHE_SIZE)
 def _may_hold_any(root: Descriptor) -> bool:
-    """Whether an Any may stand in a message of this type, or in an extension of one inside."""
+    """Return whether a message of this type may hold an Any, at any depth or in an extension."""
     seen: set[str] = set()
     left = [root]
     while left:
@@ -115,12 +118,12 @@ def _may_hold_any(root: Descriptor) -> bool:
             return True
         if descriptor.full_name not in seen:
             seen.add(descriptor.full_name)
-            left += [kind for kind in map(_type_in, descriptor.fields) if kind is not None]
+            left += [kind for kind in map(_message_type, descriptor.fields) if kind is not None]
     return False
 
 
-def _type_in(field: FieldDescriptor) -> Descriptor | None:
-    """The message type of a field, or of the values of a map."""
+def _message_type(field: FieldDescriptor) -> Descriptor | None:
+    """Return the message type of a field, or of the values of a map."""
     kind = field.message_type
     if kind is not None and kind.GetOptions().map_entry:
         return kind.fields_by_name["value"].message_type
@@ -129,7 +132,7 @@ def _type_in(field: FieldDescriptor) -> Descriptor | None:
 
 @dataclass(slots=True, unsafe_hash=True)
 class Fingerprint:
-    """Two digests of one request; fingerprint.proto says what each field means."""
+    """Two digests of one request. fingerprint.proto documents each field."""
 
     raw: bytes
     canonical: bytes = b""
@@ -138,16 +141,16 @@ class Fingerprint:
     whole: bool = False
 
     def matches(self, other: "Fingerprint") -> bool:
-        """Whether both stand for the same request: either digest may show it."""
+        """Return whether both stand for the same request: it suffices that one digest matches."""
         return self.raw == other.raw or (self.canonical != b"" and self.canonical == other.canonical)
 
     @property
     def is_plain(self) -> bool:
-        """Whether it is that of a single message, as this release makes it."""
+        """Whether it is the fingerprint of a single message, as this release makes it."""
         return len(self.raw) == len(self.canonical) == 16 and not (self.messages or self.size or self.whole)
 
     def to_bytes(self) -> bytes:
-        """Serialized as protobuf does."""
+        """Serialize as protobuf does."""
         return self.to_message().SerializeToString(deterministic=True)
 
     def to_message(self) -> fingerprint_pb2.Fingerprint:
@@ -157,19 +160,19 @@ class Fingerprint:
 
     @classmethod
     def from_message(cls, message: fingerprint_pb2.Fingerprint) -> Self:
-        """Raises ValueError for what is no digest."""
+        """Read a stored fingerprint. Raises ValueError if a digest is missing or too long."""
         raw, canonical = message.raw, message.canonical
         if not raw or len(raw) > LONGEST or len(canonical) > LONGEST:
-            raise ValueError("no digest of a request")
+            raise ValueError("a digest is missing or too long")
         return cls(raw, canonical, message.messages, message.bytes, message.whole)
 
 
 class Fingerprinting:
     """Makes the fingerprints of single requests to ``method``, "/pkg.Service/Method".
 
-    The canonical digest leaves out the fields named by ``ignore`` (dotted paths); it is taken only of
-    protobuf messages and of what wraps them. Deterministic serialization differs between schema versions
-    and languages, hence two digests of which either may match.
+    The canonical digest leaves out the fields named by ``ignore`` (dotted paths). It is made only for
+    protobuf messages and for objects that wrap them. Deterministic serialization differs between schema
+    versions and languages, so there are two digests, either of which may match.
     """
 
     __slots__ = ("_canonical", "_ignore", "_raw")
@@ -180,28 +183,28 @@ class Fingerprinting:
         self._ignore = ignore
 
     def raw(self, raw: bytes) -> bytes:
-        """The digest of a request's bytes as received."""
+        """Return the digest of a request's bytes as received."""
         return self._raw.over(raw)
 
     def of(self, raw: bytes, request: object) -> Fingerprint:
-        """Both digests of a request: of its bytes as received, and of what they were parsed into.
+        """Return both digests of a request: of its bytes as received, and of the object parsed from them.
 
-        Raises ValueError if there are fields to ignore, and none can be read.
+        Raises ValueError if there are fields to ignore and the request has no readable fields.
         """
         canonical = _canonical(request, self._ignore)
         return Fingerprint(self._raw.over(raw), b"" if canonical is None else self._canonical.over(canonical))
 
 
 def fingerprint(method: str, raw: bytes, request: object, ignore: Sequence[str] = ()) -> Fingerprint:
-    """The two digests of one request; see Fingerprinting."""
+    """Return the fingerprint of one request; see Fingerprinting."""
     return Fingerprinting(method, ignore).of(raw, request)
 
 
 class StreamFingerprint:
-    """The same for a request stream, rolled on with each message that is read.
+    """The fingerprint of a request stream, updated with each message that is read.
 
-    A handler may read on one thread and answer on another, and each answer asks how far the
-    other has read.
+    It is thread-safe: a handler may read on one thread and answer on another, and each answer needs the
+    fingerprint of what has been read by then.
     """
 
     def __init__(self, method: str, ignore: Sequence[str] = ()) -> None:
@@ -213,7 +216,7 @@ class StreamFingerprint:
         self._size = 0
 
     def add(self, raw: bytes, request: object) -> None:
-        """Take in the next message: its bytes and what they were parsed into."""
+        """Add the next message: its bytes, and the object parsed from them."""
         canonical = _canonical(request, self._ignore)
         with self._lock:
             self._messages += 1
@@ -225,14 +228,14 @@ class StreamFingerprint:
                 self._canonical.add(canonical)
 
     def so_far(self, *, whole: bool = False) -> Fingerprint:
-        """The fingerprint of the messages taken in; ``whole`` if there are no more."""
+        """Return the fingerprint of the messages added so far; ``whole`` if there are no more."""
         with self._lock:
             canonical = b"" if self._canonical is None else self._canonical.so_far()
             return Fingerprint(self._raw.so_far(), canonical, self._messages, self._size, whole)
 
 
 def check_ignored(descriptor: Descriptor, ignore: Sequence[str]) -> None:
-    """Raise ValueError if a path of ``ignore`` names no field of the message type."""
+    """Raise ValueError if a path in ``ignore`` names no field of the message type."""
     for path in ignore:
         at: Descriptor | None = descriptor
         for name in path.split("."):
@@ -240,7 +243,7 @@ def check_ignored(descriptor: Descriptor, ignore: Sequence[str]) -> None:
             if field is None and at is not None and at.full_name == ANY:
                 raise ValueError(
                     f"Policy(ignore=…): {path!r} leads into a {ANY}, whose type is known only when a"
-                    " request comes: ignore all of it, or nothing"
+                    " request arrives: ignore the whole field, or nothing"
                 )
             if field is None:
                 raise ValueError(f"Policy(ignore=…): {descriptor.full_name} has no field {path!r}")
@@ -249,7 +252,7 @@ def check_ignored(descriptor: Descriptor, ignore: Sequence[str]) -> None:
                 at = at.fields_by_name["value"].message_type
 
 
-_check_once = lru_cache(check_ignored)  # for methods of which nothing is known before their first call
+_check_once = lru_cache(check_ignored)  # for methods whose descriptor is unknown until their first call
 
 
 def _canonical(request: object, ignore: Sequence[str]) -> bytes | None:
@@ -257,7 +260,7 @@ def _canonical(request: object, ignore: Sequence[str]) -> bytes | None:
     if message is None:
         if ignore:
             raise ValueError(
-                f"Policy(ignore={list(ignore)}): {no_message(request)}: ignore nothing, or import the"
+                f"Policy(ignore={list(ignore)}): {why_no_message(request)}: ignore nothing, or import the"
                 " generated module of the service"
             )
         return None

@@ -1,17 +1,17 @@
-"""What happens to a keyed call, from its first swap to its last.
+"""The course of a keyed call, from its first swap to its last.
 
-A generator that does no I/O and knows no gRPC: it yields what it wants done, a Step,
-and is sent what came of it, an Event. The threaded and the asyncio server are two
-small drivers of it, and a test walks it through every interleaving, crash and lost
-reply.
+``flow`` is a generator without I/O or gRPC: it yields a Step for its driver to perform, and is sent
+the Event that results. The sync and the asyncio server are two small drivers of it. A test walks it
+through every interleaving, crash and lost reply.
 
-What holds, whatever happens:
+Invariants:
 
 - After Execute a flow never claims again.
-- No outcome is replied before its DONE is acknowledged.
-- Only the death of a process leaves RUNNING behind: after its Reply a flow goes on
-  until the store knows, with no steps but Swap and Pause. It is over, too, when it is told
-  that the store is misused: its driver decides how often a mistake is worth another try.
+- An outcome is sent as a reply only after the store has acknowledged its DONE record. The exception is
+  a run that began without a confirmed claim (``OnOutage.RUN``).
+- RUNNING is left behind only if the process dies. After its Reply a flow goes on, with no steps but Swap
+  and Pause, until the store has its last record. It also ends if the store reports misuse: its
+  driver decides how often such a mistake is retried.
 """
 
 import logging
@@ -63,23 +63,25 @@ FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 5.0
 SHORTEST_TTL = 0.001
 MOST_STARTS = 3
-"""How often a call tries to start its handler in time, before it gives its claim back."""
+"""How often a call tries to start its handler in time before it gives its claim back."""
 FENCE_TTL = 60.0
-"""Seconds for which a key that was given back unused is kept; a claim that was sent before lands earlier."""
+"""Seconds for which the record of a key that was given back unused is kept, as a fence. A claim that was
+sent before arrives earlier than that.
+"""
 
 logger = logging.getLogger("idem_grpc")
 
 
 def flow(call: Call) -> Steps:
-    """All that is done for one keyed call."""
+    """Yield the steps of one keyed call."""
     first = call.first_claim()
     claim: Claim | None = first
     seen = yield first.swap
     if isinstance(seen, Swapped):
-        first.left = seen.ttl_left
+        first.ttl_left = seen.ttl_left
     else:
         claim = yield from _arrive(call, first, seen)
-    if claim is not None and call.rate_key and (yield from _is_one_too_many(call, claim)):
+    if claim is not None and call.rate_key and (yield from _exceeds_claim_rate(call, claim)):
         return
     starts = 0
     while claim is not None:
@@ -91,16 +93,16 @@ def flow(call: Call) -> Steps:
         assert isinstance(ended, Ended)
         finish = _keep if ended.ending is Ending.DECIDED else _release
         rest = finish(call, claim, ended)
-        del first, claim, ended  # the rest may have to wait for the store, and holds what it needs
+        del first, claim, ended  # the rest may wait long for the store, and holds what it needs
         yield from rest
         return
 
 
 def replay_at_once(record: Record, binding: Binding | None, raw: bytes) -> Reply | None:
-    """The reply to a call whose key has the DONE ``record``; None where the flow has to find it.
+    """Return the reply to a call whose key has the DONE ``record``; None if it takes the flow to find it.
 
-    ``binding`` is the call's, and ``raw`` the digest of its request's bytes: if they are those that were
-    answered, neither has to be parsed. It equals the reply of the flow to this record.
+    ``binding`` is the call's own, and ``raw`` the digest of its request's bytes. If the bytes are those that
+    were answered, neither request has to be parsed. The reply equals that of the flow to this record.
     """
     outcome, answered = record.outcome, record.fingerprint
     if outcome is None or answered is None or answered.raw != raw:
@@ -110,11 +112,11 @@ def replay_at_once(record: Record, binding: Binding | None, raw: bytes) -> Reply
     return Reply(outcome, record.owner, replayed=True)
 
 
-def _is_one_too_many(call: Call, claim: Claim) -> Generator[Step, Event, bool]:
-    """Count a key that is new. Over the rate, give it back unused and refuse the call.
+def _exceeds_claim_rate(call: Call, claim: Claim) -> Generator[Step, Event, bool]:
+    """Count a new key. Over the rate, give the key back unused, refuse the call and return True.
 
-    It is counted once it is claimed, so that duplicates count for nothing. What cannot be counted
-    is let through.
+    A key is counted after it was claimed, so duplicates are not counted. If it cannot be counted, the
+    call proceeds.
     """
     rate = call.rules.claim_rate
     assert rate is not None, "there is something to count for"
@@ -123,11 +125,11 @@ def _is_one_too_many(call: Call, claim: Claim) -> Generator[Step, Event, bool]:
     try:
         left = yield from counted(call.rate_key, 1, rate)
     except NotCounted as error:
-        logger.warning("new keys are not counted: %s", error)
+        logger.warning("claim_rate is not enforced for a new key: %s", error)
         return False
     if not left:
         return False
-    # As if it had never been claim. It is not deleted: the claim may have been sent twice.
+    # Not deleted: the claim may have been sent twice, and this record fences off the second copy.
     unused = Record(state=State.OPEN, owner=call.owner)
     seen = yield Swap(call.store_key, claim.swap.new, unused.to_bytes(), FENCE_TTL)
     sentence = f"a caller may use at most {rate[0]} new keys in {rate[1]:g} s: nothing was run"
@@ -139,9 +141,9 @@ def _is_one_too_many(call: Call, claim: Claim) -> Generator[Step, Event, bool]:
 
 
 def _renew(call: Call, claim: Claim, *, is_last: bool) -> Generator[Step, Event, Claim | None]:
-    """Look again at a claim whose handler was not started in time: another call may have taken it over.
+    """Renew a claim whose handler was not started in time: another call may have taken it over.
 
-    ``is_last``: that happened so often that the store is too slow for the lease, which is as good as away.
+    ``is_last``: this was the last try. The store is too slow for the lease, and is treated as unavailable.
     """
     seen = Outage() if is_last else (yield renewal(claim.swap))
     if isinstance(seen, Swapped):
@@ -154,7 +156,7 @@ def _renew(call: Call, claim: Claim, *, is_last: bool) -> Generator[Step, Event,
 def _arrive(
     call: Call, claim: Claim, seen: Event, *, waited: bool = False
 ) -> Generator[Step, Event, Claim | None]:
-    """Claim the key, or reply with what stands in the way.
+    """Claim the key and return the claim, or reply with what prevents it and return None.
 
     ``seen`` is the answer to ``claim``, the first claim or the last that was tried.
     """
@@ -162,7 +164,7 @@ def _arrive(
     polls: Iterator[float] | None = None
     while True:
         if isinstance(seen, Swapped):
-            claim.left = seen.ttl_left
+            claim.ttl_left = seen.ttl_left
             return claim
         if isinstance(seen, Outage):
             return (yield from _without_store(call, verdict, seen))
@@ -171,19 +173,19 @@ def _arrive(
             return None
         assert isinstance(seen, Held)
         verdict = judge(call, seen, waited=waited)
-        if isinstance(verdict, (Claim, GiveUp)) and (over := verdict.over) is not None:
-            event = yield over  # its lease has run out, and yet it may live
+        if isinstance(verdict, (Claim, GiveUp)) and (takeover := verdict.takeover) is not None:
+            event = yield takeover  # its lease has run out, but its owner may be alive
             assert isinstance(event, Waited)
-            if (yield from _told(call, event, over.owner)):
+            if (yield from _reply_after_wait(call, event, takeover.owner)):
                 return None
             if event.hold:
-                verdict = WaitFor(over.owner, event.hold)
+                verdict = WaitFor(takeover.owner, event.hold)
         match verdict:
             case Claim():
                 claim = verdict
                 seen = yield claim.swap
             case Replay(outcome, owner, requests):
-                if call.fingerprint is not None:  # which the judge has compared
+                if call.fingerprint is not None:  # the judge has compared the requests
                     yield Reply(outcome, owner, replayed=True)
                 else:
                     yield from _replay(call, Reply(outcome, owner, requests=requests))
@@ -192,10 +194,10 @@ def _arrive(
                 yield Reply(verdict.problem, verdict.owner)
                 return None
             case WaitFor():
-                polls = polls or _growing(FIRST_POLL, 1.5, LONGEST_POLL)
+                polls = polls or _backoff(FIRST_POLL, 1.5, LONGEST_POLL)
                 event = yield Wait(verdict.owner, max(0.0, min(next(polls), verdict.lease_left)))
                 assert isinstance(event, Waited)
-                if (yield from _told(call, event, verdict.owner)):
+                if (yield from _reply_after_wait(call, event, verdict.owner)):
                     return None
                 waited = True
                 seen = yield renewal(claim.swap)
@@ -204,11 +206,11 @@ def _arrive(
                 if isinstance(seen, Swapped):
                     seen = Held(verdict.swap.new, verdict.swap.ttl)
             case _:
-                raise AssertionError(f"{verdict} is no verdict on an arrival")
+                raise AssertionError(f"{verdict} is not a verdict on an arrival")
 
 
-def _told(call: Call, event: Waited, owner: bytes) -> Generator[Step, Event, bool]:
-    """Reply with what the wait for the run of ``owner`` came to, if it is over."""
+def _reply_after_wait(call: Call, event: Waited, owner: bytes) -> Generator[Step, Event, bool]:
+    """Reply with the result of the wait for the run of ``owner``. Returns False if the wait goes on."""
     if event.reply is not None and event.reply.is_shared:
         yield from _replay(call, event.reply)
     elif event.reply is not None or not event.more:
@@ -219,7 +221,7 @@ def _told(call: Call, event: Waited, owner: bytes) -> Generator[Step, Event, boo
 
 
 def _replay(call: Call, reply: Reply) -> Steps:
-    """Answer as another call's run did, if this call is the same."""
+    """Reply with the answer of another call's run, or refuse the call if its request is a different one."""
     answer, requests = reply.answer, reply.requests
     if isinstance(answer, Outcome) and answer.messages_dropped:
         answer = Problem(Reason.RESPONSE_NOT_KEPT)
@@ -237,7 +239,7 @@ def _replay(call: Call, reply: Reply) -> Steps:
 def _without_store(
     call: Call, verdict: Verdict, outage: Outage, *, landed: bool = False
 ) -> Generator[Step, Event, Claim | None]:
-    """The store went away before it was known whether the call may run.
+    """Refuse a call whose claim the store did not confirm, or run it under ``OnOutage.RUN``.
 
     ``landed``: the claim is known to have taken effect.
     """
@@ -257,19 +259,19 @@ def _without_store(
 
 
 def _give_back(call: Call, claim: Swap, left: Record, ttl: float) -> Steps:
-    """Undo a claim of which it is not known whether it took effect, nor whether it still will.
+    """Undo a claim that may have taken effect, or may still do so.
 
-    Writing ``left``, rather than going back to what was there, fences off a claim that
+    Writing ``left``, rather than restoring the previous record, fences off a claim that
     is still on its way to the store. Such a claim may overtake the fence, hence the loop.
     """
     undo = Swap(claim.key, claim.new, left.to_bytes(), ttl)
     while True:
-        seen = yield from _insist(undo)
+        seen = yield from _swap_until_answered(undo)
         if not isinstance(seen, Held):
             return
-        if seen.value == undo.expected:  # an owner who renewed: the claim can still meet its death
+        if seen.value == undo.expected:  # its owner renewed: once it dies, the claim can still succeed
             yield Pause(LONGEST_PAUSE)
-        elif seen.value == claim.new or left_unknown_by(call, seen):  # nothing ran, whatever others say
+        elif seen.value == claim.new or left_unknown_by(call, seen):  # UNKNOWN or not, nothing ran
             undo = replace(undo, expected=seen.value, max_left=None)
         elif seen.value == claim.expected:
             undo = replace(undo, expected=claim.expected, max_left=claim.max_left)
@@ -278,21 +280,21 @@ def _give_back(call: Call, claim: Swap, left: Record, ttl: float) -> Steps:
 
 
 def _keep(call: Call, claim: Claim, ended: Ended) -> Steps:
-    """Make the outcome the answer to every duplicate, and only then reply with it."""
+    """Store the outcome as the answer to every duplicate, and then reply with it."""
     kept = ended.outcome.limited_to(call.rules.max_response_bytes)
-    shown = ended.requests or claim.record.fingerprint
+    fingerprint = ended.requests or claim.record.fingerprint
     keep = Swap(
-        call.store_key, claim.swap.new, claim.record.done(kept, shown).to_bytes(), call.rules.retention
+        call.store_key, claim.swap.new, claim.record.done(kept, fingerprint).to_bytes(), call.rules.retention
     )
     acknowledged = claim.acknowledged
-    mine = Reply(ended.outcome, call.owner, requests=shown, protected=acknowledged)
+    mine = Reply(ended.outcome, call.owner, requests=fingerprint, protected=acknowledged)
     del claim, ended, kept
     seen = yield keep
     if isinstance(seen, Swapped):
         yield mine
         return
     replied = False
-    pauses = _growing(FIRST_PAUSE, 2, LONGEST_PAUSE)
+    pauses = _backoff(FIRST_PAUSE, 2, LONGEST_PAUSE)
     while True:
         match seen:
             case Swapped():
@@ -301,7 +303,7 @@ def _keep(call: Call, claim: Claim, ended: Ended) -> Steps:
                 pending = Reply(Problem(Reason.OUTCOME_PENDING), call.owner)
                 reply, is_over = pending if acknowledged else mine, seen.misused
             case Held():
-                match judge_late(call, seen, shown):
+                match judge_late(call, seen, fingerprint):
                     case Overwrite(expected, max_left):
                         keep = replace(keep, expected=expected, max_left=max_left)
                         seen = yield keep
@@ -327,19 +329,19 @@ def _keep(call: Call, claim: Claim, ended: Ended) -> Steps:
 
 
 _REPLIED = Reply(Problem(Reason.OUTCOME_PENDING))
-"""Stands for what was replied, so that an outcome which waits for the store is held once, as bytes."""
+"""Replaces a reply that was sent, so that an outcome waiting for the store is held only once, as bytes."""
 
 
 def _release(call: Call, claim: Claim, ended: Ended) -> Steps:
-    """Give the key back, or mark its end as unclear, and reply with the handler's own failure."""
-    left, ttl = _left_by(call, claim, ended.ending)
+    """Give the key back, or record that its end is unclear, and reply with the handler's own failure."""
+    left, ttl = _record_after(call, claim, ended.ending)
     release = Swap(call.store_key, claim.swap.new, left.to_bytes(), ttl)
     seen = yield release
-    shown = ended.requests or claim.record.fingerprint
+    fingerprint = ended.requests or claim.record.fingerprint
     yield Reply(
         ended.outcome,
         call.owner,
-        requests=shown,
+        requests=fingerprint,
         is_shared=not ended.caller_left,
         protected=claim.acknowledged,
     )
@@ -350,19 +352,19 @@ def _release(call: Call, claim: Claim, ended: Ended) -> Steps:
         return
     if isinstance(seen, Outage):
         yield Pause(FIRST_PAUSE)
-        seen = yield from _insist(release)
+        seen = yield from _swap_until_answered(release)
     if isinstance(seen, Held) and is_clear and left_unknown_by(call, seen):
-        yield from _insist(replace(release, expected=seen.value))
+        yield from _swap_until_answered(replace(release, expected=seen.value))
 
 
-def _left_by(call: Call, claim: Claim, ending: Ending) -> tuple[Record, float]:
-    """The record that an attempt leaves which has no answer to keep, and its life in seconds.
+def _record_after(call: Call, claim: Claim, ending: Ending) -> tuple[Record, float]:
+    """Return the record that an attempt without an outcome to keep leaves, and its time to live in seconds.
 
-    The request is forgotten, for the caller to mend it, only if no earlier attempt at it
-    may have had an effect.
+    The fingerprint is dropped, so that the caller can fix the request, only if no earlier attempt at
+    the request may have had an effect.
     """
     opened = replace(claim.record, state=State.OPEN)
-    if ending is Ending.MENDABLE and claim.first_of_request:
+    if ending is Ending.FIXABLE and claim.first_of_request:
         return replace(opened, fingerprint=None), _unused_ttl(call, claim)
     if ending is not Ending.UNCLEAR:
         return opened, _unused_ttl(call, claim)
@@ -372,16 +374,19 @@ def _left_by(call: Call, claim: Claim, ending: Ending) -> tuple[Record, float]:
 
 
 def _unused_ttl(call: Call, claim: Claim) -> float:
-    """The life of a key that was not used up: a token keeps the one it had left when it was claimed."""
+    """Return the time to live, in seconds, of a key that is given back.
+
+    A token keeps the time that it had left when it was claimed.
+    """
     if call.binding is None or not (claim.was_open and claim.acknowledged):
         return call.rules.retention
-    # No store takes a life of nothing or without an end, but it may well measure one.
-    return max(claim.left, SHORTEST_TTL) if math.isfinite(claim.left) else call.rules.retention
+    # Stores reject a time to live of zero or infinity, but may report one as left.
+    return max(claim.ttl_left, SHORTEST_TTL) if math.isfinite(claim.ttl_left) else call.rules.retention
 
 
-def _insist(swap: Swap) -> Generator[Step, Event, Swapped | Held | Outage]:
-    """Send a swap until the store answers, or never will."""
-    for pause in _growing(FIRST_PAUSE, 2, LONGEST_PAUSE):
+def _swap_until_answered(swap: Swap) -> Generator[Step, Event, Swapped | Held | Outage]:
+    """Send a swap until the store answers it or reports misuse."""
+    for pause in _backoff(FIRST_PAUSE, 2, LONGEST_PAUSE):
         seen = yield swap
         if isinstance(seen, (Swapped, Held)) or (isinstance(seen, Outage) and seen.misused):
             return seen
@@ -389,7 +394,7 @@ def _insist(swap: Swap) -> Generator[Step, Event, Swapped | Held | Outage]:
     raise AssertionError("pauses never end")
 
 
-def _growing(first: float, factor: float, longest: float) -> Iterator[float]:
+def _backoff(first: float, factor: float, longest: float) -> Iterator[float]:
     value = first
     while True:
         yield value

@@ -1,9 +1,9 @@
-"""Every rule of the state machine, as data.
+"""The rules of the state machine, as data.
 
-ARRIVAL says what a call does on what it finds under its key, LATE what an owner does
-when it comes to keep an outcome and no longer finds its own record. In both, the
-first rule that fits decides. TRANSITIONS and BY_HAND are what may follow what;
-docs/states.md is printed from the four.
+ARRIVAL says what a call does with the record that it finds under its key. LATE says what an owner does
+that stores its outcome and no longer finds its own record. In both, the first rule that matches
+decides. TRANSITIONS and BY_HAND list the state changes that are allowed. docs/states.md is
+printed from the four.
 """
 
 from collections.abc import Callable
@@ -18,17 +18,18 @@ from idem_grpc._core.steps import TakeOver
 from idem_grpc._core.swap import Held, Swap
 
 UNKNOWN_TTL = 30 * 24 * 3600.0
-"""How long an unclear end is remembered, in seconds: long enough for somebody to look."""
+"""Seconds for which an unclear end is kept: long enough for an operator to look at it."""
 
 
 @dataclass(slots=True, eq=False)
 class Call:
     """A keyed call, as the state machine sees it.
 
-    ``store_key`` is the record's name in the store, ``owner`` a nonce of this call's own,
-    ``binding`` what its token must be good for (None for a client's own key).
-    ``fingerprint`` is None for a request stream, which is read while the call runs. ``rate_key``
-    is where its scope's new keys are counted, if its rules have a ``claim_rate``.
+    store_key: the name of its record in the store.
+    owner: a nonce of this call.
+    fingerprint: None for a request stream, which is read while the call runs.
+    binding: the binding that its token must have; None for a client's own key.
+    rate_key: where new keys of its scope are counted, if its rules have a ``claim_rate``.
     """
 
     store_key: bytes
@@ -39,14 +40,14 @@ class Call:
     rate_key: bytes = b""
 
     def first_claim(self) -> "Claim":
-        """The claim that fits a key not used before: most calls need no other."""
+        """Return the claim of a key not used before. Most calls need no other."""
         unused = _UNUSED if self.binding is None else Record(state=State.OPEN, binding=self.binding)
         return self.claim(unused, None if self.binding is None else unused.to_bytes())
 
     def claim(self, found: Record, expected: bytes | None, max_left: float | None = None) -> "Claim":
-        """The next attempt after ``found``, which the store holds as ``expected``."""
+        """Return the claim of the attempt after ``found``, which the store holds as ``expected``."""
         rules = self.rules
-        is_strict = rules.on_unclear is OnUnclear.FAIL  # then a dead owner is not forgotten earlier
+        is_strict = rules.on_unclear is OnUnclear.FAIL  # a dead owner must stay on record as long as UNKNOWN
         record = Record(
             state=State.RUNNING,
             attempt=found.attempt + 1,
@@ -59,8 +60,8 @@ class Call:
         )
         swap = Swap(self.store_key, expected, record.to_bytes(), record.ttl, max_left)
         is_first = found.fingerprint is None or (found.attempt == 1 and found.owner == self.owner)
-        over = None if max_left is None else TakeOver(found.owner, found.lease)
-        return Claim(record, swap, is_first, found.state is State.OPEN, over)
+        takeover = None if max_left is None else TakeOver(found.owner, found.lease)
+        return Claim(record, swap, is_first, found.state is State.OPEN, takeover)
 
 
 _UNUSED = Record(state=State.OPEN)
@@ -70,32 +71,33 @@ _UNUSED = Record(state=State.OPEN)
 class Claim:
     """Swap ``record`` in, and run the handler if that succeeds.
 
-    ``first_of_request``: no earlier attempt at this request is on record. ``was_open``: the key
-    was given back or, if it is a token, not used yet. ``over``: the run whose lease has run out,
-    if this takes over from one. ``left``: seconds that the key had left to live when it was claimed.
-    ``acknowledged`` is False for a call that runs although the store is away.
+    first_of_request: whether no earlier attempt at this request is on record.
+    was_open: whether the key was given back before or, if it is a token, not used yet.
+    takeover: the run whose lease has run out, if this claim takes over from one.
+    ttl_left: seconds that the key had left to live when it was claimed.
+    acknowledged: False for a call that runs although the store is unavailable.
     """
 
     record: Record
     swap: Swap
     first_of_request: bool
     was_open: bool = False
-    over: TakeOver | None = None
-    left: float = 0.0
+    takeover: TakeOver | None = None
+    ttl_left: float = 0.0
     acknowledged: bool = True
 
 
 @dataclass(slots=True, unsafe_hash=True)
 class GiveUp:
-    """Write that the end of the run ``over``, whose lease has run out, is unclear; refuse the call."""
+    """Record as unclear the end of the run ``takeover``, whose lease has run out, and refuse the call."""
 
     swap: Swap
-    over: TakeOver
+    takeover: TakeOver
 
 
 @dataclass(slots=True, unsafe_hash=True)
 class Overwrite:
-    """Put the late owner's outcome in the place of what was found."""
+    """Replace the record that was found with the late owner's outcome."""
 
     expected: bytes | None
     max_left: float | None = None
@@ -103,9 +105,9 @@ class Overwrite:
 
 @dataclass(slots=True, unsafe_hash=True)
 class Replay:
-    """Answer with an outcome that was kept; ``owner`` is the run that made it.
+    """Reply with an outcome that was kept; ``owner`` is the run that made it.
 
-    ``requests`` is what it answers, of which a request stream has yet to show that it is the same.
+    ``requests`` is the fingerprint of what it answers. A request stream has yet to be compared with it.
     """
 
     outcome: Outcome
@@ -115,7 +117,7 @@ class Replay:
 
 @dataclass(slots=True, unsafe_hash=True)
 class Reject:
-    """Refuse the call; ``owner`` is the run that stands in its way, if any."""
+    """Refuse the call; ``owner`` is the run that prevents it, if any."""
 
     problem: Problem
     owner: bytes = b""
@@ -123,7 +125,7 @@ class Reject:
 
 @dataclass(slots=True, unsafe_hash=True)
 class WaitFor:
-    """Wait for the run of ``owner``, whose lease lasts ``lease_left`` seconds unless renewed."""
+    """Wait for the run of ``owner``, whose lease ends in ``lease_left`` seconds unless renewed."""
 
     owner: bytes
     lease_left: float
@@ -134,37 +136,40 @@ Verdict = Claim | GiveUp | Overwrite | Replay | Reject | WaitFor
 
 @dataclass(slots=True, unsafe_hash=True)
 class Finding:
-    """What a call found under its key, and what the call itself brings along.
+    """What a call found under its key, and the call itself.
 
-    ``shown`` is the fingerprint of its request, as far as that is known. ``waited`` tells that this
-    call has waited for a run before.
+    ``fingerprint`` is that of the call's request, as far as it is known. ``waited`` is True if this call has
+    already waited for a run.
     """
 
     call: Call
     held: Held
     record: Record
     waited: bool
-    shown: Fingerprint | None
+    fingerprint: Fingerprint | None
 
     @property
     def lease_left(self) -> float:
-        """Seconds until the owner may be taken for dead, on the store's clock.
+        """Seconds until the owner may be treated as dead, on the store's clock.
 
-        The record says what life it was written with, so what is left of it tells how
-        long ago its owner last wrote. A record with more left than was written, or
-        without an end, stays alive: its owner's claim is not ours to judge.
+        The record contains the time to live with which it was written, so the time that is left shows how
+        long ago its owner last wrote. A record with more time left than it was written with, or without an
+        expiry, counts as alive.
         """
         return self.held.ttl_left - self.max_left
 
     @property
     def max_left(self) -> float:
-        """The most life that the record may have left for its lease to have run out."""
+        """The most seconds that the record may have left to live once its lease has run out."""
         return self.record.ttl - self.record.lease
 
 
 @dataclass(slots=True, unsafe_hash=True)
 class Rule:
-    """In one of ``states``, if ``when`` holds, ``then`` is what follows."""
+    """In one of ``states``, if ``when`` holds, ``then`` returns the verdict.
+
+    ``text`` describes the rule in docs/states.md.
+    """
 
     states: tuple[State, ...]
     when: Callable[[Finding], bool]
@@ -173,22 +178,25 @@ class Rule:
 
 
 def judge(call: Call, held: Held, *, waited: bool = False) -> Verdict:
-    """What a call does on finding ``held``."""
+    """Return what a call does after finding ``held``."""
     finding = Finding(call, held, Record.from_bytes(held.value), waited, call.fingerprint)
     return _decide(ARRIVAL, finding)
 
 
-def judge_late(call: Call, held: Held, shown: Fingerprint | None = None) -> Verdict:
-    """What the owner of a finished run does on finding ``held`` instead of its own record.
+def judge_late(call: Call, held: Held, fingerprint: Fingerprint | None = None) -> Verdict:
+    """Return what the owner of a finished run does after finding ``held`` instead of its own record.
 
-    ``shown`` is the fingerprint of a request stream, which is known by then.
+    ``fingerprint`` is that of a request stream, which is known by then.
     """
-    finding = Finding(call, held, Record.from_bytes(held.value), True, shown or call.fingerprint)
+    finding = Finding(call, held, Record.from_bytes(held.value), True, fingerprint or call.fingerprint)
     return _decide(LATE, finding)
 
 
 def left_unknown_by(call: Call, held: Held) -> bool:
-    """Whether others took the call's own run for dead, which the call, alive, can still give back."""
+    """Return whether another call recorded the end of this call's own run as UNKNOWN.
+
+    This call is alive, so it can still give the key back.
+    """
     record = Record.from_bytes(held.value)
     return record.state is State.UNKNOWN and record.owner == call.owner
 
@@ -214,8 +222,8 @@ def _bound_elsewhere(finding: Finding) -> bool:
 
 
 def _other_request(finding: Finding) -> bool:
-    known, shown = finding.record.fingerprint, finding.shown
-    return known is not None and shown is not None and not known.matches(shown)
+    known, own = finding.record.fingerprint, finding.fingerprint
+    return known is not None and own is not None and not known.matches(own)
 
 
 def _waited(finding: Finding) -> bool:
@@ -270,8 +278,8 @@ def _wait(finding: Finding) -> Verdict:
     return WaitFor(finding.record.owner, finding.lease_left)
 
 
-def _reject_stranger(_: Finding) -> Verdict:
-    return Reject(Problem(Reason.TOKEN_MISMATCH))  # which is not told whether the token was used
+def _reject_token_mismatch(_: Finding) -> Verdict:
+    return Reject(Problem(Reason.TOKEN_MISMATCH))  # an owner would reveal whether the token was used
 
 
 def _share_failure(finding: Finding) -> Verdict:
@@ -287,43 +295,63 @@ _UNREADABLE = Rule(
     (State.UNREADABLE,),
     _always,
     _reject(Reason.OUTCOME_UNKNOWN),
-    "nobody can tell what it says: refuse until somebody has looked",
+    "unreadable: refuse until an operator has looked at it",
 )
 
 ARRIVAL = (
-    Rule((State.ABSENT,), _needs_token, _reject(Reason.TOKEN_UNKNOWN), "an absent token is never run"),
+    Rule((State.ABSENT,), _needs_token, _reject(Reason.TOKEN_UNKNOWN), "no such token, or expired: refuse"),
     Rule(
         (State.ABSENT, State.OPEN),
         _waited,
         _share_failure,
-        "the run that this call waited for left nothing: its failure is shared, not repeated",
+        "the run that this call waited for left no outcome: share its failure, do not run again",
     ),
     Rule((State.ABSENT,), _always, _claim, "never seen: claim"),
     _UNREADABLE,
-    Rule(_ANY, _bound_elsewhere, _reject_stranger, "a token has one use and one owner"),
-    Rule(_ANY, _other_request, _reject(Reason.KEY_REUSED), "one key stands for one request"),
+    Rule(_ANY, _bound_elsewhere, _reject_token_mismatch, "a token of another operation or scope: refuse"),
+    Rule(_ANY, _other_request, _reject(Reason.KEY_REUSED), "the key of another request: refuse"),
     Rule((State.OPEN,), _always, _claim, "given back, or a token just issued: claim"),
-    Rule((State.RUNNING,), _alive, _wait, "its owner lives: wait"),
-    Rule((State.RUNNING,), _strict, _give_up, "its owner died, and the policy forbids another run"),
+    Rule((State.RUNNING,), _alive, _wait, "its owner is alive: wait"),
+    Rule(
+        (State.RUNNING,),
+        _strict,
+        _give_up,
+        "its owner died, and the policy forbids another run: record UNKNOWN",
+    ),
     Rule((State.RUNNING,), _always, _take_over, "its owner died: claim the next attempt"),
-    Rule((State.DONE,), _dropped, _reject(Reason.RESPONSE_NOT_KEPT), "done; its answer was not kept"),
-    Rule((State.DONE,), _always, _replay, "done: the same answer"),
-    Rule((State.UNKNOWN,), _mine, _claim, "my own claim, taken for dead before it ran: claim again"),
-    Rule((State.UNKNOWN,), _always, _reject(Reason.OUTCOME_UNKNOWN), "refuse until somebody has looked"),
+    Rule((State.DONE,), _dropped, _reject(Reason.RESPONSE_NOT_KEPT), "done, answer not kept: refuse"),
+    Rule((State.DONE,), _always, _replay, "done: replay its answer"),
+    Rule((State.UNKNOWN,), _mine, _claim, "its own claim, taken for dead before it ran: claim again"),
+    Rule(
+        (State.UNKNOWN,),
+        _always,
+        _reject(Reason.OUTCOME_UNKNOWN),
+        "unclear end: refuse until an operator has looked at it",
+    ),
 )
 
 LATE = (
-    Rule((State.ABSENT, State.OPEN), _always, _overwrite, "nobody else ran it: keep"),
+    Rule((State.ABSENT, State.OPEN), _always, _overwrite, "no other run: keep the outcome"),
     _UNREADABLE,
-    Rule(_ANY, _other_request, _reject(Reason.RESPONSE_NOT_KEPT), "the key has another request by now"),
-    Rule((State.RUNNING,), _mine, _overwrite, "my own claim, which came late: keep"),
-    Rule((State.UNKNOWN,), _mine, _overwrite, "my own end is clear after all: keep"),
-    Rule((State.UNKNOWN,), _always, _reject(Reason.OUTCOME_UNKNOWN), "a later attempt ended unclear"),
-    Rule((State.RUNNING,), _alive, _wait, "a later attempt runs: wait it out"),
-    Rule((State.RUNNING,), _strict, _give_up, "a later owner died; no other run"),
-    Rule((State.RUNNING,), _always, _overwrite_dead, "a later owner died: keep"),
-    Rule((State.DONE,), _dropped, _reject(Reason.RESPONSE_NOT_KEPT), "done later; its answer was not kept"),
-    Rule((State.DONE,), _always, _replay, "a later attempt is done: its answer stands"),
+    Rule(_ANY, _other_request, _reject(Reason.RESPONSE_NOT_KEPT), "now the key of another request: refuse"),
+    Rule((State.RUNNING,), _mine, _overwrite, "its own claim, which arrived late: keep the outcome"),
+    Rule((State.UNKNOWN,), _mine, _overwrite, "its own end, which is clear after all: keep the outcome"),
+    Rule((State.UNKNOWN,), _always, _reject(Reason.OUTCOME_UNKNOWN), "a later attempt ended unclear: refuse"),
+    Rule((State.RUNNING,), _alive, _wait, "a later attempt is running: wait"),
+    Rule(
+        (State.RUNNING,),
+        _strict,
+        _give_up,
+        "a later owner died, and the policy forbids another run: record UNKNOWN",
+    ),
+    Rule((State.RUNNING,), _always, _overwrite_dead, "a later owner died: keep the outcome"),
+    Rule(
+        (State.DONE,),
+        _dropped,
+        _reject(Reason.RESPONSE_NOT_KEPT),
+        "a later attempt is done, answer not kept: refuse",
+    ),
+    Rule((State.DONE,), _always, _replay, "a later attempt is done: replay its answer"),
 )
 
 TRANSITIONS = {
@@ -335,4 +363,4 @@ TRANSITIONS = {
 }
 
 BY_HAND = {State.DONE: (State.DONE, State.OPEN)}
-"""What may follow an outcome that a person gave, if a person corrects it."""
+"""Further transitions, allowed only from an outcome that an operator set, to correct it."""

@@ -1,4 +1,4 @@
-"""Idempotency keys: their text, their sources, and how an application makes them."""
+"""Idempotency keys: their format, their sources, and functions that make them."""
 
 import os
 import re
@@ -19,7 +19,7 @@ from google.protobuf.message import Message
 
 from idem_grpc._core.digest import as_uuid
 from idem_grpc._core.durations import Duration
-from idem_grpc._core.messages import message_of, no_message
+from idem_grpc._core.messages import message_of, why_no_message
 
 METADATA_KEY = "idempotency-key"
 MAX_LENGTH = 255
@@ -28,12 +28,12 @@ _UNESCAPED = "".join(chr(c) for c in range(0x21, 0x7F) if chr(c) not in ":%")
 
 
 def is_valid(key: str) -> bool:
-    """Whether a key may be sent: 1 to 255 characters of 0x21 to 0x7E."""
+    """Return whether a key may be sent: 1 to 255 characters of 0x21 to 0x7E."""
     return VALID_KEY.fullmatch(key) is not None
 
 
 def can_be_encoded(text: str) -> bool:
-    """Whether a text has no lone surrogates, which UTF-8 cannot say."""
+    """Return whether UTF-8 can encode a text, which must have no lone surrogates."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -42,19 +42,20 @@ def can_be_encoded(text: str) -> bool:
 
 
 def escaped(part: str) -> str:
-    """A part of a key, percent-encoded (UTF-8) where it would not be told from its neighbours."""
+    """Percent-encode (UTF-8) colons, per cent signs, blanks and all that is not ASCII in a part of a key."""
     return quote(part, safe=_UNESCAPED)
 
 
 _PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
-_RUN_TOGETHER = re.compile(r"\0[^:]*\0")  # two fields without what their values cannot contain
+_UNSEPARATED = re.compile(r"\0[^:]*\0")  # two fields without a colon between them
 
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """A call that a client is about to make, as a key source sees it.
+    """A call that a client is about to make, as a key source gets it.
 
-    ``method`` is "/pkg.Service/Method"; ``request`` is None for a request stream.
+    ``method`` is "/pkg.Service/Method". ``request`` is None for a request stream. ``metadata`` is the call's
+    own metadata.
     """
 
     method: str
@@ -63,23 +64,23 @@ class Outgoing:
 
 
 class SingleUse(ABC):
-    """A source whose keys are not to be had again: a handler that is run again would send others."""
+    """A source of keys that it gives only once, so that a handler that is run again would send others."""
 
     @abstractmethod
     def __call__(self, outgoing: Outgoing, /) -> Any:
-        """The key of a call."""
+        """Return the key of a call."""
 
     @abstractmethod
     def drop(self, key: str) -> None:
-        """The server does not take a key of this source: those that were fetched with it are no better."""
+        """Discard ``key``, which the server does not accept, and the keys that were fetched with it."""
 
     @abstractmethod
     def another(self) -> Any:
-        """A key in place of one that was dropped: a Future of it, or in aio an awaitable."""
+        """Return a replacement for a key that was dropped: a Future of it, or in aio an awaitable."""
 
 
 class FromRequest:
-    """A source of keys that are made of the request; see ``from_request``."""
+    """A source that makes keys from fields of the request; see ``from_request``."""
 
     def __init__(self, template: str) -> None:
         self._template = template
@@ -97,19 +98,19 @@ class FromRequest:
                 f"keys.from_request({template!r}): name at least one field, as in 'order:{{order_id}}',"
                 " between characters of 0x21 to 0x7E"
             )
-        if _RUN_TOGETHER.search("".join(text + "\0" * (path is not None) for text, path in self._parts)):
+        if _UNSEPARATED.search("".join(text + "\0" * (path is not None) for text, path in self._parts)):
             raise ValueError(
-                f"keys.from_request({template!r}): put a colon between two fields, or what ends the one"
-                " could as well begin the other"
+                f"keys.from_request({template!r}): put a colon between two fields, so that different"
+                " values cannot make the same key"
             )
 
     def check(self, descriptor: Descriptor) -> None:
-        """Raise ValueError if a field is not one of the message type, or is no single value."""
+        """Raise ValueError if a path does not lead to a single value in the message type."""
         for path in self._paths():
             at: Descriptor | None = descriptor
             for name in path.split("."):
                 field = at.fields_by_name.get(name) if at is not None else None
-                if field is None or field.default_value == []:  # which a repeated field has
+                if field is None or field.default_value == []:  # a repeated field
                     raise ValueError(
                         f"keys.from_request({self._template!r}): {descriptor.full_name} has no single"
                         f" field {path!r}"
@@ -122,12 +123,12 @@ class FromRequest:
                 )
 
     def __call__(self, outgoing: Outgoing) -> str:
-        """The key of a call. Raises ValueError where the request lacks what it is made of."""
+        """Return the key of a call. Raises ValueError if the request lacks a field for it."""
         request = message_of(outgoing.request)
         if request is None:
             why = "has no single request message"
             if outgoing.request is not None:
-                why = f"has no fields to make a key of: its {no_message(outgoing.request)}"
+                why = f"has no fields to make a key from: its {why_no_message(outgoing.request)}"
             raise ValueError(f"keys.from_request({self._template!r}): {outgoing.method} {why}")
         descriptor: Any = request.DESCRIPTOR
         self.check(descriptor)
@@ -146,13 +147,16 @@ class FromRequest:
         value = getattr(holder, name)
         text = value.hex() if isinstance(value, bytes) else str(value)
         if not text or not _is_given(holder, name, value):
-            raise ValueError(f"the request has nothing in {path!r}, which its key is made of")
+            raise ValueError(f"the request has no value for {path!r}, from which its key is made")
         return escaped(text)
 
 
 def _is_given(holder: Any, name: str, value: Any) -> bool:
-    """Whether a field was set. One without presence cannot tell 0 from nothing, so 0 is nothing:
-    else all who forgot it would share one key."""
+    """Return whether a field was set.
+
+    Without presence, 0 cannot be distinguished from an unset field, so 0 counts as unset: otherwise all
+    callers that forget the field would share one key.
+    """
     field = holder.DESCRIPTOR.fields_by_name[name]
     return bool(holder.HasField(name)) if field.has_presence else bool(value != field.default_value)
 
@@ -172,12 +176,14 @@ __all__ = [
 
 
 def structured(*parts: str | int) -> str:
-    """Join parts that name one business action: ``("order", "uid123", 456)`` is "order:uid123:456".
+    """Join parts that name one business action: ``("order", "uid123", 456)`` gives "order:uid123:456".
 
-    Colons, per cent signs, blanks and all that is not ASCII are percent-encoded
-    (UTF-8), so that ("a:b", "c") and ("a", "b:c") differ. Raises ValueError for an
-    empty part, for no parts, and for a key of more than 255 characters; TypeError for
-    a part that is neither, such as None: all who lack the value would share the key.
+    Colons, per cent signs, blanks and all that is not ASCII are percent-encoded (UTF-8), so ("a:b", "c")
+    and ("a", "b:c") give different keys.
+
+    Raises ValueError for an empty part, for no parts, and for a key of more than 255 characters. Raises
+    TypeError for a part that is neither a string nor a whole number, such as None: otherwise all callers
+    that lack the value would share the key.
     """
     key = _joined(parts)
     if len(key) > MAX_LENGTH:
@@ -188,24 +194,29 @@ def structured(*parts: str | int) -> str:
 def _joined(parts: tuple[object, ...]) -> str:
     for part in parts:
         if isinstance(part, bool) or not isinstance(part, (str, int)):
-            raise TypeError(f"keys.structured: {part!r} is no part of a key: give strings and whole numbers")
+            raise TypeError(
+                f"keys.structured: {part!r} is not a part of a key: give strings and whole numbers"
+            )
     if not parts or "" in parts:
-        raise ValueError(f"keys.structured{parts!r}: every part must say something; none may be empty")
+        raise ValueError(f"keys.structured{parts!r}: give at least one part, and no empty ones")
     return ":".join(escaped(str(part)) for part in parts)
 
 
 def windowed(*parts: str | int, window: Duration, at: datetime | None = None) -> str:
-    """A structured key that is the same within one window of time, and new in the next.
+    """Return a structured key that is the same within one window of time, and new in the next.
 
-    ``windowed("task", "uid123", window=timedelta(hours=1))`` is "task:uid123:20240330T10"
-    from 10:00 to 11:00 UTC: the start of the window, as precise as the window needs.
-    ``window`` is a timedelta or a number of seconds. Windows are counted from
-    1970-01-01T00:00 UTC in whole seconds. ``at`` is the time to stand in for now, and
-    must know its time zone.
+    ``windowed("task", "uid123", window=timedelta(hours=1))`` is "task:uid123:20240330T10" from 10:00 to
+    11:00 UTC. The last part is the start of the window, as precise as the window requires.
 
-    Two calls on either side of a window's edge have different keys, however close.
-    Raises ValueError for a window that is not a whole, positive number of seconds, and
-    TypeError for one that is no duration.
+    window: a timedelta or a number of seconds. Windows are counted from 1970-01-01T00:00 UTC in whole
+        seconds.
+    at: the time to use instead of now. It must have a time zone.
+
+    Two calls on either side of a window's edge have different keys, however close they are.
+
+    Raises ValueError for a window that is not a whole, positive number of seconds, and for a time without
+    a time zone. Raises TypeError for a window that is not a duration, and for a time that is not a
+    datetime. Raises what ``structured`` raises for the parts.
     """
     if isinstance(window, bool) or not isinstance(window, (timedelta, int, float)):
         raise TypeError(f"window={window!r}: give a timedelta or a whole number of seconds")
@@ -228,20 +239,22 @@ _PRECISIONS = ((86400, "%Y%m%d"), (3600, "%Y%m%dT%H"), (60, "%Y%m%dT%H%M"), (1, 
 
 
 def unique(_: object = None) -> str:
-    """A new UUIDv7 (RFC 9562): the time in milliseconds, then 74 random bits.
+    """Return a new UUIDv7 (RFC 9562): the time in milliseconds, then 74 random bits.
 
-    Itself a source for ``client_interceptors(keys=…)``: one key for every logical call.
+    ``unique`` itself is a source for ``client_interceptors(keys=…)``: one key for every logical call.
     """
     return as_uuid(time.time_ns() // 1_000_000 << 80 | int.from_bytes(os.urandom(10), "big"), version=7)
 
 
 def from_request(template: str) -> FromRequest:
-    """A source for ``client_interceptors(keys=…)`` that makes the key of fields of the request.
+    """Return a source for ``client_interceptors(keys=…)`` that makes the key from fields of the request.
 
-    ``from_request("order:{user_id}:{item.sku}")`` names fields by dotted paths. Their values
-    are escaped as in ``structured``, and need a colon between each other; an empty one raises
-    ValueError at the call. So does a request that is no protobuf message and wraps none, as
-    those of proto-plus do. Raises ValueError for a template that cannot make a key.
+    ``from_request("order:{user_id}:{item.sku}")`` names fields by dotted paths. Two fields must have a
+    colon between them. Their values are escaped as in ``structured``.
+
+    Raises ValueError for a template that cannot make a key. At the call, the source raises ValueError if
+    a field is empty, or if the request is not a protobuf message and does not wrap one as those of
+    proto-plus do.
     """
     return FromRequest(template)
 
@@ -252,9 +265,9 @@ _step: ContextVar[str] = ContextVar("idem_grpc_step", default="")
 
 @contextmanager
 def using(key: str) -> Iterator[None]:
-    """Give ``key`` to the next call made in this context through our client interceptors.
+    """Use ``key`` for the next call made in this context through the library's client interceptors.
 
-    Raises ValueError for a key that may not be sent.
+    Raises TypeError if the key is not a string, and ValueError if it may not be sent.
     """
     if not isinstance(key, str):
         raise TypeError(f"keys.using({key!r}): give a string")
@@ -268,7 +281,7 @@ def using(key: str) -> Iterator[None]:
 
 
 def take_pending() -> str | None:
-    """The key that ``using`` holds for the next call, which is this one."""
+    """Take the key that ``using`` set for the next call; None if there is none."""
     pending = _pending.get()
     return pending.pop() if pending else None
 
@@ -277,16 +290,16 @@ def take_pending() -> str | None:
 def step(name: str) -> Iterator[None]:
     """Name the keys that are derived in this context, inside a keyed handler.
 
-    Calls to one method get their keys by order. Where order is left to chance, as between
-    threads or tasks, each needs a step of its own::
+    Derived keys of calls to one method depend on the order of the calls. If chance decides the order,
+    as between threads or tasks, each call needs its own step::
 
         with keys.step(f"item-{item.sku}"):
             inventory.Reserve(...)
 
-    A call that the handler's own code makes again, such as with tenacity, is another one and gets
-    another key: give all tries one with ``using(current().derive(name))``.
+    A call that the handler's own code repeats, for example with tenacity, is another call and gets
+    another key. To give all tries one key, use ``using(current().derive(name))``.
 
-    Steps nest. Raises ValueError for an empty name, and TypeError for what is none.
+    Steps nest. Raises ValueError for an empty name, and TypeError for one that is not a string.
     """
     if name == "":
         raise ValueError("keys.step(''): give the step a name that is the same in every attempt")
@@ -298,5 +311,5 @@ def step(name: str) -> Iterator[None]:
 
 
 def current_step() -> str:
-    """The step that this code is in; empty outside any."""
+    """Return the step that this code is in; empty outside a step."""
     return _step.get()

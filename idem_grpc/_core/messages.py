@@ -1,4 +1,4 @@
-"""The protobuf messages of requests, which can be wrapped in classes of other libraries."""
+"""Access to the protobuf messages of requests, which classes of other libraries may wrap."""
 
 from copy import deepcopy
 from typing import Any, TypeVar
@@ -9,23 +9,23 @@ T = TypeVar("T")
 
 
 def message_of(request: Any) -> Message | None:
-    """The protobuf message that a request is or wraps; None if it is neither.
+    """Return the protobuf message that a request is or wraps; None if it is neither.
 
-    A wrapper gives its message by ``pb``: proto-plus by ``type(m).pb(m)``, which is a public
-    method there, others by a method or a property of that name.
+    A wrapper provides its message as ``pb``. In proto-plus that is a public method of the class,
+    ``type(m).pb(m)``; elsewhere it is a method or a property.
     """
     if isinstance(request, Message):
         return request
     pb = getattr(type(request), "pb", None)
     try:
         found = pb(request) if callable(pb) else getattr(request, "pb", None)
-    except Exception:  # whatever else it may be
+    except Exception:  # an unrelated attribute of that name
         return None
     return found if isinstance(found, Message) else None
 
 
-def no_message(request: Any) -> str:
-    """Why a request has no fields that can be read by their names."""
+def why_no_message(request: Any) -> str:
+    """Return why the fields of a request cannot be read by their names."""
     return (
         f"requests are of {type(request)}, which is neither a protobuf message nor wraps one as those of"
         " proto-plus do"
@@ -33,7 +33,10 @@ def no_message(request: Any) -> str:
 
 
 def snapshot(request: T) -> T:
-    """A copy of a request, which keeps its content when the caller changes the original."""
+    """Return a copy of a request, which keeps its content when the caller changes the original.
+
+    A request that neither is nor wraps a protobuf message is returned as it is.
+    """
     if not isinstance(request, Message):
         return request if message_of(request) is None else deepcopy(request)
     copy = type(request)()
@@ -42,7 +45,7 @@ def snapshot(request: T) -> T:
 
 
 def size_of(request: Any) -> int | None:
-    """The bytes that a request takes on the wire; None if it is neither protobuf nor bytes."""
+    """Return the size of a request on the wire in bytes; None if it is neither protobuf nor bytes."""
     message = message_of(request)
     if message is not None:
         return message.ByteSize()

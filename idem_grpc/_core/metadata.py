@@ -1,4 +1,4 @@
-"""What may stand in gRPC metadata."""
+"""Checks of names and values in gRPC metadata."""
 
 import re
 
@@ -11,14 +11,14 @@ _TEXT, _BYTES = re.compile(r"[ -~]*"), re.compile(rb"[ -~]*")
 
 
 def is_text(value: str | bytes) -> bool:
-    """Whether metadata may have a value under a name that does not end in -bin: printable ASCII."""
+    """Return whether a value is printable ASCII, as it must be unless its name ends in -bin."""
     if isinstance(value, str):
         return _TEXT.fullmatch(value) is not None
     return _BYTES.fullmatch(value) is not None
 
 
 def is_sendable(name: str, value: str | bytes) -> bool:
-    """Whether a server can send this pair of metadata."""
+    """Return whether a server can send this metadata entry."""
     return (
         METADATA_NAME.fullmatch(name) is not None
         and name not in NEVER_SENT

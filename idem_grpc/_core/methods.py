@@ -1,6 +1,6 @@
-"""Which rules a method has: the contract's options, patterns and layers, resolved once.
+"""Resolves the rules of a method, once, from the contract's options, patterns and policies.
 
-Nothing below this module matches names.
+The layers below use the result and never match names.
 """
 
 import re
@@ -25,7 +25,7 @@ from idem_grpc._core.keys import FromRequest
 from idem_grpc._core.policy import KeyRule, Policy, Rules
 from idem_grpc._core.record import OnUnclear
 
-_REMEMBERED = 4096  # generic handlers take any name, so a caller could have us remember without end
+_CACHE_SIZE = 4096  # bounded, because generic handlers accept any method name that a caller sends
 _KEY_RULES = {
     options_pb2.KEY_RULE_UNSPECIFIED: None,
     options_pb2.KEY_RULE_OPTIONAL: KeyRule.OPTIONAL,
@@ -40,14 +40,14 @@ _ON_UNCLEAR = {
 
 
 def name_of(descriptor: MethodDescriptor) -> str:
-    """A method as it is called: "/pkg.Service/Method"."""
+    """Return a method's name as callers use it, in the form "/pkg.Service/Method"."""
     return f"/{descriptor.containing_service.full_name}/{descriptor.name}"
 
 
 def declared_policies(method: MethodDescriptor) -> list[Policy]:
-    """The policies that a contract declares for a method, the nearest first.
+    """Return the policies that a contract declares for a method, the nearest first.
 
-    Raises ValueError, naming file and method, for a declaration that makes no sense.
+    Raises ValueError, naming file and method, for an invalid declaration.
     """
     service = method.containing_service
     own = method.GetOptions().Extensions[options_pb2.policy]
@@ -61,15 +61,15 @@ def declared_policies(method: MethodDescriptor) -> list[Policy]:
     return policies
 
 
-@lru_cache(_REMEMBERED)
+@lru_cache(_CACHE_SIZE)
 def declared_key_rule(method: MethodDescriptor) -> KeyRule | None:
-    """Which calls of a method need a key, by its contract alone; None if that does not say."""
+    """Return the key rule that a method's contract declares; None if it declares none."""
     return next((policy.key for policy in declared_policies(method) if policy.key is not None), None)
 
 
-@lru_cache(_REMEMBERED)
+@lru_cache(_CACHE_SIZE)
 def key_fields(method: MethodDescriptor) -> FromRequest | None:
-    """A key source of the request's fields that have ROLE_KEY, in the order of their numbers."""
+    """Return a key source of the request's ROLE_KEY fields, in the order of their numbers, if it has any."""
     names = key_field_names(method)
     if not names:
         return None
@@ -79,56 +79,56 @@ def key_fields(method: MethodDescriptor) -> FromRequest | None:
 
 
 def key_field_names(method: MethodDescriptor) -> list[str]:
-    """The fields of a method's request that have ROLE_KEY, in the order of their numbers.
+    """Return the fields of a method's request that have ROLE_KEY, in the order of their numbers.
 
-    Moving a field about in its proto breaks nobody, so it must not change a key either.
+    The order in the proto file may change without breaking clients, so keys do not depend on it.
     """
     fields = sorted(method.input_type.fields, key=lambda field: field.number)
     return [field.name for field in fields if _role(field) == options_pb2.ROLE_KEY]
 
 
 def ignored_fields(descriptor: Descriptor) -> Iterator[str]:
-    """Dotted paths of the fields that have ROLE_IGNORED, those of messages inside too."""
-    yield from _ignored(descriptor, "", (), _leading_to_ignored(descriptor))
+    """Yield the dotted paths of the fields that have ROLE_IGNORED, including those in nested messages."""
+    yield from _ignored(descriptor, "", (), _types_with_ignored(descriptor))
 
 
-def _ignored(descriptor: Descriptor, prefix: str, above: tuple[str, ...], worth: set[str]) -> Iterator[str]:
+def _ignored(descriptor: Descriptor, prefix: str, above: tuple[str, ...], types: set[str]) -> Iterator[str]:
     for field in descriptor.fields:
         if _role(field) == options_pb2.ROLE_IGNORED:
             yield prefix + field.name
             continue
-        inner = _inside(field)
-        if inner is None or inner.full_name not in worth:
+        inner = _message_type(field)
+        if inner is None or inner.full_name not in types:
             continue
         if inner.full_name not in (*above, descriptor.full_name):
-            yield from _ignored(inner, f"{prefix}{field.name}.", (*above, descriptor.full_name), worth)
+            yield from _ignored(inner, f"{prefix}{field.name}.", (*above, descriptor.full_name), types)
 
 
-def _leading_to_ignored(root: Descriptor) -> set[str]:
-    """The message types in ``root`` that have an ignored field, or lead to one.
+def _types_with_ignored(root: Descriptor) -> set[str]:
+    """Return the message types in ``root`` that have an ignored field, directly or in a nested message.
 
-    Types that contain each other have more paths between them than anyone can walk, so
-    only those that lead somewhere are.
+    Types that contain each other can have too many paths between them to walk, so only paths through
+    these types are walked.
     """
     inside: dict[str, set[str]] = {}
-    worth: set[str] = set()
+    types: set[str] = set()
     left = [root]
     while left:
         descriptor = left.pop()
         if descriptor.full_name in inside:
             continue
         if any(_role(field) == options_pb2.ROLE_IGNORED for field in descriptor.fields):
-            worth.add(descriptor.full_name)
-        inner = [found for found in map(_inside, descriptor.fields) if found is not None]
+            types.add(descriptor.full_name)
+        inner = [found for found in map(_message_type, descriptor.fields) if found is not None]
         inside[descriptor.full_name] = {found.full_name for found in inner}
         left += inner
-    while more := {name for name, inner in inside.items() if inner & worth} - worth:
-        worth |= more
-    return worth
+    while more := {name for name, inner in inside.items() if inner & types} - types:
+        types |= more
+    return types
 
 
-def _inside(field: FieldDescriptor) -> Descriptor | None:
-    """The message type of a field, or of the values of a map."""
+def _message_type(field: FieldDescriptor) -> Descriptor | None:
+    """Return the message type of a field, or of the values of a map."""
     inner = field.message_type
     if inner is not None and inner.GetOptions().map_entry:
         return inner.fields_by_name["value"].message_type
@@ -140,7 +140,7 @@ def _role(field: object) -> int:
 
 
 def _policy(message: options_pb2.Policy) -> Policy:
-    """Raises ValueError for what makes no sense, or what a later release may know and this one does not."""
+    """Convert a declared policy. Raises ValueError for values that are invalid or unknown to this release."""
     if message.key not in _KEY_RULES or message.on_unclear not in _ON_UNCLEAR:
         raise ValueError(
             f"key {message.key} or on_unclear {message.on_unclear} is not known to this release of idem-grpc"
@@ -158,7 +158,7 @@ def _policy(message: options_pb2.Policy) -> Policy:
 
 
 def _duration(message: options_pb2.Policy, name: str) -> timedelta | None:
-    if not message.HasField(name):  # type: ignore[arg-type]  # the stubs want the names themselves
+    if not message.HasField(name):  # type: ignore[arg-type]  # the stubs accept literal names only
         return None
     duration: Duration = getattr(message, name)
     try:
@@ -170,17 +170,17 @@ def _duration(message: options_pb2.Policy, name: str) -> timedelta | None:
 PATTERN = re.compile(r"/[\w.]+/(\w+|\*)")
 _INFRASTRUCTURE = ("/grpc.health.", "/grpc.reflection.", "/grpc.channelz.", "/idem.v1.TokenService/")
 _STRENGTH = (KeyRule.OPTIONAL, KeyRule.REQUIRED, KeyRule.TOKEN)
-_ALIKE = 0.85  # of names: one of two letters swapped or missing, and not another word
+_SIMILARITY = 0.85  # of names: matches one or two letters swapped or missing, and no other word
 
 
 class Methods:
     """The rules of every method, from ``policies``, the contract and ``default``.
 
-    ``policies`` maps "/pkg.Service/Method" or "/pkg.Service/*". ``services`` are names
-    or descriptors of services to check whole now; with any given, a pattern that
-    matches none of their methods is an error. A pattern that names no method of its
-    service is one as soon as the service's descriptor is known. Raises ValueError or
-    TypeError, saying which pattern or service is at fault.
+    ``policies`` maps "/pkg.Service/Method" or "/pkg.Service/*" to a Policy. ``services`` are names or
+    descriptors of services to check completely now; if any are given, a pattern that matches none of
+    their methods is an error. A pattern that names a method which its service lacks is an error as soon
+    as the service's descriptor is known. Raises ValueError or TypeError that names the pattern or service
+    at fault.
     """
 
     def __init__(
@@ -198,14 +198,14 @@ class Methods:
                 raise TypeError(f"policies[{pattern!r}] is {policy!r}: give a Policy")
         self._policies = dict(policies)
         self._default = default
-        self._resolved = lru_cache(_REMEMBERED)(self._resolve)
+        self._resolved = lru_cache(_CACHE_SIZE)(self._resolve)
         self._checked = [
             _known_service(service) if isinstance(service, str) else service for service in services
         ]
         self._check()
 
     def rules(self, method: str) -> Rules | None:
-        """The rules of a method; None if it passes through. Raises ValueError at a fault."""
+        """Return the rules of a method; None if it passes through. Raises ValueError if they are invalid."""
         return self._resolved(method, find_method(method))
 
     def _resolve(self, method: str, descriptor: MethodDescriptor | None) -> Rules | None:
@@ -224,7 +224,7 @@ class Methods:
         return _with_contract(descriptor, in_code, self._default)
 
     def _check_late(self, service: ServiceDescriptor) -> None:
-        """Judge the patterns of a service whose module may have been imported since construction."""
+        """Check the patterns of a service whose module may have been imported after construction."""
         for pattern in self._policies:
             if service_of(pattern) == service.full_name:
                 check_method("policies", pattern, service)
@@ -246,10 +246,10 @@ class Methods:
             self.rules(method)
 
     def check_operations(self, issued: Collection[str]) -> None:
-        """Raise ValueError if an operation that tokens are issued for is a misspelt one.
+        """Raise ValueError if an operation that tokens are issued for is misspelt.
 
-        Methods that take its tokens can be on other servers, so it need not be known here; but
-        then it is not all but the name of one that is, and that no tokens are issued for.
+        Methods that accept its tokens can be on other servers, so the operation need not be known here. It
+        is an error if it resembles a known operation that no tokens are issued for.
         """
         in_code = {policy.operation for policy in (*self._policies.values(), self._default)}
         checked = [self.rules(name_of(method)) for service in self._checked for method in service.methods]
@@ -257,7 +257,7 @@ class Methods:
         for name in set(issued) - known:
             if (service := find_service(service_of(name))) is not None:
                 check_method("operations", name, service)
-            if meant := did_you_mean(name, known - set(issued), cutoff=_ALIKE):
+            if meant := did_you_mean(name, known - set(issued), cutoff=_SIMILARITY):
                 raise ValueError(f"operations: no policy names the operation {name!r}{meant}")
 
 
@@ -272,15 +272,15 @@ def _known_service(name: str) -> ServiceDescriptor:
 
 
 def declared_rules(descriptor: MethodDescriptor) -> Rules:
-    """The rules of a method of which code says nothing.
+    """Return the rules of a method that has no policies in code.
 
-    Raises ValueError, naming file and method, where its contract contradicts itself.
+    Raises ValueError, naming file and method, if its contract contradicts itself.
     """
     return _with_contract(descriptor, (), Policy())
 
 
 def _with_contract(descriptor: MethodDescriptor, in_code: Iterable[Policy], default: Policy) -> Rules:
-    """Rules as the contract completes them. Raises ValueError where the two contradict each other."""
+    """Combine policies in code with the contract. Raises ValueError if they contradict each other."""
     method = name_of(descriptor)
     where = f"{descriptor.containing_service.file.name}: {method}"
     policies = declared_policies(descriptor)
@@ -299,8 +299,8 @@ def _with_contract(descriptor: MethodDescriptor, in_code: Iterable[Policy], defa
     fields = key_fields(descriptor)
     if fields is not None and (rules.key is not KeyRule.REQUIRED or descriptor.client_streaming):
         raise ValueError(
-            f"{where} has fields of ROLE_KEY, which make the key of a single request: they go with"
-            f" KEY_RULE_REQUIRED alone (here it is {rules.key.name}), and not with a request stream"
+            f"{where} has ROLE_KEY fields, which make the key of a single request: use them only with"
+            f" KEY_RULE_REQUIRED (here it is {rules.key.name}), and not with a request stream"
         )
     check_ignored(descriptor.input_type, rules.ignore)
     ignore = {*rules.ignore, *ignored_fields(descriptor.input_type)}
@@ -308,7 +308,7 @@ def _with_contract(descriptor: MethodDescriptor, in_code: Iterable[Policy], defa
 
 
 def find_service(name: str) -> ServiceDescriptor | None:
-    """The descriptor of "pkg.Service", if its generated module is imported by now."""
+    """Return the descriptor of "pkg.Service"; None if its generated module is not imported yet."""
     try:
         return descriptor_pool.Default().FindServiceByName(name)
     except KeyError:
@@ -316,36 +316,36 @@ def find_service(name: str) -> ServiceDescriptor | None:
 
 
 def find_method(method: str) -> MethodDescriptor | None:
-    """The descriptor of "/pkg.Service/Method", if its generated module is imported by now."""
+    """Return the descriptor of "/pkg.Service/Method"; None if its generated module is not imported yet."""
     try:
         return _known_method(method)
     except KeyError:
         return None
 
 
-@lru_cache(_REMEMBERED)  # which forgets what raised: the module may yet be imported
+@lru_cache(_CACHE_SIZE)  # exceptions are not cached: the module may be imported later
 def _known_method(method: str) -> MethodDescriptor:
     return descriptor_pool.Default().FindMethodByName(method.lstrip("/").replace("/", "."))
 
 
 def request_type(method: str) -> type[Message] | None:
-    """The class of a method's requests, if its descriptor is known by now."""
+    """Return the class of a method's requests; None if its descriptor is not known yet."""
     descriptor = find_method(method)
     return None if descriptor is None else GetMessageClass(descriptor.input_type)
 
 
 def is_infrastructure(method: str) -> bool:
-    """Whether "/pkg.Service/Method" passes through unless code names it: health checks and the like."""
+    """Return whether a method, such as a health check, passes through unless code names it."""
     return method.startswith(_INFRASTRUCTURE)
 
 
 def has_no_side_effects(descriptor: MethodDescriptor | None) -> bool:
-    """Whether the contract declares a method NO_SIDE_EFFECTS: it needs no key."""
+    """Return whether the contract declares a method NO_SIDE_EFFECTS, so that it needs no key."""
     return descriptor is not None and _level(descriptor) == MethodOptions.NO_SIDE_EFFECTS
 
 
 def is_idempotent(descriptor: MethodDescriptor | None) -> bool:
-    """Whether the contract declares a method safe to send again without a key."""
+    """Return whether the contract declares a method safe to send again without a key."""
     return descriptor is not None and _level(descriptor) != MethodOptions.IDEMPOTENCY_UNKNOWN
 
 
@@ -354,7 +354,7 @@ def _level(descriptor: MethodDescriptor) -> int:
 
 
 def service_of(pattern: str) -> str:
-    """The service that a method or a pattern belongs to: "pkg.Service"."""
+    """Return the service of a method or a pattern, in the form "pkg.Service"."""
     return pattern.lstrip("/").rpartition("/")[0]
 
 
@@ -371,13 +371,13 @@ def check_method(setting: str, pattern: str, service: ServiceDescriptor) -> None
 
 
 def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
-    """The names that a misspelt one may stand for, as a part of a sentence; empty if none is close."""
+    """Return a hint with the known names that are close to a misspelt one; empty if none is."""
     close = get_close_matches(name, sorted(known), cutoff=cutoff)
     return f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""
 
 
 def pattern_of_service(method: str) -> str:
-    """The pattern that stands for all methods of a method's service."""
+    """Return the pattern that matches all methods of a method's service."""
     return method[: method.rfind("/")] + "/*"
 
 
@@ -385,16 +385,16 @@ _FILE = Path("idem_grpc_pb", "v1", "options.proto")
 
 
 def proto_path() -> str:
-    """The folder to give protoc as ``-I``, so that it finds "idem_grpc_pb/v1/options.proto".
+    """Return the folder to give protoc as ``-I``, so that it finds "idem_grpc_pb/v1/options.proto".
 
-    The wheel has the files beside their stubs; a checkout has them in ``protos/``.
-    Raises FileNotFoundError if an incomplete install has them in neither.
+    A wheel has the proto files in the same folder as their stubs; a checkout has them in ``protos/``. Raises
+    FileNotFoundError if neither has them, because the installation is incomplete.
     """
     stubs = find_spec("idem_grpc_pb.v1.options_pb2")
     if stubs is None or stubs.origin is None:
-        raise FileNotFoundError("the stubs of idem_grpc_pb are not installed: install idem-grpc again")
+        raise FileNotFoundError("the stubs of idem_grpc_pb are not installed: reinstall idem-grpc")
     root = Path(stubs.origin).parents[2]
     for folder in (root, root.parent / "protos"):
         if (folder / _FILE).is_file():
             return str(folder)
-    raise FileNotFoundError(f"{_FILE} is not installed beside its stubs: install idem-grpc again")
+    raise FileNotFoundError(f"{_FILE} is not installed next to its stubs: reinstall idem-grpc")

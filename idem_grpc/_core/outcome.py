@@ -1,4 +1,4 @@
-"""What a call was answered, kept as the bytes in which it was first sent."""
+"""The answer to a call, kept as the bytes in which it was first sent."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ Metadata = tuple[tuple[str, str | bytes], ...]
 
 
 class Code(IntEnum):
-    """The status codes of gRPC, by the names and numbers of google.rpc.Code."""
+    """The status codes of gRPC, with the names and numbers of google.rpc.Code."""
 
     OK = 0
     CANCELLED = 1
@@ -38,7 +38,7 @@ class Code(IntEnum):
 
 @dataclass(slots=True, unsafe_hash=True)
 class Turn:
-    """How many responses were sent once ``requests`` had been read, and before more were."""
+    """How many responses were sent after ``requests`` had been read, and before more were."""
 
     requests: Fingerprint
     responses: int
@@ -46,7 +46,10 @@ class Turn:
 
 @dataclass(slots=True, unsafe_hash=True)
 class Outcome:
-    """A status, its metadata and the serialized responses that went before it."""
+    """A status with its metadata, and the serialized responses that were sent before it.
+
+    ``messages_dropped``: the responses were too large to be kept.
+    """
 
     code: Code = Code.OK
     details: str = ""
@@ -58,21 +61,21 @@ class Outcome:
 
     @property
     def size(self) -> int:
-        """The number of bytes of its messages."""
+        """The total size of its messages in bytes."""
         return sum(map(len, self.messages))
 
     def limited_to(self, max_bytes: int) -> Self:
-        """This outcome, or its tombstone if its messages are larger than ``max_bytes``."""
+        """Return this outcome, or a copy without messages if these are larger than ``max_bytes``."""
         if self.size <= max_bytes:
             return self
         return replace(self, messages=(), turns=(), messages_dropped=True)
 
     def trailer(self, key: str) -> str | bytes | None:
-        """The last value of ``key`` in the trailing metadata."""
+        """Return the last value of ``key`` in the trailing metadata; None if there is none."""
         return dict(self.trailing_metadata).get(key)
 
     def to_bytes(self) -> bytes:
-        """Serialized as protobuf does. An answer of one message, as most are, is put together here."""
+        """Serialize as protobuf does. The common outcome of one message is encoded by hand, for speed."""
         if len(self.messages) == 1 and not (
             self.code or self.details or self.initial_metadata or self.trailing_metadata or self.turns
         ):
@@ -95,15 +98,15 @@ class Outcome:
 
     @classmethod
     def from_message(cls, message: outcome_pb2.Outcome) -> Self:
-        """Raises ValueError for what no server could send as it stands."""
+        """Read a stored outcome. Raises ValueError if no server could send it as it stands."""
         messages = tuple(message.messages)
         turns = tuple(
             [Turn(Fingerprint.from_message(turn.requests), turn.responses) for turn in message.turns]
         )
         if turns and sum([turn.responses for turn in turns]) != len(messages):
-            raise ValueError("turns that are not those of the messages")
+            raise ValueError("the turns do not match the messages")
         if message.messages_dropped and messages:
-            raise ValueError("messages that are said to be dropped")
+            raise ValueError("there are messages although they were dropped")
         return cls(
             code=Code(message.code),
             details=message.details,
@@ -121,11 +124,11 @@ def _metadatum(pair: tuple[str, str | bytes]) -> outcome_pb2.Metadatum:
 
 
 def _pairs(metadata: Iterable[outcome_pb2.Metadatum]) -> Metadata:
-    """Raises ValueError for metadata that gRPC cannot send, on some of which it aborts the process."""
+    """Read stored metadata. Raises ValueError for entries that gRPC cannot send: some abort the process."""
     return tuple([_pair(each.key, each.value) for each in metadata])
 
 
 def _pair(key: str, value: bytes) -> tuple[str, str | bytes]:
     if not is_sendable(key, value):
-        raise ValueError("metadata that cannot be sent")
+        raise ValueError("gRPC cannot send the metadata")
     return key, value if key.endswith("-bin") else value.decode()

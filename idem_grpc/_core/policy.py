@@ -1,7 +1,7 @@
-"""What a method's key means: which kind, for how long, and what an unclear end leads to.
+"""Policies: which calls need a key, how long answers are kept, and what follows an unclear end.
 
-A Policy says as much as its writer cares about. Policies are layered, and a field
-is decided by the first layer that gives it.
+A Policy sets only the fields that its writer chooses. Policies are layered, and the first layer that
+gives a field decides it.
 """
 
 from collections.abc import Collection, Iterable
@@ -20,8 +20,9 @@ from idem_grpc._core.record import OnUnclear
 class KeyRule(Enum):
     """Which calls need a key.
 
-    OPTIONAL: a call without a key runs unprotected. REQUIRED: it is refused.
-    TOKEN: it is refused, and the key must be a token that the TokenService issued.
+    OPTIONAL: a call without a key runs unprotected.
+    REQUIRED: a call without a key is refused.
+    TOKEN: a call is refused unless its key is a token that the TokenService issued.
     """
 
     OPTIONAL = "optional"
@@ -30,9 +31,9 @@ class KeyRule(Enum):
 
 
 class OnOutage(Enum):
-    """What becomes of a keyed call while the store is away.
+    """What happens to a keyed call while the store is unavailable.
 
-    REFUSE: nothing runs. RUN: it runs, and may run twice.
+    REFUSE: the call is refused, and nothing runs. RUN: the call runs, and may run twice.
     """
 
     REFUSE = "refuse"
@@ -40,10 +41,11 @@ class OnOutage(Enum):
 
 
 class OnCancel(Enum):
-    """What becomes of a run whose caller goes away: by a cancel, a deadline or a lost connection.
+    """What happens to a run whose caller leaves, by a cancel, a deadline or a lost connection.
 
-    FINISH: it goes on as if the caller were there, and its answer is kept for the retry.
-    CANCEL: it is told as it would be without us, and what it then makes of it is its end.
+    FINISH: the run goes on as if the caller were there, and its answer is kept for the retry.
+    CANCEL: the handler is cancelled as it would be without the interceptor, and the way it then ends is
+        the end of the run.
     """
 
     FINISH = "finish"
@@ -54,37 +56,37 @@ class OnCancel(Enum):
 class Policy:
     """How a method is protected. Fields that are not given are left to the next layer.
 
-    Durations are timedeltas or seconds, kept to the millisecond.
+    Durations are timedeltas or numbers of seconds, rounded to the millisecond.
 
-    operation: what the key stands for; default the method's full name. Methods that
-        share an operation share their keys.
-    key: default KeyRule.OPTIONAL.
-    retention: how long an answer is kept for duplicates; default 24 hours. At least
-        four leases.
-    lease: how long the process that runs a call may stay silent before others take it
-        for dead; default 30 seconds. It is renewed three times a lease.
-    wait: how long a duplicate waits for the running call before it is told
-        IN_PROGRESS, and never past its own deadline; default 10 seconds.
-    max_run: how long a run is protected; past it, its lease is no longer renewed and
-        its end is unclear to others; default 1 hour.
-    on_unclear: default OnUnclear.RERUN. A payment whose second run would do harm wants FAIL.
-    on_outage: default OnOutage.REFUSE. RUN goes with neither OnUnclear.FAIL nor KeyRule.TOKEN.
-    on_cancel: default OnCancel.FINISH. CANCEL is for handlers that must stop; being stopped
-        is an unclear end.
-    replay_errors: status codes, apart from OK, that are an answer to keep; default
-        NOT_FOUND, ALREADY_EXISTS and FAILED_PRECONDITION.
-    ignore: request fields, as dotted paths, that do not tell one request from another. A path
-        cannot lead into a google.protobuf.Any.
-    max_response_bytes: a larger answer is not kept, and its duplicates are told
-        RESPONSE_NOT_KEPT; default 1 MiB. In a stream, a response counts for 16 bytes at
-        least, and each further turn, where both sides stream, for 64.
+    operation: the operation that a key stands for; default the method's full name. Methods with the
+        same operation share their keys.
+    key: which calls need a key; default KeyRule.OPTIONAL.
+    retention: how long an answer is kept for duplicates; default 24 hours. At least four leases.
+    lease: how long the process that runs a call may stay silent before others treat it as dead;
+        default 30 seconds. It is renewed three times a lease.
+    wait: how long a duplicate waits for the running call before it is refused with IN_PROGRESS;
+        default 10 seconds. It never waits past its own deadline.
+    max_run: how long a run is protected; default 1 hour, at least one lease. After that its lease is no
+        longer renewed, and its end is unclear to others.
+    on_unclear: what follows an unclear end; default OnUnclear.RERUN. Use FAIL where a second run would
+        do harm, as with a payment.
+    on_outage: what happens while the store is unavailable; default OnOutage.REFUSE. RUN cannot be
+        combined with OnUnclear.FAIL or KeyRule.TOKEN.
+    on_cancel: what happens when the caller leaves; default OnCancel.FINISH. CANCEL is for handlers that
+        must stop; a run that is stopped has an unclear end.
+    replay_errors: status codes other than OK whose answers are kept for duplicates; default NOT_FOUND,
+        ALREADY_EXISTS and FAILED_PRECONDITION.
+    ignore: request fields, as dotted paths, that are left out when requests are compared; default none.
+        A path cannot lead into a google.protobuf.Any.
+    max_response_bytes: the size up to which an answer is kept; default 1 MiB. Duplicates of a call with
+        a larger answer are refused with RESPONSE_NOT_KEPT. In a stream, a response counts for at least
+        16 bytes, and where both sides stream, each further turn counts for 64.
+    claim_rate: how many new keys a scope may use in how many seconds, such as (600, 900); default (),
+        which is no limit. A call with one key more is refused with RESOURCE_EXHAUSTED, and nothing is
+        run or kept. Duplicates are not counted, nor are tokens, which have a rate of their own. It
+        costs up to two round trips to the store for each new key.
 
-    claim_rate: new keys of one scope in so many seconds, such as (600, 900); a call with one key
-        more is refused with RESOURCE_EXHAUSTED, and nothing is run or kept. Duplicates are not
-        counted, nor are tokens, which have a rate of their own. It costs up to two round trips for
-        each new key. Default: (), which is no limit.
-
-    Raises ValueError or TypeError for a value that makes no sense, saying what would.
+    Raises TypeError or ValueError for an invalid value, saying what to give.
     """
 
     operation: str | None = None
@@ -116,7 +118,7 @@ class Policy:
         if self.operation == "":
             raise ValueError('Policy(operation=""): leave it out to use the method\'s full name')
         if self.operation is not None and not can_be_encoded(self.operation):
-            raise ValueError(f"Policy(operation={self.operation!r}): it has a lone surrogate: give a text")
+            raise ValueError(f"Policy(operation={self.operation!r}): give a text without lone surrogates")
         if self.max_response_bytes is not None:
             whole_number("Policy", "max_response_bytes", self.max_response_bytes, smallest=0)
         if self.claim_rate is not None and self.claim_rate != ():
@@ -129,9 +131,9 @@ class Policy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """A policy with every field decided, durations in seconds.
+    """A policy with every field set, and durations in seconds.
 
-    ``key_fields`` makes the key of the request's own fields, if the contract has it so.
+    ``key_fields`` makes the key from the request's own fields, if the contract declares it.
     """
 
     operation: str
@@ -151,10 +153,9 @@ class Rules:
 
     @classmethod
     def of(cls, method: str, layers: Iterable[Policy]) -> "Rules":
-        """Decide every field by the first of ``layers`` that gives it, else by the defaults.
+        """Set every field from the first of ``layers`` that gives it, else from the defaults.
 
-        ``method`` is "/pkg.Service/Method". Raises ValueError when the fields, put
-        together, contradict each other.
+        ``method`` is "/pkg.Service/Method". Raises ValueError if fields contradict each other.
         """
         stack = (*layers, BUILT_IN, Policy(operation=method))
 
@@ -184,7 +185,7 @@ class Rules:
 
 
 def contradiction(given: "Policy | Rules") -> str | None:
-    """What is wrong with two fields together, of those that are given; None if nothing is."""
+    """Return what is wrong if two fields that are given contradict each other; None if nothing is."""
     seconds = (given.retention, given.lease, given.max_run)
     retention, lease, max_run = (None if length is None else in_seconds(length) for length in seconds)
     if retention is not None and lease is not None and retention < 4 * lease:
@@ -207,7 +208,7 @@ def _check_fields(fields: object) -> None:
         raise TypeError(f"Policy(ignore={fields!r}): give a collection of fields, not one string")
     for field in fields:
         if not isinstance(field, str) or not field:
-            raise TypeError(f"Policy(ignore={fields!r}): {field!r} is no field: give dotted paths")
+            raise TypeError(f"Policy(ignore={fields!r}): {field!r} is not a field: give dotted paths")
 
 
 BUILT_IN = Policy(

@@ -1,7 +1,7 @@
-"""Why a call is refused, and how a refusal looks on the wire.
+"""Reasons for which calls are refused, and the form of a refusal on the wire.
 
-Every refusal is a google.rpc.Status with an ErrorInfo of our domain, so that a
-client in any language can tell it from a failure of the service itself.
+Every refusal is a google.rpc.Status with an ErrorInfo in the domain "idem_grpc". It allows clients in
+any language to distinguish a refusal from a failure of the service itself.
 """
 
 import math
@@ -22,7 +22,7 @@ PUSHBACK = "grpc-retry-pushback-ms"
 
 
 class Reason(StrEnum):
-    """The ``reason`` of a refusal's ErrorInfo."""
+    """Why a call was refused: the ``reason`` of the ErrorInfo in the refusal."""
 
     KEY_REQUIRED = "KEY_REQUIRED"
     KEY_INVALID = "KEY_INVALID"
@@ -43,20 +43,23 @@ class Reason(StrEnum):
 
     @property
     def code(self) -> Code:
-        """The status that a refusal for this reason has."""
+        """The status code of a refusal for this reason."""
         return _MEANING[self][0]
 
     @property
     def retryable(self) -> bool:
-        """Whether the very same call may succeed later."""
+        """Whether the same call may succeed later."""
         return self.code is Code.UNAVAILABLE
 
 
 _MEANING = {
     Reason.KEY_REQUIRED: (Code.INVALID_ARGUMENT, "this method needs an idempotency-key"),
     Reason.KEY_INVALID: (Code.INVALID_ARGUMENT, "the idempotency-key is not valid"),
-    Reason.KEY_REUSED: (Code.INVALID_ARGUMENT, "this idempotency-key came with another request before"),
-    Reason.SCOPE_UNKNOWN: (Code.UNAUTHENTICATED, "the call does not tell whose idempotency-key this is"),
+    Reason.KEY_REUSED: (Code.INVALID_ARGUMENT, "this idempotency-key was used with another request before"),
+    Reason.SCOPE_UNKNOWN: (
+        Code.UNAUTHENTICATED,
+        "the call does not identify the owner of this idempotency-key",
+    ),
     Reason.TOKEN_UNKNOWN: (
         Code.FAILED_PRECONDITION,
         "this token was never issued, has expired or was revoked: this call was not run; get a new token",
@@ -72,8 +75,8 @@ _MEANING = {
     ),
     Reason.OUTCOME_UNKNOWN: (
         Code.FAILED_PRECONDITION,
-        "an attempt with this idempotency-key ended unclear: it will not be run again"
-        " until somebody has looked",
+        "an attempt with this idempotency-key ended unclear: it is not run again until an operator has"
+        " settled it",
     ),
     Reason.RESPONSE_NOT_KEPT: (
         Code.FAILED_PRECONDITION,
@@ -85,13 +88,13 @@ _MEANING = {
     ),
     Reason.OVERLOADED: (
         Code.UNAVAILABLE,
-        "too many runs are under way whose callers have left: nothing was run; send it again",
+        "too many runs whose callers have left are in progress: nothing was run; send it again",
     ),
     Reason.LEASE_LOST: (
         Code.ABORTED,
-        "another run of this call has taken over while its responses were sent: send it again for the answer",
+        "another run took this call over while its responses were being sent: send it again for the answer",
     ),
-    Reason.MISCONFIGURED: (Code.INTERNAL, "this method's idempotency policy is at fault: nothing was run"),
+    Reason.MISCONFIGURED: (Code.INTERNAL, "this method's idempotency is misconfigured: nothing was run"),
     Reason.ETAG_MISMATCH: (
         Code.ABORTED,
         "the etag is not the current one: read the resource again, and update that",
@@ -104,8 +107,9 @@ _MEANING = {
 class Outlook:
     """What is known of when a refused call is worth sending again, in seconds.
 
-    ``time_left``: until the caller's deadline. ``elapsed``: how long the run that is in progress has
-    lasted, as far as this process knows. ``lease``, ``wait`` and ``max_run`` are the policy's.
+    time_left: the time until the caller's deadline.
+    elapsed: how long the run in progress has lasted, as far as this process knows.
+    lease, wait, max_run: as in the policy.
     """
 
     time_left: float = math.inf
@@ -120,9 +124,9 @@ NOTHING_KNOWN = Outlook()
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A refusal: its reason, and optionally a sentence in place of the usual one.
+    """A refusal: its reason, and optionally a message that replaces the reason's own.
 
-    ``is_free``: no run is in progress any more, and the call may be run when it comes again.
+    ``is_free``: no run is in progress any more, and the call may be run if it is sent again.
     """
 
     reason: Reason
@@ -135,7 +139,7 @@ class Problem:
         uniform: Callable[[float, float], float] = random.uniform,
         outlook: Outlook = NOTHING_KNOWN,
     ) -> Outcome:
-        """The refusal as an answer. ``previous_attempts`` is the client's own count of them."""
+        """Return the refusal as an outcome. ``previous_attempts`` is the client's own count of them."""
         code, usual = _MEANING[self.reason]
         delay = pushback_ms(previous_attempts, uniform, outlook) if self.reason.retryable else None
         return status_outcome(code, self.message or usual, delay, self.reason)
@@ -144,7 +148,7 @@ class Problem:
 def status_outcome(
     code: Code, message: str, delay_ms: int | None = None, reason: Reason | None = None
 ) -> Outcome:
-    """A failure as a google.rpc.Status. ``delay_ms``: after how many milliseconds to come back, if at all."""
+    """Return a failure as a google.rpc.Status. ``delay_ms``: milliseconds to wait before a retry, if any."""
     status = status_pb2.Status(code=code, message=message)
     trailing: Metadata = ()
     if reason is not None:
@@ -157,11 +161,11 @@ def status_outcome(
     return Outcome(code, message, trailing_metadata=(*trailing, (STATUS_DETAILS, status.SerializeToString())))
 
 
-_FIRST = 0.25
-_SHORTEST = 0.01
+_FIRST_WAIT = 0.25
+_SHORTEST_WAIT = 0.01
 _GROWTH = 5
-_LAST = 3
-"""Previous attempts of a client that has one attempt left: gRPC's own retries (A6) make five at most."""
+_MOST_PREVIOUS = 3
+"""Previous attempts of a client that has one attempt left: gRPC's own retries (A6) make at most five."""
 
 
 def pushback_ms(
@@ -169,34 +173,36 @@ def pushback_ms(
     uniform: Callable[[float, float], float] = random.uniform,
     outlook: Outlook = NOTHING_KNOWN,
 ) -> int:
-    """How long a client shall wait: 250 ms, five times more with each attempt, give or take a fifth.
+    """Return how many milliseconds a client must wait before it sends the call again.
 
-    The longer a run has lasted, the longer it may still last: from the second attempt on the
-    wait is half of that at least. The last wait has to be long enough for all that can be
-    waited for: four times what the run has lasted, a takeover after a whole lease, and what a
-    duplicate may wait on the server. None goes beyond the end that ``max_run`` sets to a run, or
-    beyond the caller's deadline. The jitter is that of A6, and keeps duplicates apart.
+    The wait is 250 ms, five times longer with each previous attempt, plus or minus a fifth. This jitter is
+    that of A6, and keeps duplicates apart.
+
+    The longer a run has lasted, the longer it may still last: from the second attempt on, the wait is at
+    least half of that time. The last wait must cover all that the client may have to wait for: four times
+    the time that the run has lasted, a takeover after a whole lease, and the wait of a duplicate on the
+    server. No wait goes beyond the end that ``max_run`` sets to a run, or beyond the caller's deadline.
     """
-    wait: float = _FIRST * _GROWTH ** min(previous_attempts, _LAST)
-    if previous_attempts >= _LAST:
-        # The shortest of these, by jitter, must not be too short.
+    wait: float = _FIRST_WAIT * _GROWTH ** min(previous_attempts, _MOST_PREVIOUS)
+    if previous_attempts >= _MOST_PREVIOUS:
+        # Jitter takes up to a fifth off, and must not make these too short.
         wait = max(wait, 4 * outlook.elapsed, 1.25 * outlook.lease, 1.25 * outlook.wait)
     elif previous_attempts:
         wait = max(wait, outlook.elapsed / 2)
-    wait = max(min(wait, outlook.max_run + outlook.lease - outlook.elapsed), _FIRST)
-    wait = max(min(wait, 0.75 * outlook.time_left), _SHORTEST)
+    wait = max(min(wait, outlook.max_run + outlook.lease - outlook.elapsed), _FIRST_WAIT)
+    wait = max(min(wait, 0.75 * outlook.time_left), _SHORTEST_WAIT)
     jittered: float = wait * uniform(0.8, 1.2)
     return round(1000 * jittered)
 
 
 def reason_in(status_details: bytes) -> Reason | None:
-    """The reason that a serialized google.rpc.Status gives, if it is a refusal of ours."""
+    """Return the reason in a serialized google.rpc.Status; None if it is not a refusal by this library."""
     info = _error_info(status_details)
     return Reason(info.reason) if info is not None and info.reason in Reason.__members__ else None
 
 
 def is_refusal(outcome: Outcome) -> bool:
-    """Whether an answer is a refusal of ours, perhaps one passed on from downstream."""
+    """Return whether an answer is a refusal by this library, perhaps passed on from downstream."""
     details = outcome.trailer(STATUS_DETAILS)
     return isinstance(details, bytes) and _error_info(details) is not None
 

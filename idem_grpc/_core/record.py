@@ -1,4 +1,4 @@
-"""What a store holds under one key: the whole state of a keyed call."""
+"""The record that a store holds under one key: the whole state of a keyed call."""
 
 import re
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ from idem_grpc._core.fingerprint import Fingerprint
 from idem_grpc._core.outcome import Outcome
 from idem_grpc._core.wire import field, read_varint, varint
 
-_LAST_ATTEMPT = 2**32 - 2  # after which there is room for one claim
+_LAST_ATTEMPT = 2**32 - 2  # leaves room for one more claim
 _LONGEST_OWNER = 64  # bytes
 
 
 class State(Enum):
-    """Where a key stands. ABSENT and UNREADABLE are found in a store, never written."""
+    """The state of a key. ABSENT and UNREADABLE are found in a store, and never written."""
 
     ABSENT = "absent"
     UNREADABLE = "unreadable"
@@ -33,10 +33,11 @@ class State(Enum):
 
 
 class OnUnclear(Enum):
-    """What becomes of an attempt whose end is unclear, such as a crash.
+    """What follows an attempt whose end is unclear, such as a crash.
 
-    RERUN: the next duplicate runs the handler again. FAIL: nobody runs it again
-    until somebody has looked; duplicates are told OUTCOME_UNKNOWN.
+    RERUN: the next duplicate runs the handler again.
+    FAIL: the handler is not run again until an operator has looked at the key; duplicates are refused
+        with OUTCOME_UNKNOWN.
     """
 
     RERUN = record_pb2.ON_UNCLEAR_RERUN
@@ -45,14 +46,14 @@ class OnUnclear(Enum):
 
 @dataclass(slots=True, unsafe_hash=True)
 class Binding:
-    """What an issued token is good for: digests of an operation and a scope."""
+    """The operation and the scope that a token was issued for, as digests."""
 
     operation: bytes
     scope: bytes
 
     @classmethod
     def of(cls, operation: str, scope: str) -> Self:
-        """The binding of a token that is issued for ``operation`` to ``scope``."""
+        """Return the binding of a token that is issued for ``operation`` to ``scope``."""
         return cls(digest("operation", operation.encode()), digest("scope", scope.encode()))
 
     def to_bytes(self) -> bytes:
@@ -61,7 +62,7 @@ class Binding:
 
 @dataclass(slots=True, unsafe_hash=True, kw_only=True)
 class Record:
-    """The value under one key; record.proto says what each field means."""
+    """The value under one key. record.proto documents each field."""
 
     state: State
     attempt: int = 0
@@ -75,22 +76,22 @@ class Record:
     by_hand: bool = False
 
     def to_bytes(self) -> bytes:
-        """Serialized as protobuf does, byte for byte."""
+        """Serialize byte for byte as protobuf does."""
         is_running = self.state is State.RUNNING
-        shown, attempt, owner = self.fingerprint, self.attempt, self.owner
-        if shown is not None and shown.is_plain and len(owner) == 8 and 0 < attempt < 0x80:
-            parts = [_PLAIN % (self.state._value_, attempt, owner, shown.raw, shown.canonical)]
+        known, attempt, owner = self.fingerprint, self.attempt, self.owner
+        if known is not None and known.is_plain and len(owner) == 8 and 0 < attempt < 0x80:
+            parts = [_PLAIN % (self.state._value_, attempt, owner, known.raw, known.canonical)]
         else:
             parts = [b"\x08%c" % self.state.value]
             if attempt:
                 parts += (b"\x10", varint(attempt))
             if owner:
                 parts.append(field(3, owner))
-            if shown is not None:
-                parts.append(field(4, shown.to_bytes()))
+            if known is not None:
+                parts.append(field(4, known.to_bytes()))
         if is_running:
             strict = self.on_unclear is OnUnclear.FAIL
-            parts.append(_running(self.lease, self.ttl, strict))
+            parts.append(_running_fields(self.lease, self.ttl, strict))
         if self.outcome is not None:
             parts.append(field(8, self.outcome.to_bytes()))
         if self.binding is not None:
@@ -100,7 +101,7 @@ class Record:
         return b"".join(parts)
 
     def done(self, outcome: Outcome, fingerprint: Fingerprint | None) -> "Record":
-        """What an attempt leaves that has an answer to keep."""
+        """Return the record of an attempt that ended with an outcome to keep."""
         return Record(
             state=State.DONE,
             attempt=self.attempt,
@@ -112,11 +113,11 @@ class Record:
 
     @classmethod
     def from_bytes(cls, value: bytes | None) -> Self:
-        """Read what a store returned; what this release cannot act upon is UNREADABLE."""
+        """Read what a store returned. A value that this release cannot act upon is UNREADABLE."""
         if value is None:
             return cls(state=State.ABSENT)
         found: object = value
-        if not isinstance(found, bytes):  # what a person put into a database may be text
+        if not isinstance(found, bytes):  # a value that was edited by hand may be text
             return cls(state=State.UNREADABLE)
         try:
             if plain := _PLAIN_DONE.match(value):
@@ -136,14 +137,14 @@ class Record:
 
     @classmethod
     def _from_message(cls, message: record_pb2.Record) -> Self:
-        """Raises ValueError for a record that no release writes, or that only a later one knows.
+        """Read a message. Raises ValueError for a record that no release writes, or only a later one.
 
         Fields that belong to another state, and those of a later release, are ignored.
         """
         state = State(message.state)
         attempt, owner = message.attempt, message.owner
         if attempt > _LAST_ATTEMPT or len(owner) > _LONGEST_OWNER:
-            raise ValueError("an attempt or an owner that no claim has")
+            raise ValueError("no claim has such an attempt or owner")
         fingerprint, outcome, binding = None, None, None
         lease, ttl, on_unclear = 0.0, 0.0, OnUnclear.RERUN
         if message.HasField("fingerprint"):
@@ -151,15 +152,15 @@ class Record:
         if message.HasField("binding"):
             binding = Binding(message.binding.operation, message.binding.scope)
             if not all(1 <= len(part) <= LONGEST_DIGEST for part in (binding.operation, binding.scope)):
-                raise ValueError("no digests of an operation and a scope")
+                raise ValueError("a digest of the binding is missing or too long")
         if state is State.RUNNING:
             if not (attempt and owner):
                 raise ValueError("RUNNING without an attempt or an owner")
             lease = _seconds(message.lease)
-            if message.ttl.seconds or message.ttl.nanos:  # a record that does not say it is never taken over
+            if message.ttl.seconds or message.ttl.nanos:  # without a ttl, a record is never taken over
                 ttl = _seconds(message.ttl)
                 if lease > ttl:
-                    raise ValueError("a lease that outlives its record")
+                    raise ValueError("the lease is longer than the ttl")
             on_unclear = OnUnclear(message.on_unclear or record_pb2.ON_UNCLEAR_RERUN)
         elif state is State.DONE:
             if not message.HasField("outcome"):
@@ -180,7 +181,7 @@ class Record:
 
 
 def is_done(value: bytes) -> bool:
-    """Whether a value in a store is a DONE record, or at least begins like one."""
+    """Return whether a stored value is a DONE record, or at least begins like one."""
     return value.startswith(_DONE)
 
 
@@ -188,23 +189,23 @@ _DONE = b"\x08%c" % State.DONE.value
 
 
 @lru_cache
-def _running(lease: float, ttl: float, strict: bool) -> bytes:
-    """The fields that a RUNNING record alone has, which lie side by side."""
+def _running_fields(lease: float, ttl: float, strict: bool) -> bytes:
+    """Serialize the fields that only a RUNNING record has, which are adjacent."""
     on_unclear = OnUnclear.FAIL if strict else OnUnclear.RERUN
     message = record_pb2.Record(lease=_duration(lease), ttl=_duration(ttl), on_unclear=on_unclear.value)
     return message.SerializeToString(deterministic=True)
 
 
-# The first four fields as most records have them: the first attempts at a single request.
+# The first four fields of most records: one of the first attempts at a single request.
 _PLAIN = b"\x08%c\x10%c\x1a\x08%b\x22\x24\x0a\x10%b\x12\x10%b"
-# A DONE record as most are, up to its outcome: such fields, and no binding.
+# Most DONE records, up to the outcome: the same fields, and no binding.
 _PLAIN_DONE = re.compile(
     rb"\x08\x03\x10([\x01-\x7f])\x1a\x08(.{8})\x22\x24\x0a\x10(.{16})\x12\x10(.{16})\x42", re.DOTALL
 )
 
 
 def _only_message(value: bytes, start: int) -> tuple[bytes, ...]:
-    """The message of an outcome that has one and nothing else, if it is all that follows; else nothing."""
+    """Return the message of an outcome with one message and nothing else, if nothing follows it; else ()."""
     try:
         size, start = value[start], start + 1
         if size >= 0x80:
@@ -226,8 +227,8 @@ def _duration(seconds: float) -> Duration:
 
 
 def _seconds(duration: Duration) -> float:
-    """Raises ValueError for a time that no policy has."""
+    """Convert to seconds. Raises ValueError for a duration that no policy allows."""
     seconds = (duration.seconds * 1000 + duration.nanos // 1_000_000) / 1000
     if not (0 <= duration.nanos < 1_000_000_000 and 0.001 <= seconds <= LONGEST):
-        raise ValueError(f"{duration} is no lease, nor a time to live")
+        raise ValueError(f"{duration} is not a valid lease or time to live")
     return seconds

@@ -1,4 +1,4 @@
-"""Where telemetry hangs: a narrow observer, which does nothing unless told to."""
+"""The observer through which telemetry is attached. By default it does nothing."""
 
 from dataclasses import dataclass
 
@@ -8,12 +8,15 @@ from idem_grpc._core.problem import Reason
 
 @dataclass(frozen=True, slots=True)
 class Replied:
-    """A keyed call was answered with ``code``.
+    """A keyed call was answered.
 
-    ``replayed``: the answer is that of another call's run. ``reason`` is set when the
-    call was refused. ``run`` is the id of the run that the answer is of, or empty. ``protected``
-    is False if that run began without its claim, while the store was away under ``OnOutage.RUN``:
-    another may have run the call too, and the caller is told no run id.
+    method: the method's full name, "/pkg.Service/Method".
+    code: the status code of the answer.
+    replayed: whether the answer is that of another call's run.
+    reason: why the call was refused; None if it was not.
+    run: the id of the run that the answer comes from; empty if there is none.
+    protected: False if that run began without its claim, while the store was unavailable under
+        ``OnOutage.RUN``. Another run of the call is possible then, and the caller does not get the run id.
     """
 
     method: str
@@ -25,10 +28,13 @@ class Replied:
 
 
 class Reporter:
-    """Override what you want to count. Called on the call's own path: be quick, do not raise."""
+    """Receives events of keyed calls. Override the methods you need; by default they do nothing.
+
+    They are called on the path of the call: they should return quickly and must not raise.
+    """
 
     def replied(self, event: Replied) -> None:
-        """A keyed call was answered. Called once for each, also if its caller left before the answer."""
+        """Called once for each keyed call that is answered, even if its caller left before the answer."""
 
     def lease_lost(self, method: str, run: str) -> None:
-        """A run outlived its lease or its ``max_run``: another process may run the call again."""
+        """Called when a run outlives its lease or its ``max_run``: another process may run the call again."""

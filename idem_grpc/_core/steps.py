@@ -1,4 +1,4 @@
-"""What a flow asks of its driver, a Step, and what came of it, an Event.
+"""The steps that a flow yields to its driver, and the events that it is sent in return.
 
 Swap is a step too, and Swapped and Held are events.
 """
@@ -15,34 +15,34 @@ from idem_grpc._core.swap import Held, Swap, Swapped
 
 
 class Ending(Enum):
-    """The class of a handler's end."""
+    """What the end of a handler means for its key."""
 
     DECIDED = "decided: every duplicate gets this answer"
-    MENDABLE = "nothing happened, the request was wrong: the caller may mend it under the same key"
+    FIXABLE = "nothing happened, the request was wrong: the caller may fix it under the same key"
     NOT_NOW = "nothing happened: a retry runs again"
-    UNCLEAR = "nobody knows what happened: on_unclear decides"
+    UNCLEAR = "unknown what happened: on_unclear decides"
 
 
 ENDINGS = {
     Code.OK: Ending.DECIDED,
-    Code.INVALID_ARGUMENT: Ending.MENDABLE,
-    Code.OUT_OF_RANGE: Ending.MENDABLE,
-    Code.UNIMPLEMENTED: Ending.MENDABLE,
-    Code.PERMISSION_DENIED: Ending.MENDABLE,
-    Code.UNAUTHENTICATED: Ending.MENDABLE,
+    Code.INVALID_ARGUMENT: Ending.FIXABLE,
+    Code.OUT_OF_RANGE: Ending.FIXABLE,
+    Code.UNIMPLEMENTED: Ending.FIXABLE,
+    Code.PERMISSION_DENIED: Ending.FIXABLE,
+    Code.UNAUTHENTICATED: Ending.FIXABLE,
     Code.RESOURCE_EXHAUSTED: Ending.NOT_NOW,
     Code.ABORTED: Ending.NOT_NOW,
 }
-"""Codes that are not here are unclear, unless the policy's ``replay_errors`` has them.
+"""Codes that are missing here are unclear, unless they are in the policy's ``replay_errors``.
 
 UNAVAILABLE is unclear because it is often passed on from a call that did commit.
 """
 
 
 def ending_of(outcome: Outcome, replay_errors: Set[Code]) -> Ending:
-    """The class of an answer by its status, where the handler said nothing else.
+    """Classify an answer by its status, if the handler did not classify it itself.
 
-    A refusal passed on from downstream says nothing of this call, so it is not kept.
+    A refusal passed on from downstream says nothing about this call, so it is not kept.
     """
     if outcome.code in replay_errors and not is_refusal(outcome):
         return Ending.DECIDED
@@ -51,8 +51,11 @@ def ending_of(outcome: Outcome, replay_errors: Set[Code]) -> Ending:
 
 @dataclass(slots=True, unsafe_hash=True)
 class Wait:
-    """Wait for the run of ``owner``: until it replies if it is in this process, else
-    about ``seconds``, and never longer than the call may wait. The event is Waited."""
+    """Wait for the run of ``owner``. The event is Waited.
+
+    The driver waits until the run replies if it is in this process, else about ``seconds``, and never
+    longer than the call may wait.
+    """
 
     owner: bytes
     seconds: float
@@ -60,8 +63,11 @@ class Wait:
 
 @dataclass(slots=True, unsafe_hash=True)
 class TakeOver:
-    """Find out whether the run of ``owner``, whose lease of ``lease`` seconds has run out, may be taken
-    for dead. The event is Waited, with ``hold`` if it is too early to say."""
+    """Find out whether a run whose lease has run out may be treated as dead.
+
+    ``owner`` identifies the run, and ``lease`` is the length of its lease in seconds. The event is Waited,
+    with ``hold`` if it is too early to decide.
+    """
 
     owner: bytes
     lease: float
@@ -69,10 +75,10 @@ class TakeOver:
 
 @dataclass(slots=True, unsafe_hash=True)
 class Execute:
-    """Run the handler under ``record``, renewing it. The event is Ended, or TooLate.
+    """Run the handler under ``record``, and renew its lease meanwhile. The event is Ended, or TooLate.
 
-    ``acknowledged`` is False for a run that starts although the store did not confirm its claim:
-    it has no lease to start under.
+    ``acknowledged`` is False for a run that starts although the store did not confirm its claim: no lease
+    has to be left for it to start.
     """
 
     record: Record
@@ -82,10 +88,10 @@ class Execute:
 
 @dataclass(slots=True, unsafe_hash=True)
 class Compare:
-    """Read the call's request stream as far as ``requests`` goes, and see that it is the same.
+    """Read the call's request stream as far as ``requests`` goes, and compare the two. The event is Compared.
 
-    Each response of ``outcome`` whose turn comes may be sent meanwhile, to a client that
-    takes turns; they tell of ``run``, if any. The event is Compared.
+    Responses of ``outcome`` whose turn comes may be sent meanwhile, to a client that takes turns. They
+    are sent with the id of ``run``, if any.
     """
 
     outcome: Outcome
@@ -95,12 +101,13 @@ class Compare:
 
 @dataclass(slots=True, unsafe_hash=True)
 class Reply:
-    """Answer the call, once. ``owner`` names the run that the answer tells of, if any.
+    """Answer the call, once. There is no event.
 
-    ``replayed`` tells that another call's run made the answer, and ``requests``, for a
-    request stream, what it answers. ``is_shared`` is False for an answer that is of no use
-    to those who wait for the same. ``protected`` is False for that of a run that began without its
-    claim. There is no event.
+    owner: the run that the answer refers to, if any.
+    replayed: whether another call's run made the answer.
+    requests: for a request stream, the fingerprint of what is answered.
+    is_shared: False for an answer that is of no use to duplicates waiting for this call.
+    protected: False for the answer of a run that began without its claim.
     """
 
     answer: Outcome | Problem
@@ -118,7 +125,7 @@ class Reply:
 
 @dataclass(slots=True, unsafe_hash=True)
 class Pause:
-    """Wait ``seconds`` before the store is asked again. There is no event."""
+    """Wait ``seconds`` before the next swap. There is no event."""
 
     seconds: float
 
@@ -130,8 +137,8 @@ Step = Swap | Wait | TakeOver | Execute | Compare | Reply | Pause
 class Outage:
     """The store did not answer, and whether the swap took effect is not known.
 
-    ``misused``: it will not answer later either, since it was set up wrongly. ``sent`` is False
-    if the swap never left this process, and so had no effect.
+    misused: whether the store will not answer later either, because it is set up wrongly.
+    sent: False if the swap never left this process, and so had no effect.
     """
 
     misused: bool = False
@@ -140,14 +147,16 @@ class Outage:
 
 @dataclass(slots=True, unsafe_hash=True)
 class Full:
-    """Nothing was sent: the call would be claimed, and too many runs are under way for another to begin."""
+    """Nothing was sent: the swap would claim the call, but too many runs are in progress to begin another."""
 
 
 @dataclass(slots=True, unsafe_hash=True)
 class Waited:
-    """``reply`` is the run's, if it made one here. ``more``: the call may wait on.
+    """The end of a wait.
 
-    ``hold``: seconds for which no run may be taken for dead, because the store was away.
+    reply: that of the run, if it replied in this process.
+    more: whether the call may wait on.
+    hold: seconds for which no run may be treated as dead, because the store was unavailable.
     """
 
     reply: Reply | None = None
@@ -157,15 +166,15 @@ class Waited:
 
 @dataclass(slots=True, unsafe_hash=True)
 class TooLate:
-    """The handler was not started: the lease of its claim has run out, or nearly so."""
+    """The handler was not started: the lease of its claim has run out, or has almost run out."""
 
 
 @dataclass(slots=True, unsafe_hash=True)
 class Ended:
-    """The handler came to an end, which is of the class ``ending``.
+    """The handler ended, with the class ``ending``.
 
-    ``requests`` is what it has read of a request stream. ``caller_left``: it ended as it did
-    because its own caller went away, or sent what is no request.
+    ``requests`` is the fingerprint of what it read of a request stream. ``caller_left``: it ended this way
+    because its own caller left, or sent an invalid request.
     """
 
     outcome: Outcome
@@ -176,7 +185,7 @@ class Ended:
 
 @dataclass(slots=True, unsafe_hash=True)
 class Compared:
-    """Whether the request stream was the same."""
+    """The result of Compare: whether the request stream was the same."""
 
     same: bool
 

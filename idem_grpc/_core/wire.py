@@ -1,12 +1,12 @@
-"""Protobuf's wire format, as far as a record needs it.
+"""The parts of protobuf's wire format that records need.
 
-A record is written and read for every call, and building a message object for it would take longer than all
-else that is done for the record.
+A record is written and read for every call. Building a message object for it would take longer than
+everything else that is done with the record.
 """
 
 
 def varint(number: int) -> bytes:
-    """A number, in groups of seven bits."""
+    """Encode a number in groups of seven bits."""
     if number < 0x80:
         return b"%c" % number
     groups = bytearray()
@@ -18,7 +18,7 @@ def varint(number: int) -> bytes:
 
 
 def field(number: int, value: bytes) -> bytes:
-    """A field of bytes, or one that is a message. ``number`` is below 16."""
+    """Encode a field of bytes, or one that is a message. ``number`` must be below 16."""
     size = len(value)
     if size < 0x80:
         return b"%c%c%b" % (number << 3 | 2, size, value)
@@ -26,11 +26,14 @@ def field(number: int, value: bytes) -> bytes:
 
 
 def read_varint(data: bytes, start: int) -> tuple[int, int]:
-    """The number that begins at ``start``, and where it ends. Raises IndexError if the data ends before."""
+    """Decode the number that begins at ``start``. Returns the number and where it ends.
+
+    Raises IndexError if the data ends before the number does.
+    """
     number = shift = 0
     for at in range(start, len(data)):
         number |= (data[at] & 0x7F) << shift
         if data[at] < 0x80:
             return number, at + 1
         shift += 7
-    raise IndexError("the number has no end")
+    raise IndexError("the data ends within a number")

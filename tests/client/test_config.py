@@ -100,7 +100,7 @@ def test_grpc_does_not_take_just_anything(script):
         ({"multiplier": math.nan}, ValueError, "multiplier=nan"),
         ({"multiplier": "2"}, TypeError, "multiplier='2'"),
         ({"codes": []}, ValueError, "name at least one"),
-        ({"codes": ["OK"]}, ValueError, "OK is no error"),
+        ({"codes": ["OK"]}, ValueError, "OK is not an error"),
         ({"codes": "UNAVAILABLE"}, TypeError, "give a collection"),
         ({"codes": grpc.StatusCode.UNAVAILABLE}, TypeError, "give a collection"),
     ],

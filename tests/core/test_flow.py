@@ -99,7 +99,7 @@ def test_a_call_is_claimed_executed_kept_and_answered():
 
 class TestAfterExecuteAFlowNeverClaimsAgain:
     @pytest.mark.parametrize("there", [NOTHING, held(OPEN), held(RUNNING), held(DONE), held(UNKNOWN)])
-    @pytest.mark.parametrize("ending", [Ending.UNCLEAR, Ending.NOT_NOW, Ending.MENDABLE])
+    @pytest.mark.parametrize("ending", [Ending.UNCLEAR, Ending.NOT_NOW, Ending.FIXABLE])
     def test_a_release_whose_swap_is_lost_returns_the_calls_own_failure(self, there, ending):
         flow = running().then(Ended(FAILURE, ending), there)
         assert flow.step == Reply(FAILURE, b"me", requests=ME.fingerprint)
@@ -304,14 +304,14 @@ class TestTheEndOfAHandler:
         assert flow.swap().ttl == (UNKNOWN_TTL if left is State.UNKNOWN else RETENTION)
 
     def test_a_wrong_request_may_be_mended(self):
-        flow = running(STRICT).then(Ended(FAILURE, Ending.MENDABLE))
+        flow = running(STRICT).then(Ended(FAILURE, Ending.FIXABLE))
         assert (flow.record().state, flow.record().fingerprint) == (State.OPEN, None)
 
     @pytest.mark.parametrize(
         ("left", "ttl"), [(900.0, 900.0), (0.0, 0.001), (math.inf, RETENTION), (0.0004, 0.001)]
     )
     def test_a_token_that_is_given_back_lives_as_long_as_it_would_have(self, left, ttl):
-        flow = Driven(TOKEN).then(Swapped(left), Ended(FAILURE, Ending.MENDABLE))
+        flow = Driven(TOKEN).then(Swapped(left), Ended(FAILURE, Ending.FIXABLE))
         assert (flow.swap().ttl, flow.record().binding) == (ttl, TOKEN.binding)
 
 
@@ -456,7 +456,7 @@ class TestAHandlerThatCouldNotStartInTime:
         assert flow.step == Execute(claim.record, claim.swap, acknowledged=False)
 
     def test_a_wrong_request_may_be_corrected_under_a_claim_that_was_made_twice(self):
-        flow = self.late(STRICT).then(held(mine(UNKNOWN)), Swapped(1.0), Ended(FAILURE, Ending.MENDABLE))
+        flow = self.late(STRICT).then(held(mine(UNKNOWN)), Swapped(1.0), Ended(FAILURE, Ending.FIXABLE))
         assert flow.record().fingerprint is None
 
     def test_a_token_claimed_twice_is_given_back_for_the_retention(self):

@@ -16,7 +16,7 @@ TWICE = THRICE._replace(all=2)
 SLOW = Faults(lost=1, resent=1, late=1, lapses=2, crashes=1, failures=1, all=3)
 AWAY = Faults(outages=1, lost=1, crashes=1, failures=1)
 WIPED = Faults(lapses=2, crashes=1, failures=1, wipes=1)
-CLEAR = (Ending.UNCLEAR, Ending.NOT_NOW, Ending.MENDABLE)
+CLEAR = (Ending.UNCLEAR, Ending.NOT_NOW, Ending.FIXABLE)
 BUSINESS_ERRORS = (Code.FAILED_PRECONDITION, Code.FAILED_PRECONDITION)
 
 

@@ -92,46 +92,46 @@ def mine(record: Record) -> Record:
 
 
 ON_ARRIVAL: dict[str, tuple[Finding, Verdict]] = {
-    "an absent token": (found(None, by=TOKEN), rejected(Reason.TOKEN_UNKNOWN, b"")),
+    "no such token": (found(None, by=TOKEN), rejected(Reason.TOKEN_UNKNOWN, b"")),
     "the run that this call waited for": (
         found(OPEN, waited=True),
         Reject(Problem(Reason.IN_PROGRESS, is_free=True), b"other"),
     ),
     "never seen": (found(None), claimed(found(None))),
-    "nobody can tell": (unreadable(), rejected(Reason.OUTCOME_UNKNOWN, b"")),
-    "a token has one use": (
+    "unreadable": (unreadable(), rejected(Reason.OUTCOME_UNKNOWN, b"")),
+    "a token of another": (
         found(replace(DONE, binding=Binding(b"operation", b"another")), by=TOKEN),
         rejected(Reason.TOKEN_MISMATCH, b""),
     ),
-    "one key stands for one": (
+    "the key of another request": (
         found(replace(DONE, fingerprint=OTHER_REQUEST)),
         rejected(Reason.KEY_REUSED),
     ),
     "given back": (found(OPEN), claimed(found(OPEN))),
-    "its owner lives": (found(RUNNING), WaitFor(b"other", ALIVE - DEAD)),
+    "its owner is alive": (found(RUNNING), WaitFor(b"other", ALIVE - DEAD)),
     "its owner died, and": (found(RUNNING, DEAD, by=STRICT), given_up()),
     "its owner died: claim": (found(RUNNING, DEAD), claimed(found(RUNNING, DEAD), DEAD)),
-    "done; its answer": (found(DROPPED), rejected(Reason.RESPONSE_NOT_KEPT)),
-    "done: the same": (found(DONE), Replay(ANSWER, b"other", REQUEST)),
-    "my own claim, taken for dead": (found(mine(UNKNOWN)), claimed(found(mine(UNKNOWN)))),
-    "refuse until somebody": (found(UNKNOWN), rejected(Reason.OUTCOME_UNKNOWN)),
+    "done, answer not kept": (found(DROPPED), rejected(Reason.RESPONSE_NOT_KEPT)),
+    "done: replay": (found(DONE), Replay(ANSWER, b"other", REQUEST)),
+    "its own claim, taken for dead": (found(mine(UNKNOWN)), claimed(found(mine(UNKNOWN)))),
+    "unclear end": (found(UNKNOWN), rejected(Reason.OUTCOME_UNKNOWN)),
 }
 
 WHEN_LATE: dict[str, tuple[Finding, Verdict]] = {
-    "nobody else ran it": (found(OPEN), Overwrite(OPEN.to_bytes())),
-    "nobody can tell": (unreadable(), rejected(Reason.OUTCOME_UNKNOWN, b"")),
-    "the key has another request": (
+    "no other run": (found(OPEN), Overwrite(OPEN.to_bytes())),
+    "unreadable": (unreadable(), rejected(Reason.OUTCOME_UNKNOWN, b"")),
+    "now the key of another request": (
         found(replace(DONE, fingerprint=OTHER_REQUEST)),
         rejected(Reason.RESPONSE_NOT_KEPT),
     ),
-    "my own claim": (found(mine(RUNNING)), Overwrite(mine(RUNNING).to_bytes())),
-    "my own end": (found(mine(UNKNOWN)), Overwrite(mine(UNKNOWN).to_bytes())),
+    "its own claim": (found(mine(RUNNING)), Overwrite(mine(RUNNING).to_bytes())),
+    "its own end": (found(mine(UNKNOWN)), Overwrite(mine(UNKNOWN).to_bytes())),
     "a later attempt ended": (found(UNKNOWN), rejected(Reason.OUTCOME_UNKNOWN)),
-    "a later attempt runs": (found(RUNNING), WaitFor(b"other", ALIVE - DEAD)),
-    "a later owner died; no": (found(RUNNING, DEAD, by=STRICT), given_up()),
+    "a later attempt is running": (found(RUNNING), WaitFor(b"other", ALIVE - DEAD)),
+    "a later owner died, and": (found(RUNNING, DEAD, by=STRICT), given_up()),
     "a later owner died: keep": (found(RUNNING, DEAD), Overwrite(RUNNING.to_bytes(), DEAD)),
-    "done later": (found(DROPPED), rejected(Reason.RESPONSE_NOT_KEPT)),
-    "a later attempt is done": (found(DONE), Replay(ANSWER, b"other", REQUEST)),
+    "a later attempt is done, answer": (found(DROPPED), rejected(Reason.RESPONSE_NOT_KEPT)),
+    "a later attempt is done: replay": (found(DONE), Replay(ANSWER, b"other", REQUEST)),
 }
 
 

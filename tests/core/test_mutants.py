@@ -72,7 +72,7 @@ TABLES = [
     (
         "its own claim is refused as another's unclear end",
         RESENT,
-        {"ARRIVAL": without(ARRIVAL, "my own claim, taken for dead")},
+        {"ARRIVAL": without(ARRIVAL, "its own claim, taken for dead")},
         "is refused for its own claim",
     ),
     (
@@ -102,13 +102,13 @@ TABLES = [
     (
         "a late owner does not clear up its own end",
         FAIL,
-        {"LATE": without(LATE, "my own end is clear after all")},
+        {"LATE": without(LATE, "its own end, which is clear after all")},
         "an outcome was decided, and is not kept",
     ),
     (
         "a late owner does not know its own claim",
         RUN,
-        {"LATE": without(LATE, "my own claim, which came late")},
+        {"LATE": without(LATE, "its own claim, which arrived late")},
         "this path has no end",
     ),
 ]

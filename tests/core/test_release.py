@@ -13,26 +13,26 @@ from idem_grpc._core.swap import Swapped
 from tests.core.test_flow import DECIDED, FAILURE, Driven, running
 from tests.core.test_judge import ME, OPEN, RETENTION, RUNNING, STRICT, TOKEN, UNKNOWN, held, mine
 
-MENDABLE = Ended(FAILURE, Ending.MENDABLE)
+FIXABLE = Ended(FAILURE, Ending.FIXABLE)
 NOT_NOW = Ended(FAILURE, Ending.NOT_NOW)
 UNCLEAR = Ended(FAILURE, Ending.UNCLEAR)
 
 
 def test_the_caller_may_mend_a_request_that_was_tried_once():
-    assert running().then(MENDABLE).record().fingerprint is None
+    assert running().then(FIXABLE).record().fingerprint is None
 
 
 @pytest.mark.parametrize("left", [OPEN, RUNNING], ids=["ended unclear", "died"])
 def test_but_not_one_of_which_an_earlier_attempt_may_have_had_an_effect(left):
     asked = [Waited()] if left is RUNNING else []  # whether it lives in this process
-    flow = Driven().then(held(left, 1.0), *asked, Swapped(1.0), MENDABLE)
+    flow = Driven().then(held(left, 1.0), *asked, Swapped(1.0), FIXABLE)
     assert flow.record().state is State.OPEN
     assert flow.record().fingerprint == ME.fingerprint
 
 
 @pytest.mark.parametrize(
     ("ended", "life"),
-    [(MENDABLE, 5.0), (NOT_NOW, 5.0), (UNCLEAR, RETENTION)],
+    [(FIXABLE, 5.0), (NOT_NOW, 5.0), (UNCLEAR, RETENTION)],
     ids=["mendable", "not now", "unclear"],
 )
 def test_a_token_comes_back_with_the_life_it_had_left_unless_it_may_be_used_up(ended, life):
@@ -45,7 +45,7 @@ def test_a_dead_owner_is_remembered_as_long_as_its_unclear_end_would_be():
 
 
 class TestAnOwnerTakenForDeadThatLives:
-    @pytest.mark.parametrize("ended", [MENDABLE, NOT_NOW])
+    @pytest.mark.parametrize("ended", [FIXABLE, NOT_NOW])
     def test_gives_the_key_back_if_it_knows_that_nothing_happened(self, ended):
         unknown = held(mine(UNKNOWN))
         flow = running(STRICT).then(ended, unknown)

@@ -16,7 +16,7 @@ from idem_grpc._core.keys import Outgoing
 
 @pytest.mark.parametrize("duration", [-1, -0.001, timedelta(seconds=-1), math.nan, math.inf], ids=str)
 def test_a_duration_is_not_negative_and_has_an_end(duration):
-    with pytest.raises(ValueError, match="is no duration: give 0 seconds or more"):
+    with pytest.raises(ValueError, match="is not a duration: give 0 seconds or more"):
         in_seconds(duration)
 
 
@@ -57,7 +57,7 @@ def key_of(template, message):
     ids=lambda value: getattr(value, "DESCRIPTOR", None) and value.DESCRIPTOR.name,
 )
 def test_a_field_without_presence_that_has_its_default_is_missing(message, field):
-    with pytest.raises(ValueError, match=f"the request has nothing in '{field}'"):
+    with pytest.raises(ValueError, match=f"the request has no value for '{field}'"):
         key_of(f"order:{{{field}}}", message)
 
 
@@ -79,10 +79,10 @@ def test_a_field_that_says_something_is_part_of_the_key(message, field, part):
 def test_where_presence_is_known_zero_is_a_number_like_any_other():
     given, silent = options_pb2.Policy(max_response_bytes=0), options_pb2.Policy()
     assert key_of("order:{max_response_bytes}", given) == "order:0"
-    with pytest.raises(ValueError, match="has nothing in 'max_response_bytes'"):
+    with pytest.raises(ValueError, match="has no value for 'max_response_bytes'"):
         key_of("order:{max_response_bytes}", silent)
     empty = descriptor_pb2.FieldDescriptorProto(name="")
-    with pytest.raises(ValueError, match="has nothing in 'name'"):
+    with pytest.raises(ValueError, match="has no value for 'name'"):
         key_of("order:{name}", empty)
 
 

@@ -215,7 +215,7 @@ def outgoing(request):
 def test_a_client_makes_keys_of_what_is_wrapped(wrapper):
     source = keys.from_request("order:{order_id}:{item.sku}")
     assert source(outgoing(wrapper.deserialize(raw("7", sku="b")))) == "order:7:b"
-    with pytest.raises(ValueError, match="nothing in 'order_id'"):
+    with pytest.raises(ValueError, match="no value for 'order_id'"):
         source(outgoing(wrapper.deserialize(raw(order_id=""))))
     with pytest.raises(ValueError, match="has no single field 'nothing'"):
         keys.from_request("{nothing}")(outgoing(wrapper.deserialize(raw())))

@@ -104,7 +104,7 @@ def test_a_service_that_is_known_later_refuses_its_calls_then(serve_late, late, 
     late.load()
     refused = call("Pay")
     assert (refused.code(), len(calls)) == (grpc.StatusCode.INTERNAL, 1)
-    assert "policy is at fault" in refused.details()
+    assert "idempotency is misconfigured" in refused.details()
     assert (
         f"there is no method '{late.method('Pya')}': {late.package}.Late has Pay, Look (did you"
         in caplog.text
