@@ -24,19 +24,20 @@ from idem_grpc.stores._protocol import AsyncStore, OnLoop
 
 
 class ServerInterceptor(grpc.aio.ServerInterceptor):
-    """As ``idem_grpc.ServerInterceptor``, for a ``grpc.aio.server``. A ``grpc.server`` that is given
-    this one refuses every call, with MISCONFIGURED.
+    """Makes the keyed calls of a ``grpc.aio.server`` take effect once.
 
-    ``store`` is one of ``idem_grpc.aio.open_store``. Handlers may be coroutines, or plain
-    functions, which run on a thread. A duplicate that waits costs no thread, so
-    ``max_waiters`` is 1000 by default.
+    Takes the same arguments and raises the same exceptions as ``idem_grpc.ServerInterceptor``, except
+    for those listed here. Handlers may be coroutines, or plain functions, which run on a thread.
 
-    max_detached: as there. Set it where ``maximum_concurrent_rpcs`` is set, to which a call does not
-        count whose caller has left, while its handler goes on. Default 1000.
-    cache_bytes: as there.
-    executor: runs plain functions, one thread for each while it lasts. Give it the server's own
-        ``migration_thread_pool``, which an interceptor cannot see. It stays yours to shut down, after
-        ``drain``. Default: up to 128 threads of the interceptor's own, which end with ``drain``.
+    Used in a ``grpc.server`` by mistake, it refuses every call with MISCONFIGURED.
+
+    store: a store from ``idem_grpc.aio.open_store``. The caller closes it, after ``drain``.
+    max_waiters: how many duplicates may wait for a running call. They occupy no thread. Default 1000.
+    max_detached: how many runs may continue after their callers left. Set it if you set
+        ``maximum_concurrent_rpcs``, which does not count such runs. Default 1000.
+    executor: runs plain functions; each occupies a thread while it runs. Pass the server's
+        ``migration_thread_pool``, which an interceptor cannot see. The caller shuts it down, after
+        ``drain``. Default: up to 128 threads that belong to the interceptor and end with ``drain``.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
         reporter: Reporter | None = None,
     ) -> None:
         if not isinstance(store, AsyncStore):
-            raise TypeError(f"store={store!r}: give a store of idem_grpc.aio.open_store")
+            raise TypeError(f"store={store!r}: give a store from idem_grpc.aio.open_store")
         check_watch(max_waiters, max_detached, cache_bytes, reporter)
         check_executor(executor)
         self.store = store
@@ -73,9 +74,9 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
         )
 
     async def drain(self, timeout: Duration | None = None) -> int:
-        """As ``idem_grpc.ServerInterceptor.drain``."""
+        """Wait until all runs have ended, as ``idem_grpc.ServerInterceptor.drain`` does."""
         runs = self.protection.runs
-        await asyncio.sleep(0)  # a flow whose task is made, but has not begun, begins now
+        await asyncio.sleep(0)  # let tasks that were created but have not started register their flows
         with suppress(TimeoutError):
             async with asyncio.timeout(None if timeout is None else in_seconds(timeout)):
                 while runs.left():
@@ -91,9 +92,9 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
     ) -> Coroutine[Any, Any, Handler | None]:
         try:
             asyncio.get_running_loop()
-        except RuntimeError:  # grpc.server takes anything for an interceptor, and asks nothing of it before
+        except RuntimeError:  # used in grpc.server, which does not check the class of its interceptors
             refused: Any = refusing(continuation(handler_call_details), handler_call_details.method)
-            return refused  # type: ignore[no-any-return]  # a handler, as is wanted there
+            return refused  # type: ignore[no-any-return]  # grpc.server expects a handler, not a coroutine
         return self._intercept(continuation, handler_call_details)
 
     async def _intercept(
@@ -112,12 +113,13 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
         method, metadata, given, refused = planned
         if self._on_loop is not None:
             self._on_loop.use_running_loop()
-        # Weakly: an interceptor outside may have made a task for this, which has what is returned here.
+        # A weak reference: an outer interceptor may run this in a task of its own, which then holds the
+        # returned handler.
         rpc = weakref.ref(asyncio.current_task()) if method.streams_responses else None
         arrived = partial(AioCall, self.protection, method, metadata, given, self.store, self._threads, rpc)
 
-        # grpc's context has the exception of an abort, and that has these frames: so they may have neither
-        # the context nor the stream of requests, which has it.
+        # grpc's context keeps the exception of an abort, whose traceback keeps these frames. To avoid a
+        # cycle, they must not hold the context, nor the request stream, which refers to it.
 
         async def response(request: Any, context: Any) -> Any:
             call, body = arrived(context), None if method.streams_requests else request
