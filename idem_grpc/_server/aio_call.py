@@ -1,8 +1,8 @@
 """One call to an asyncio server, from its arrival to its end.
 
-The first swap runs in the RPC's own coroutine, and so does all of a replay. grpc cancels that coroutine
-when the caller goes away, so the rest of any other flow runs in a task of its own. Should that be cancelled
-too, as at the end of the event loop, each of its steps comes to an end that the flow can go on from.
+The first swap runs in the RPC's own coroutine, and so does a whole replay. grpc cancels that coroutine
+when the caller leaves, so the rest of any other flow runs in a task of its own. If that task is cancelled
+too, as at the end of the event loop, the step under way returns an event with which the flow can continue.
 """
 
 import asyncio
@@ -54,7 +54,7 @@ logger = logging.getLogger("idem_grpc")
 class AioCall(ServedCall):
     """One keyed call to an asyncio server.
 
-    ``rpc`` gives the task in which it was intercepted, if its method streams responses.
+    ``rpc`` returns the task in which the call was intercepted; None unless its method streams responses.
     """
 
     __slots__ = (
@@ -88,7 +88,7 @@ class AioCall(ServedCall):
         self._pipe = Pipe() if method.streams_requests or method.streams_responses else None
 
     async def response(self, request: Any, refused: Reply | None) -> Any:
-        """Serve a method with one response. ``request`` is its message, if that is no stream."""
+        """Serve a method with one response. ``request`` is its message; None for a request stream."""
         try:
             outcome = await self._reply(request) if refused is None else self.answer(refused)
             if outcome is None:
@@ -100,7 +100,7 @@ class AioCall(ServedCall):
             await self._stop()
 
     async def responses(self, request: Any, refused: Reply | None) -> AsyncGenerator[Any, None]:
-        """Serve a method with a stream of responses: a generator, as those outside of ours want one."""
+        """Serve a method with a stream of responses. A generator, as outer interceptors expect."""
         sent = 0
         try:
             if refused is None:
@@ -129,10 +129,10 @@ class AioCall(ServedCall):
         finally:
             await self._stop()
 
-    # In the coroutine of the RPC.
+    # Run in the RPC's coroutine.
 
     async def _reply(self, request: Any) -> Outcome | None:
-        """What to answer, once the store knows it; None if a task is still to find that out."""
+        """Start the flow. Returns the outcome to send; None if a task does the rest of the flow."""
         raw = None
         if not self.method.streams_requests:
             raw, self.wrap = body_of(request)
@@ -148,7 +148,7 @@ class AioCall(ServedCall):
         assert isinstance(step, Swap), "a flow begins with its first claim"
         try:
             event: Event = await self._swap(step)
-        except asyncio.CancelledError:  # the caller left; what came of the swap shows when it is sent again
+        except asyncio.CancelledError:  # the caller left; the task sends the swap again
             self._go_on(steps, step)
             raise
         except GeneratorExit:
@@ -168,8 +168,8 @@ class AioCall(ServedCall):
         return None
 
     def _go_on(self, steps: Steps, step: Step) -> None:
-        """Do the rest of a flow in a task of its own, which the end of the RPC does not end."""
-        if self.method.streams_responses:  # the end of the RPC may be noticed when it is too late to ask
+        """Run the rest of a flow in a task of its own, which outlives the RPC."""
+        if self.method.streams_responses:  # the RPC may end unnoticed, and its context must not be read then
             self.facts_of(self.context).freeze()
         else:
             self._done = asyncio.get_running_loop().create_future()
@@ -177,11 +177,11 @@ class AioCall(ServedCall):
             assert self._pipe is not None
             self._reading = asyncio.create_task(self._pipe.pump(self.context))
         task = asyncio.create_task(self._drive(steps, step))
-        if not self.is_over:  # as an eager task may be
+        if not self.is_over:  # an eager task may have finished it
             self._task = task
 
     def _result(self) -> Outcome:
-        """What the task has found to answer."""
+        """Return the outcome of the task, or raise its error."""
         if self._broke is not None:
             raise self._broke
         if self.variables is not None:
@@ -190,12 +190,12 @@ class AioCall(ServedCall):
         return self._outcome
 
     def _watch(self) -> None:
-        """Have the end of the RPC noticed: a generator that is left while it yields may not see it."""
+        """Register for the end of the RPC. A generator that is abandoned at a yield may not notice it."""
         rpc = None if self._rpc is None else self._rpc()
         if rpc is not None and rpc is asyncio.current_task():
             rpc.add_done_callback(lambda _: self._leave())
             return
-        leave = WeakMethod(self._leave)  # grpc never lets go of its callbacks
+        leave = WeakMethod(self._leave)  # grpc never drops its callbacks
 
         def left(_: Any) -> None:
             if (alive := leave()) is not None:
@@ -211,8 +211,8 @@ class AioCall(ServedCall):
             await self.context.send_initial_metadata(initial_metadata)
 
     async def _end(self, outcome: Outcome) -> None:
-        """Send the status of an answer, by the methods that interceptors outside look at."""
-        if self._stop_by is not None:  # and there is none: it is raised instead
+        """Send the status of an answer through the context methods that outer interceptors observe."""
+        if self._stop_by is not None:  # no status is sent: _stop raises it instead
             return
         recorded, context = self.recorded, self.context
         if recorded is not None and recorded.is_plain:
@@ -227,7 +227,7 @@ class AioCall(ServedCall):
         if recorded is not None:
             recorded.raise_failure()
         if outcome.code is not Code.OK:
-            # grpc keeps the exception, whose frames have us: so we may not have grpc's context by then.
+            # grpc's context keeps the exception, whose frames hold this call. Avoid a reference cycle.
             self._settle_facts()
             self.context = self.recorded = recorded = None
             try:
@@ -238,7 +238,7 @@ class AioCall(ServedCall):
             context.set_details(outcome.details)
 
     async def _stop(self) -> None:
-        """The coroutine of the RPC is over: after that, its context must not be asked for anything."""
+        """Clean up at the end of the RPC's coroutine. Its context must not be used afterwards."""
         self._leave()
         self._settle_facts()
         if self.is_over:
@@ -255,7 +255,7 @@ class AioCall(ServedCall):
                 self._raise_stop()
 
     def _settle_facts(self) -> None:
-        """Ask now what those who hold the handler's context may still want to know of the caller."""
+        """Read the values that holders of the handler's context may still need, or drop the context."""
         if self.context is None:
             return
         if self.recorded is not None and (self.recorded.is_held or not self.is_over):
@@ -264,7 +264,7 @@ class AioCall(ServedCall):
             self._facts.close()
 
     def _raise_stop(self) -> None:
-        """Raise what is to end the process, once, if the handler raised it and the run is over."""
+        """Raise the KeyboardInterrupt or SystemExit of the handler, once, if the run is over."""
         stop = self._stop_by
         if stop is None or not self.is_over:
             return
@@ -272,10 +272,10 @@ class AioCall(ServedCall):
         try:
             raise stop
         finally:
-            del stop  # which has this frame, and would keep it
+            del stop  # a reference cycle: its traceback holds this frame
 
     def _leave(self) -> None:
-        """The RPC is over: nothing more is waited for on its account."""
+        """Stop waiting and sending, since the RPC has ended."""
         self.is_gone = True
         if self._pipe is not None:
             self._pipe.leave()
@@ -291,12 +291,12 @@ class AioCall(ServedCall):
             self._cancel_handler()
 
     def _cancel_handler(self) -> None:
-        """Once: what it awaits after that, to end in good order, is its own affair."""
+        """Cancel the handler, at most once, so that its cleanup can await."""
         handling, self._handling = self._handling, None
         if handling is not None:
             handling.cancel()
 
-    # In the task of the flow.
+    # Run in the flow's task.
 
     async def _drive(self, steps: Steps, step: Step) -> None:
         try:
@@ -309,7 +309,7 @@ class AioCall(ServedCall):
                 except (KeyboardInterrupt, SystemExit) as stop:
                     self._stop_by = stop
                     event = cut_off(step)
-                except GeneratorExit:  # the event loop drops this coroutine, which may wait for nothing more
+                except GeneratorExit:  # the event loop drops this coroutine: it cannot await any more
                     if not isinstance(step, Execute) or self._ended is not None:
                         self._cut_short(steps, self._ended or cut_off(step))
                     raise
@@ -329,7 +329,7 @@ class AioCall(ServedCall):
                 self.recorded.log_failure()
             self.recorded = self.request = self.variables = None
             if self._stop_by is not None and (task := asyncio.current_task()) is not None:
-                task.add_done_callback(asyncio.Task.exception)  # the loop gets it, and nobody awaits it
+                task.add_done_callback(asyncio.Task.exception)  # marks it as retrieved: the loop raises it
             self._raise_stop()
 
     def _replies(self, steps: Steps, reply: Reply) -> Outcome:
@@ -339,7 +339,7 @@ class AioCall(ServedCall):
         return outcome
 
     def _cut_short(self, steps: Steps, event: Event) -> None:
-        """Bring a flow to its reply without waiting for anything."""
+        """Finish a flow up to its reply without awaiting anything."""
         step = steps.send(event)
         while not isinstance(step, Reply):
             step = steps.send(cut_off(step))
@@ -394,7 +394,7 @@ class AioCall(ServedCall):
         return Waited(hold=self.protection.availability.hold(takeover.lease))
 
     async def _wait_here(self, run: Run) -> Waited:
-        """Wait for the reply of a run of this process."""
+        """Wait for the reply of a run in this process."""
         if self.is_gone or self.may_wait() == 0:
             return Waited(more=False)
         wake = partial(asyncio.get_running_loop().call_soon_threadsafe, self._woken().set)
@@ -404,7 +404,7 @@ class AioCall(ServedCall):
         return Waited(run.reply, more=False)
 
     def _woken(self) -> asyncio.Event:
-        """Set once the caller is gone, and by what is waited for."""
+        """Return the event that is set once the RPC or the awaited run has ended."""
         event = self._wake
         if event is None:
             event = self._wake = asyncio.Event()
@@ -437,7 +437,7 @@ class AioCall(ServedCall):
         except GeneratorExit:
             self.has_run = True
             raise
-        except (Exception, KeyboardInterrupt, SystemExit) as error:  # and not the handler's own
+        except (Exception, KeyboardInterrupt, SystemExit) as error:  # not the handler's own
             if not isinstance(error, Exception):
                 self._stop_by = error
             ended = recording.raised(error)
@@ -454,31 +454,31 @@ class AioCall(ServedCall):
             serving: Awaitable[Any] = self._serve(recording)
             if is_async and self.rules.on_cancel is OnCancel.CANCEL:
                 serving = handling = asyncio.ensure_future(serving)
-                self._handling = None if handling.done() else handling  # as an eager task may be
+                self._handling = None if handling.done() else handling  # an eager task may be done
                 del handling
-                if self.is_gone:  # since before there was a handler to cancel
+                if self.is_gone:  # the caller left before there was a handler to cancel
                     self._cancel_handler()
             return recording.returned(await serving)
         except NotStarted:
             raise
         except BaseException as error:
             if isinstance(error, GeneratorExit) and not is_async:
-                raise  # the event loop drops this coroutine; the handler runs on a thread, and goes on
+                raise  # the event loop drops this coroutine; the handler continues on its thread
             self._ended = recording.raised(self._stop_by or error)
             return self._ended
         finally:
-            del serving  # a task has its exception, and that has this frame
+            del serving  # a reference cycle: a task holds its exception, whose traceback holds this frame
 
     def _start(self) -> None:
-        """Called right before the handler, on its thread. Raises NotStarted if it must not start."""
+        """Raise NotStarted if the handler must not start. Called right before it, on its thread."""
         if self.lease is None or not self.lease.may_start:
             raise NotStarted
 
     async def _serve(self, recording: Recording) -> Any:
-        """Call the handler. Returns its one response.
+        """Call the handler. Returns its response, unless it streams responses.
 
-        Where the request stream breaks off, whoever reads is told by CallerGone; a handler whose
-        other task that is, is cancelled, as grpc does, lest it wait for what that will not send.
+        If the request stream is cut, reading raises CallerGone. If another task of the handler reads it,
+        the handler itself is cancelled too, as in grpc, since it may wait for that task.
         """
         method, incoming, pipe = self.method, recording.incoming, self._pipe
         if method.is_async:
@@ -510,7 +510,7 @@ class AioCall(ServedCall):
                     self.request, recording.handed_out(AioContext(recording, None, None))
                 )
             return await serve(method, self.request, recording, self._threads, self._start, send, receive)
-        except (KeyboardInterrupt, SystemExit) as stop:  # which, from a task, would end the loop at once
+        except (KeyboardInterrupt, SystemExit) as stop:  # from a task, it would end the loop at once
             self._stop_by = stop
             raise _Stopped from None
         finally:
@@ -518,7 +518,7 @@ class AioCall(ServedCall):
             self.variables = copy_context()
 
     async def _read(self, pipe: Pipe, incoming: Incoming) -> bytes | None:
-        """The next message of the request stream; None at its end. Raises CallerGone where it is cut."""
+        """Return the next message of the request stream; None at its end. Raises CallerGone if it is cut."""
         message = await pipe.read(incoming)
         if message is None:
             return None
@@ -546,4 +546,4 @@ class AioCall(ServedCall):
 
 
 class _Stopped(Exception):
-    """Stands for an exception that is to end the process, until the store knows how the run ended."""
+    """Replaces a KeyboardInterrupt or SystemExit of the handler until the end of its run is stored."""

@@ -1,4 +1,4 @@
-"""One keyed call on a server, from the wire to the store and back."""
+"""I/O-free base class of one keyed call on a server."""
 
 import logging
 import math
@@ -33,10 +33,11 @@ _OWNER_BYTES = 8
 
 
 class ServedCall(Run):
-    """What the calls of both faces share: all that is not I/O.
+    """I/O-free logic shared by SyncCall and AioCall.
 
-    ``given`` are the keys in its ``metadata``. ``is_gone``: its caller has left. ``wrap`` makes of the bytes
-    of a response what interceptors outside get.
+    given: the keys in its ``metadata``.
+    is_gone: whether its caller has left.
+    wrap: converts the bytes of a response to the type that outer interceptors get.
     """
 
     __slots__ = (
@@ -73,10 +74,9 @@ class ServedCall(Run):
     # On arrival.
 
     def admit(self, raw: bytes | None) -> Reply | None:
-        """Read the key, the scope and the request, of which a stream (``raw`` is None) comes later.
+        """Read the scope, the key and the request. ``raw`` is None for a request stream, which is read later.
 
-        Returns the reply if this process has the answer at hand. Raises Refused where one of them is
-        not valid.
+        Returns the reply if the answer is in the cache. Raises Refused if one of them is invalid.
         """
         method = self.method
         if self.protection.scope is not SHARED:
@@ -106,7 +106,7 @@ class ServedCall(Run):
         return None
 
     def _kept(self, raw: bytes) -> Reply | None:
-        """The reply to a duplicate whose answer is in the cache, if its request has the same bytes."""
+        """Return the reply to a duplicate if its answer is cached and its request has the same bytes."""
         cache = self.protection.cache
         record = None if cache is None else cache.get(self.store_key)
         if record is None:
@@ -114,28 +114,29 @@ class ServedCall(Run):
         return replay_at_once(record, self.binding, self.method.fingerprints.raw(raw))
 
     def facts_of(self, context: Any) -> Facts:
-        """The facts of this call, to be asked for of ``context``, which is its own."""
+        """Return the cached values of the call's ``context``. Created on first use."""
         if self._facts is None:
             self._facts = Facts(context)
         return self._facts
 
     def detach(self) -> None:
-        """Count the run as one whose caller has left, unless it only waits for another, and so ends now."""
+        """Count the run as detached, unless the call waits for another run and so ends now."""
         if not self.waits:
             self.protection.runs.detach(self)
 
     def caller_is_gone(self) -> bool:
-        """Whether nobody takes the answer any more."""
+        """Whether the caller can no longer receive the answer."""
         return self.is_gone
 
     # Between the store and the flow.
 
     def heard(self, swap: Swap, seen: Swapped | Held | Outage, began: float) -> Swapped | Held | Outage:
-        """Take in the answer to a swap, which was sent at ``began``. Returns what the flow gets for it."""
-        is_own = swap.key == self.store_key  # and not that of a rate
+        """Update the state of the call after a swap sent at ``began``. Returns the event for the flow."""
+        is_own = swap.key == self.store_key  # else it counts a claim rate
         if is_own:
             self._sent = began
-        if isinstance(seen, Outage):  # a store that took a claim may well take its end, a little later
+        if isinstance(seen, Outage):
+            # The store accepted the claim of a run, so it may accept the outcome later.
             return Outage() if self.has_run and seen.misused else seen
         if isinstance(seen, Swapped):
             self.has_claim = True
@@ -145,7 +146,7 @@ class ServedCall(Run):
         return seen
 
     def starts_under(self, execute: Execute) -> Lease:
-        """The lease of the run that is about to begin."""
+        """Create the lease of the run that is about to start, and note the start."""
         record = execute.record
         lease = Lease(
             execute.swap,
@@ -159,12 +160,12 @@ class ServedCall(Run):
         return lease
 
     def too_late(self) -> TooLate:
-        """The handler does not start: another process may be running the call by now, or soon."""
+        """End the lease of a handler that was not started, since another process may take the call over."""
         lease, self.recorded = self.lease, None
         if lease is not None:
             lease.end()
             logger.warning(
-                "a handler is not started yet: less than a quarter of its lease of %g s is left",
+                "handler start postponed: less than a quarter of its lease of %g s is left",
                 lease.seconds,
             )
         return TooLate()
@@ -179,36 +180,37 @@ class ServedCall(Run):
 
     @property
     def announced_run(self) -> bytes:
-        """The owner of the run whose id the caller gets while responses are streamed, if any."""
+        """The run id to send with streamed responses; empty if the run began without its claim."""
         return self.owner if self.lease is not None and self.lease.acknowledged else b""
 
-    # While it waits for another.
+    # While waiting for another run.
 
     def deadline(self) -> float:
-        """When the caller gives up, on the clock ``monotonic``."""
+        """Return the caller's deadline on the clock ``monotonic``; infinity if it has none."""
         if self._deadline is None:
             remaining = 0.0 if self.is_gone else self.context.time_remaining()
             self._deadline = monotonic() + (math.inf if remaining is None else remaining)
         return self._deadline
 
     def may_wait(self) -> float:
-        """Seconds for which the call may go on waiting: 0 if its caller is gone or no place is free."""
+        """Return the seconds for which the call may still wait: 0 if its caller left or no place is free."""
         if not self._waits_until:
             self._waits_until = min(monotonic() + self.rules.wait, self.deadline())
         self._has_place = self._has_place or self.protection.take_place()
         return max(0.0, self._waits_until - monotonic()) if self._has_place and not self.is_gone else 0.0
 
     def until_poll(self, wait: Wait) -> float:
-        """Seconds until the store is looked at again: duplicates are kept from doing so in step."""
+        """Return the seconds until the store is read again, with jitter so that duplicates spread out."""
         return min(self.may_wait(), wait.seconds * random.uniform(0.8, 1.2))
 
     # At its end.
 
     def answer(self, reply: Reply) -> Outcome:
-        """What is sent for a reply, which is also reported: asked once.
+        """Return the outcome to send for a reply, and report it. Called once.
 
-        What was streamed of this call's run cannot be followed by the end of another. A record whose
-        answer has more or fewer messages than the method sends is one that nobody can read.
+        If this call has already streamed responses of its own run, the end of another run cannot follow
+        them: the outcome is LEASE_LOST. If the record has more or fewer messages than the method sends, it
+        cannot be replayed: the outcome is OUTCOME_UNKNOWN.
         """
         if self.has_streamed and reply.owner != self.owner:
             reply = Reply(Problem(Reason.LEASE_LOST), reply.owner)
@@ -216,7 +218,7 @@ class ServedCall(Run):
         if (
             isinstance(given, Outcome)
             and not self.method.streams_responses
-            and len(given.messages) != (given.code is Code.OK)  # one if all is well, else none
+            and len(given.messages) != (given.code is Code.OK)  # one message if OK, else none
         ):
             given = Problem(Reason.OUTCOME_UNKNOWN)
             reply = Reply(given, reply.owner)
@@ -240,7 +242,7 @@ class ServedCall(Run):
         return sent
 
     def ends(self, reply: Reply | None) -> None:
-        """The call has replied; with None, it broke."""
+        """Mark the call as over and wake waiting duplicates. ``reply`` is None after an internal error."""
         self.reply, self.is_over = reply, True
         if self.waiters is not None:
             self.wake_waiters()
@@ -254,5 +256,5 @@ class ServedCall(Run):
 def unless_claimable(
     swap: Swap, seen: Swapped | Held | Outage, instead: Outage | Full
 ) -> Swapped | Held | Outage | Full:
-    """What a call that may not claim makes of a look: ``instead``, where it would have claimed."""
+    """Return ``instead`` if ``seen`` shows that the call could have claimed the key; else ``seen``."""
     return instead if isinstance(seen, Held) and seen.value == swap.expected else seen

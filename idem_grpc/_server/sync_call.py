@@ -1,7 +1,7 @@
 """One call to a threaded server, from its arrival to its end.
 
-grpc never stops a handler's thread, so a flow runs where its call arrived. What is left
-of it after the reply goes to the keeper.
+grpc never stops a handler's thread, so the flow runs on the thread of its RPC. After the reply, the
+keeper performs the remaining steps.
 """
 
 import logging
@@ -44,7 +44,7 @@ from idem_grpc.stores._protocol import Store
 
 
 class Outlet:
-    """Hands over one response at a time, as long as somebody takes them."""
+    """Passes responses from the flow's thread to that of the RPC, one at a time."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -52,14 +52,14 @@ class Outlet:
         self._is_closed = False
 
     def put(self, part: Part) -> None:
-        """Hand one over: returns once the last one was taken. Dropped if the outlet is closed."""
+        """Pass one response on. Waits until the one before was taken. Dropped once the outlet is closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._part is None or self._is_closed)
             self._part = part
             self._changed.notify_all()
 
     def take(self) -> Part | None:
-        """The next one; None once the outlet is closed and none is left."""
+        """Return the next response; None once the outlet is closed and empty."""
         with self._changed:
             self._changed.wait_for(lambda: self._part is not None or self._is_closed)
             part, self._part = self._part, None
@@ -67,7 +67,7 @@ class Outlet:
             return part
 
     def close(self) -> None:
-        """There are no more of them, or nobody takes them any more."""
+        """Mark the end: no more responses come, or the caller left."""
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
@@ -87,7 +87,7 @@ class SyncCall(ServedCall):
     _store: Store
 
     def response(self, store: Store, request: Any, refused: Reply | None) -> Any:
-        """Serve a method with one response, on the thread of its RPC. ``request``: its message or stream."""
+        """Serve a method with one response, on the RPC's thread. ``request`` is a message or a stream."""
         self._store, self._wake, self._outlet = store, None, None
         try:
             outcome = self._reply(request) if refused is None else self.answer(refused)
@@ -99,16 +99,16 @@ class SyncCall(ServedCall):
     def responses(self, store: Store, request: Any, refused: Reply | None) -> Iterator[Any]:
         """Serve a method with a stream of responses.
 
-        grpc asks for no more of them once the caller is gone, so the flow has a thread
-        of its own. That of the RPC stays until the flow is over: as for other methods, the
-        size of the pool is how many handlers run, of callers who left too.
+        grpc stops iterating once the caller has left, so the flow runs on a thread of its own. The RPC's
+        thread stays until the flow is over, so that the size of the pool limits how many handlers run,
+        as for other methods, including those whose callers left.
         """
         self._store, self._wake, self._outlet = store, None, None
         thread = threading.get_ident()
         try:
             yield from self._answered(request, refused, thread)
         finally:
-            if threading.get_ident() == thread:  # and not a collector of garbage on any other
+            if threading.get_ident() == thread:  # else garbage collection closes it on another thread
                 self._let_go()
 
     def _answered(self, request: Any, refused: Reply | None, thread: int) -> Iterator[Any]:
@@ -140,7 +140,7 @@ class SyncCall(ServedCall):
             try:
                 outcome = pending.result()
             finally:
-                del pending  # the traceback of its error would keep it
+                del pending  # a reference cycle: the traceback of its error holds this frame
         for message in outcome.messages[sent:]:
             self._open(self.opening)
             yield self.wrap(message)
@@ -156,8 +156,8 @@ class SyncCall(ServedCall):
                 if self.is_gone and self.recorded is not None:
                     self.recorded.log_failure()
             except BaseException as error:
-                logger.exception("%s broke", self.method.path)  # nobody else may be there to tell
-                pending.set_exception(error.with_traceback(None))  # of which this frame has ``pending``
+                logger.exception("%s: internal error", self.method.path)  # the RPC may have ended
+                pending.set_exception(error.with_traceback(None))  # its frame holds ``pending``
             finally:
                 outlet.close()
 
@@ -171,11 +171,11 @@ class SyncCall(ServedCall):
                 self.recorded.compress()
             try:
                 self.context.send_initial_metadata(initial_metadata)
-            except grpc.RpcError as error:  # the caller is gone: what comes next is not sent either
+            except grpc.RpcError as error:  # the caller left
                 _let_go(error)
 
     def _end(self, outcome: Outcome) -> None:
-        """Send the status of an answer, by the methods that interceptors outside look at."""
+        """Send the status of an answer through the context methods that outer interceptors observe."""
         recorded, context = self.recorded, self.context
         if recorded is not None and recorded.is_plain:
             recorded = None
@@ -194,11 +194,11 @@ class SyncCall(ServedCall):
             context.set_details(outcome.details)
 
     def _let_go(self) -> None:
-        """Hold no longer what only the RPC needs: the flow may have to wait for the store."""
+        """Drop what only the RPC needs, since the flow may still wait for the store."""
         self.context = self.request = self.recorded = self._facts = self.variables = self._outlet = None
 
     def _reply(self, request: Any) -> Outcome:
-        """What to answer: by the time it is known, so does the store."""
+        """Run the flow up to its reply. Returns the outcome to send; if it is kept, it is stored by then."""
         raw = None
         if self.method.streams_requests:
             self._incoming = request
@@ -223,7 +223,7 @@ class SyncCall(ServedCall):
         return outcome
 
     def _leave(self) -> None:
-        """The caller is gone: nothing more is sent, nor waited for on its account."""
+        """Stop waiting and sending, since the RPC has ended."""
         self.is_gone = True
         if self.is_over:
             return
@@ -289,7 +289,7 @@ class SyncCall(ServedCall):
         return Waited(hold=self.protection.availability.hold(takeover.lease))
 
     def _wait_here(self, run: Run) -> Waited:
-        """Wait for the reply of a run of this process."""
+        """Wait for the reply of a run in this process."""
         if self.may_wait() == 0:
             return Waited(more=False)
         wake = self._woken().set
@@ -299,11 +299,11 @@ class SyncCall(ServedCall):
         return Waited(run.reply, more=False)
 
     def _woken(self) -> threading.Event:
-        """Set once the caller is gone, and by what is waited for."""
+        """Return the event that is set once the RPC or the awaited run has ended."""
         event = self._wake
         if event is None:
             event = self._wake = threading.Event()
-        if self.is_gone:  # perhaps since before there was an event to set
+        if self.is_gone:  # perhaps before the event existed
             event.set()
         return event
 
@@ -323,7 +323,7 @@ class SyncCall(ServedCall):
         try:
             ended = self._handle(recording)
             recording.run_callbacks()
-        except Exception as error:  # the handler's own are caught: its lease could not be kept
+        except Exception as error:  # not from the handler, whose exceptions _handle catches
             ended = recording.raised(error)
         finally:
             execution.leave(token)
@@ -351,10 +351,10 @@ class SyncCall(ServedCall):
             finally:
                 close(response)
             return recording.returned()
-        except BaseException as error:  # the thread is the pool's: nothing may end it but the call
+        except BaseException as error:  # SystemExit too, which must not end a thread of the pool
             return recording.raised(error, doing)
         finally:
-            if method.streams_responses:  # on a thread of its own
+            if method.streams_responses:  # the handler ran on another thread
                 self.variables = copy_context()
 
     def _next(self, incoming: Incoming) -> Any:
@@ -362,7 +362,7 @@ class SyncCall(ServedCall):
         return _END if raw is None else incoming.take(raw)
 
     def _read(self, incoming: Incoming) -> bytes | None:
-        """The next message of the request stream; None at its end. Raises CallerGone where it is cut."""
+        """Return the next message of the request stream; None at its end. Raises CallerGone if it is cut."""
         if incoming.malformed:
             return None
         try:
@@ -379,7 +379,7 @@ class SyncCall(ServedCall):
         raise CallerGone("the request stream was cut")
 
     def _is_there_after_the_end(self) -> bool:
-        """Whether the end of the request stream was the caller's, and is not that of the call."""
+        """Return whether the caller is still there after the end of its stream, so that it was not cut."""
         gone = self._woken()
         return all(not gone.wait(step) and not self.caller_is_gone() for step in EOF_HOLD)
 
@@ -407,7 +407,7 @@ class SyncCall(ServedCall):
 
 
 def _let_go(error: grpc.RpcError) -> None:
-    """Drop the traceback of an error, whose frames have the state of its call, in which grpc keeps it."""
+    """Drop the traceback of an error. grpc keeps the error in the call's state: a reference cycle."""
     error.__traceback__ = None
 
 
