@@ -25,7 +25,7 @@ from idem_grpc._core.steps import Reply
 from idem_grpc._server.handlers import Handler, behavior_of, is_async
 
 
-def check_watch(max_waiters: object, max_detached: object, cache_bytes: object, reporter: object) -> None:
+def check_limits(max_waiters: object, max_detached: object, cache_bytes: object, reporter: object) -> None:
     """Check limits and the reporter. Raises ValueError or TypeError."""
     whole_number("ServerInterceptor", "max_waiters", max_waiters, smallest=0)
     whole_number("ServerInterceptor", "max_detached", max_detached, smallest=1)
@@ -110,10 +110,10 @@ class Refused(Exception):
         self.answer = answer
 
 
-_FACTS = ("invocation_metadata", "peer", "peer_identities", "peer_identity_key", "auth_context")
+_CALLER_METHODS = ("invocation_metadata", "peer", "peer_identities", "peer_identity_key", "auth_context")
 
 
-class Facts:
+class CachedContext:
     """Caches the return values of context methods that describe the caller.
 
     grpc.aio frees the state behind a context when its RPC ends; calling the context later crashes the
@@ -140,7 +140,7 @@ class Facts:
     def freeze(self) -> None:
         """Read all values that are not cached yet, and drop the context."""
         if self._context is not None:
-            for name in _FACTS:
+            for name in _CALLER_METHODS:
                 self.get(name)
         self._context = None
 
@@ -154,7 +154,7 @@ class Method:
 
     __slots__ = (
         *("behavior", "fingerprints", "handler", "is_async", "is_settled", "is_token", "keys", "namespace"),
-        *("parse", "passes_without_key", "path", "reads_fields", "refusal", "rules", "serialize"),
+        *("parse", "is_key_optional", "path", "reads_fields", "refusal", "rules", "serialize"),
         *("streams_requests", "streams_responses"),
     )
 
@@ -172,11 +172,11 @@ class Method:
         self.serialize = handler.response_serializer
         self.streams_requests = bool(handler.request_streaming)
         self.streams_responses = bool(handler.response_streaming)
-        self.passes_without_key = rules.key is KeyRule.OPTIONAL
+        self.is_key_optional = rules.key is KeyRule.OPTIONAL
         """Whether a call without a key goes straight to the handler."""
         self.refusal: Reply | None = None
         """The reply to a call without a key; None if the key is optional or made from the request."""
-        if not self.passes_without_key and rules.key_fields is None:
+        if not self.is_key_optional and rules.key_fields is None:
             message = _TOKEN_REQUIRED if self.is_token else ""
             self.refusal = Reply(Problem(Reason.KEY_REQUIRED, message))
         self.reads_fields = bool(rules.ignore or rules.key_fields)
@@ -210,7 +210,7 @@ class Method:
         known = request_type(self.path)
         return request if known is None else parsed(raw, known.FromString)
 
-    def key_of(self, request: Any, metadata: Metadata) -> str:
+    def key_from_request(self, request: Any, metadata: Metadata) -> str:
         """Return the key made from the request's fields. Raises Refused if they do not give a valid one."""
         make = self.rules.key_fields
         assert make is not None, "a call without a key is refused otherwise"
@@ -286,7 +286,7 @@ def previous_attempts(metadata: Metadata) -> int:
     return int(value) if isinstance(value, str) and value.isdecimal() and len(value) < 9 else 0
 
 
-def key_in(given: list[str | bytes]) -> str:
+def key_from_metadata(given: list[str | bytes]) -> str:
     """Return the key of a call. Raises Refused if it is invalid, or if ``given`` has two different keys."""
     key = given[0]
     if len(given) > 1 and any(other != key for other in given):

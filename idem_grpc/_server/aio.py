@@ -15,7 +15,7 @@ from idem_grpc._core.durations import Duration, in_seconds
 from idem_grpc._core.policy import Policy
 from idem_grpc._core.reporter import Reporter
 from idem_grpc._core.scope import Scope
-from idem_grpc._server.admission import TOKEN_SERVICE, check_executor, check_watch, with_details
+from idem_grpc._server.admission import TOKEN_SERVICE, check_executor, check_limits, with_details
 from idem_grpc._server.aio_call import AioCall
 from idem_grpc._server.aio_handlers import Threads
 from idem_grpc._server.handlers import Handler, RawHandler, refusing
@@ -56,7 +56,7 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
     ) -> None:
         if not isinstance(store, AsyncStore):
             raise TypeError(f"store={store!r}: give a store from idem_grpc.aio.open_store")
-        check_watch(max_waiters, max_detached, cache_bytes, reporter)
+        check_limits(max_waiters, max_detached, cache_bytes, reporter)
         check_executor(executor)
         self.store = store
         self._on_loop = store.blocking if isinstance(store.blocking, OnLoop) else None
@@ -110,13 +110,15 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
         planned = self.protection.plan(handler_call_details, handler)
         if planned is None:
             return handler
-        method, metadata, given, refused = planned
+        method, metadata, given_keys, refused = planned
         if self._on_loop is not None:
             self._on_loop.use_running_loop()
         # A weak reference: an outer interceptor may run this in a task of its own, which then holds the
         # returned handler.
         rpc = weakref.ref(asyncio.current_task()) if method.streams_responses else None
-        arrived = partial(AioCall, self.protection, method, metadata, given, self.store, self._threads, rpc)
+        arrived = partial(
+            AioCall, self.protection, method, metadata, given_keys, self.store, self._threads, rpc
+        )
 
         # grpc's context keeps the exception of an abort, whose traceback keeps these frames. To avoid a
         # cycle, they must not hold the context, nor the request stream, which refers to it.

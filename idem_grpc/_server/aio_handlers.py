@@ -32,7 +32,7 @@ class Threads:
     """
 
     def __init__(self, executor: Executor | None) -> None:
-        self._given = executor
+        self._executor = executor
         self._own: ThreadPoolExecutor | None = None
 
     def run(self, function: Callable[[], T]) -> "asyncio.Future[T]":
@@ -40,7 +40,7 @@ class Threads:
 
         Returns a future, not a task, so that the end of the event loop does not cancel it.
         """
-        executor = self._given
+        executor = self._executor
         if executor is None:
             executor = self._own = self._own or ThreadPoolExecutor(MAX_THREADS, "idem_grpc handler")
         return asyncio.get_running_loop().run_in_executor(executor, partial(copy_context().run, function))
@@ -87,7 +87,7 @@ async def serve(
             _serve_on_thread,
             method,
             request,
-            recording.handed_out(ThreadContext(recording)),
+            recording.track_context(ThreadContext(recording)),
             start,
             lambda response: wait_for(send(response)),
         )
@@ -97,12 +97,12 @@ async def serve(
             recording.not_run(str(error))
             return None
         try:
-            return await _to_its_end(thread)
+            return await _await_uncancelled(thread)
         finally:
             del thread  # a reference cycle: the future holds its exception, whose traceback holds this frame
     reader = partial(receive, grpc.aio.EOF) if is_stream else None
     context = AioContext(recording, reader, send if method.streams_responses else None)
-    recording.handed_out(context)
+    recording.track_context(context)
     if is_stream:
         request = _stream(receive)
     start()
@@ -142,7 +142,7 @@ def _serve_on_thread(
     return None
 
 
-async def _to_its_end(thread: asyncio.Future[Any]) -> Any:
+async def _await_uncancelled(thread: asyncio.Future[Any]) -> Any:
     """Await a function on a thread until it has ended. It cannot be cancelled, so cancellation is ignored."""
     try:
         while True:
@@ -163,7 +163,7 @@ class Pipe:
 
     def __init__(self) -> None:
         self.is_gone = False
-        self._wanted = asyncio.Semaphore(0)
+        self._read_permits = asyncio.Semaphore(0)
         self._requests: asyncio.Queue[Any] = asyncio.Queue()
         self._responses: asyncio.Queue[tuple[Part, asyncio.Future[None]] | None] = asyncio.Queue()
         self._unwritten: set[asyncio.Future[None]] = set()
@@ -177,7 +177,7 @@ class Pipe:
         """
         if incoming.whole or incoming.malformed:
             return None
-        self._wanted.release()
+        self._read_permits.release()
         message = await self._requests.get()
         if message is _CUT:
             self._requests.put_nowait(_CUT)
@@ -206,7 +206,7 @@ class Pipe:
         """Read the request stream of ``context``: one message for each call of ``read``."""
         try:
             while True:
-                await self._wanted.acquire()
+                await self._read_permits.acquire()
                 message = await context.read()
                 if message is grpc.aio.EOF:
                     for step in EOF_HOLD:

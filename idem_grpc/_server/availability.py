@@ -110,7 +110,7 @@ class Availability:
         seconds = elapsed() - began
         if isinstance(error, StoreError) and not isinstance(error, StoreUnavailable):
             self._mistakes += 1
-            if is_worth_a_line(self._mistakes):
+            if should_log(self._mistakes):
                 logger.error(
                     "the idempotency store rejected a request (%d times by now)",
                     self._mistakes,
@@ -128,18 +128,18 @@ class Availability:
             self._failures = self._failures + 1 if elapsed() - self._failed_at < ONE_OUTAGE else 1
             self._failed_at = elapsed()
             failures = self._failures
-            self._is_logged |= is_worth_a_line(failures)
+            self._is_logged |= should_log(failures)
             if silent and seconds > SLOW:
                 self._is_open = True
             self._reported(began)
-        if is_worth_a_line(failures):
+        if should_log(failures):
             trace = None if isinstance(error, StoreError) else error  # a bug of the store
             logger.warning(
                 "the idempotency store did not answer (%d times by now): %s", failures, error, exc_info=trace
             )
         return Outage()
 
-    def hold(self, lease: float) -> float:
+    def takeover_delay(self, lease: float) -> float:
         """Return for how many seconds no run with a lease of ``lease`` seconds may be taken over.
 
         After an outage seen by this process, owners first get time to renew. Outages too short to make a
@@ -151,13 +151,13 @@ class Availability:
         return max(0.0, max(ends, default=0.0) - elapsed())
 
     def attempt(
-        self, store: Store, swap: Swap, began: float, *, insists: bool = False
+        self, store: Store, swap: Swap, began: float, *, bypass_breaker: bool = False
     ) -> Swapped | Held | Outage:
         """Send a swap at ``began``, the current time, unless the breaker is open.
 
-        With ``insists``, it is sent even then.
+        With ``bypass_breaker``, it is sent even then.
         """
-        if self._is_open and not insists and self._is_probed(began):
+        if self._is_open and not bypass_breaker and self._is_probed(began):
             return NOT_SENT
         try:
             seen = store.swap(swap)
@@ -224,6 +224,6 @@ def _holds_any(length: float, back: float, now: float) -> bool:
     return now - back < length / SHORT * SETTLING
 
 
-def is_worth_a_line(count: int) -> bool:
+def should_log(count: int) -> bool:
     """Whether to log the ``count``-th failure: only powers of two, so that logs do not flood."""
     return count & (count - 1) == 0

@@ -48,7 +48,7 @@ class Cache:
         is_final = not entry.record.by_hand  # an operator may still correct a record written by hand
         return entry.record if is_final and entry.record.state is State.DONE else None
 
-    def saw(self, swap: Swap, seen: Swapped | Held, began: float) -> None:
+    def update(self, swap: Swap, seen: Swapped | Held, began: float) -> None:
         """Cache the value that a swap, sent at ``began``, wrote or found."""
         if isinstance(seen, Swapped):
             value, left = swap.new, swap.ttl

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import grpc
 
-from idem_grpc._server.metadata import pairs, text
+from idem_grpc._server.metadata import checked_metadata, encodable_text
 from idem_grpc._server.recording import Recording
 
 NO_DEADLINE = 9e18
@@ -32,7 +32,7 @@ class _Context:
             raise AttributeError(name)
         recording = self._recording
         if recording.in_aio and recording.is_gone():
-            return _left_on(recording.context, name)
+            return _plain_attribute(recording.context, name)
         return getattr(recording.context, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -54,23 +54,23 @@ class _Context:
             delattr(recording.context, name)
 
     def invocation_metadata(self) -> Any:
-        return tuple(self._recording.fact("invocation_metadata") or ())
+        return tuple(self._recording.caller_value("invocation_metadata") or ())
 
     def peer(self) -> str:
-        fact: str = self._recording.fact("peer")
-        return fact
+        value: str = self._recording.caller_value("peer")
+        return value
 
     def peer_identities(self) -> Sequence[bytes] | None:
-        fact: Sequence[bytes] | None = self._recording.fact("peer_identities")
-        return fact
+        value: Sequence[bytes] | None = self._recording.caller_value("peer_identities")
+        return value
 
     def peer_identity_key(self) -> str | None:
-        fact: str | None = self._recording.fact("peer_identity_key")
-        return fact
+        value: str | None = self._recording.caller_value("peer_identity_key")
+        return value
 
     def auth_context(self) -> Mapping[str, Any]:
-        fact: Mapping[str, Any] = self._recording.fact("auth_context")
-        return fact
+        value: Mapping[str, Any] = self._recording.caller_value("auth_context")
+        return value
 
     def set_code(self, code: Any) -> None:
         self._recording.set_code(code)
@@ -79,16 +79,16 @@ class _Context:
         return self._recording.code
 
     def set_details(self, details: str) -> None:
-        self._recording.details = text(details)
+        self._recording.details = encodable_text(details)
 
     def set_trailing_metadata(self, trailing_metadata: Any) -> None:
-        self._recording.trailing_metadata = pairs(trailing_metadata)
+        self._recording.trailing_metadata = checked_metadata(trailing_metadata)
 
     def set_compression(self, compression: grpc.Compression) -> None:
         self._recording.compression = compression
 
     def disable_next_message_compression(self) -> None:
-        self._recording.next_is_plain = True
+        self._recording.next_uncompressed = True
 
 
 class SyncContext(_Context, grpc.ServicerContext):
@@ -233,7 +233,7 @@ def _abort(recording: Recording, code: Any, details: str, trailing_metadata: Any
     raise grpc.aio.AbortError("Locally aborted.")
 
 
-def _left_on(context: Any, name: str) -> Any:
+def _plain_attribute(context: Any, name: str) -> Any:
     """Return a plain attribute of a grpc.aio context whose RPC has ended.
 
     Raises AttributeError for methods and properties: they may use grpc's own context, which would crash

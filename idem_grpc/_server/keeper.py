@@ -23,7 +23,7 @@ from idem_grpc._core.execution import PROBES_PER_RENEWAL, RENEWALS_PER_LEASE, Le
 from idem_grpc._core.policy import Rules
 from idem_grpc._core.steps import Outage, Pause, Step, Steps
 from idem_grpc._core.swap import Held, Swap, Swapped
-from idem_grpc._server.availability import Availability, is_worth_a_line
+from idem_grpc._server.availability import Availability, should_log
 from idem_grpc.stores._protocol import Store, StoreUnavailable
 
 logger = logging.getLogger("idem_grpc")
@@ -34,10 +34,10 @@ BATCH = 256  # of renewals, in one round trip
 MOST_MISTAKES = 10
 """How often the store may reject a swap before a flow gives up: about half a minute in all."""
 
-LOOK_EVERY = 1.0
+SCAN_INTERVAL = 1.0
 """Seconds between two scans of the new leases, while there are any."""
 
-LOOKS_WHEN_IDLE = 10
+MAX_IDLE_SCANS = 10
 """How many scans in a row find no new lease before scanning stops."""
 
 MAX_GIVE_BACKS = 10_000
@@ -59,23 +59,23 @@ class Keeper:
         has_batches = type(store).swap_many is not Store.swap_many
         self._availability = availability or Availability()
         self._leases = _Worker("idem_grpc leases", store, self._availability, BATCH if has_batches else 1)
-        self._tails = _Worker("idem_grpc tails", store, self._availability, 1)  # records can be large
-        self._availability.on_return += [self._leases.look_soon, self._tails.look_soon]
-        self.hold = self._leases.hold
-        self.let_go = self._leases.let_go
+        self._flows = _Worker("idem_grpc flows", store, self._availability, 1)  # records can be large
+        self._availability.on_return += [self._leases.probe_soon, self._flows.probe_soon]
+        self.keep_renewing = self._leases.keep_renewing
+        self.stop_renewing = self._leases.stop_renewing
         self._lock = threading.Lock()
         self.is_full = False
         """Whether too many outcomes wait to be stored for another run to begin."""
         self._give_backs = self._outcomes = self._outcome_bytes = self._dropped = 0
 
-    def limit(self, seconds: float, stop: Callable[[], object]) -> "Limit":
-        """Call ``stop`` after ``seconds`` seconds, unless ``unlimit`` is called before."""
-        limit = Limit(stop)
-        self._leases.start(seconds, limit)
-        return limit
+    def call_later(self, seconds: float, stop: Callable[[], object]) -> "Timer":
+        """Call ``stop`` after ``seconds`` seconds, unless ``cancel_call`` is called before."""
+        timer = Timer(stop)
+        self._leases.start(seconds, timer)
+        return timer
 
-    def unlimit(self, limit: "Limit") -> None:
-        self._leases.forget(limit)
+    def cancel_call(self, timer: "Timer") -> None:
+        self._leases.cancel(timer)
 
     def finish(
         self, steps: Steps, step: Step, then: Callable[[], None], lease: Lease | None, rules: Rules
@@ -95,7 +95,7 @@ class Keeper:
             is_dropped = self.is_full and not lease.acknowledged
         if is_dropped:
             self._dropped += 1
-            if is_worth_a_line(self._dropped):
+            if should_log(self._dropped):
                 logger.error(
                     "too much waits for the store, which is away: %d claims and unprotected outcomes are"
                     " given up by now; the claims end with their leases",
@@ -115,11 +115,11 @@ class Keeper:
         def end() -> None:
             self._count(is_run, -1, size)
             if renewed is not None:
-                self._leases.forget(renewed)
+                self._leases.cancel(renewed)
             then()
 
         pause = step.seconds if isinstance(step, Pause) else 0.0
-        self._tails.start(pause, _Tail(steps, step, end, rules))
+        self._flows.start(pause, _FlowCompletion(steps, step, end, rules))
 
     def _count(self, is_run: bool, number: int, size: int) -> None:
         with self._lock:
@@ -165,10 +165,10 @@ class _Worker:
         self._availability = availability
         self._batch = batch
         self._due: list[tuple[float, int, Job]] = []
-        self._fresh: set[Lease] = set()
-        self._looks_at = inf
-        self._is_used = False
-        self._idle_looks = 0
+        self._new_leases: set[Lease] = set()
+        self._next_scan_at = inf
+        self._has_new_leases = False
+        self._idle_scans = 0
         self._stalled: deque[Job] = deque()  # wait until the store answers again
         self._pause = FIRST_PAUSE
         self._failed_at = self._probe_at = 0.0
@@ -177,22 +177,22 @@ class _Worker:
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
 
-    def hold(self, lease: Lease) -> None:
+    def keep_renewing(self, lease: Lease) -> None:
         """Renew a lease once it is due. Most runs end before, and do not wake the thread."""
-        self._fresh.add(lease)
-        self._is_used = True
-        if lease.due < self._looks_at:
+        self._new_leases.add(lease)
+        self._has_new_leases = True
+        if lease.due < self._next_scan_at:
             with self._changed:
                 self._run_thread()
                 self._changed.notify()
 
-    def let_go(self, lease: Lease) -> None:
+    def stop_renewing(self, lease: Lease) -> None:
         """Stop renewing a lease."""
-        if lease in self._fresh:
-            self._fresh.discard(lease)
+        if lease in self._new_leases:
+            self._new_leases.discard(lease)
             lease.end()
         else:
-            self.forget(lease)
+            self.cancel(lease)
 
     def _run_thread(self) -> None:
         if self._thread is None or not self._thread.is_alive():  # not alive: this process was forked
@@ -200,17 +200,17 @@ class _Worker:
             thread.start()
             self._thread = thread
 
-    def _take_fresh(self, now: float) -> None:
+    def _schedule_new_leases(self, now: float) -> None:
         """Move new leases that are due before the next scan to the heap."""
-        if not self._is_used:
-            self._idle_looks += 1
+        if not self._has_new_leases:
+            self._idle_scans += 1
         else:
-            self._is_used, self._idle_looks = False, 0
-        self._looks_at = inf if self._idle_looks > LOOKS_WHEN_IDLE else now + LOOK_EVERY
-        for lease in tuple(self._fresh):  # copied after _looks_at is set, so that no lease is missed
-            self._looks_at = min(self._looks_at, now + LOOK_EVERY)
-            if lease.due < self._looks_at:
-                self._fresh.discard(lease)
+            self._has_new_leases, self._idle_scans = False, 0
+        self._next_scan_at = inf if self._idle_scans > MAX_IDLE_SCANS else now + SCAN_INTERVAL
+        for lease in tuple(self._new_leases):  # copied after _next_scan_at is set, so that no lease is missed
+            self._next_scan_at = min(self._next_scan_at, now + SCAN_INTERVAL)
+            if lease.due < self._next_scan_at:
+                self._new_leases.discard(lease)
                 heapq.heappush(self._due, (lease.due, next(self._order), lease))
 
     def start(self, delay: float, job: Job) -> None:
@@ -221,7 +221,7 @@ class _Worker:
             if self._due[0][2] is job:
                 self._changed.notify()
 
-    def forget(self, job: Job) -> None:
+    def cancel(self, job: Job) -> None:
         """Cancel a job. Jobs that are over leave the heap once they make up more than half of it."""
         with self._changed:
             job.end()
@@ -231,7 +231,7 @@ class _Worker:
                 heapq.heapify(self._due)
                 self._stale = 0
 
-    def look_soon(self) -> None:
+    def probe_soon(self) -> None:
         """Probe the store soon, since another thread has seen it answer."""
         if self._stalled:
             with self._changed:
@@ -262,7 +262,7 @@ class _Worker:
                 else:
                     self._run(job, seen)
             if is_away:
-                self._look_later()
+                self._probe_later()
             elif self._stalled:
                 self._resume()
 
@@ -279,7 +279,7 @@ class _Worker:
         with self._changed:
             self._stalled.append(job)
 
-    def _look_later(self) -> None:
+    def _probe_later(self) -> None:
         """Schedule the next probe of the store, which is away, and notify the stalled jobs."""
         with self._changed:
             waiting = [job for job in self._stalled if not job.is_over]
@@ -309,13 +309,13 @@ class _Worker:
         with self._changed:
             while True:
                 now = elapsed()
-                if self._looks_at <= now or self._is_used:
-                    self._take_fresh(now)
+                if self._next_scan_at <= now or self._has_new_leases:
+                    self._schedule_new_leases(now)
                 if due := self._pop(now):
                     return due, False
                 if self._stalled and self._probe_at <= now:
                     return [self._stalled.popleft()], True
-                next_at = min(self._looks_at, self._due[0][0] if self._due else inf)
+                next_at = min(self._next_scan_at, self._due[0][0] if self._due else inf)
                 if self._stalled:
                     next_at = min(next_at, self._probe_at)
                 self._changed.wait(None if next_at == inf else next_at - now)
@@ -342,10 +342,10 @@ def attempt_all(store: Store, swaps: Sequence[Swap], availability: Availability)
             availability.answered(began, *answers)
             return list[Seen](answers)
     # Bypass the breaker: the keeper's threads probe the store with one swap at a time anyway.
-    return [availability.attempt(store, swap, elapsed(), insists=True) for swap in swaps]
+    return [availability.attempt(store, swap, elapsed(), bypass_breaker=True) for swap in swaps]
 
 
-class Limit:
+class Timer:
     """A job that calls ``stop`` once it is due."""
 
     interval = inf
@@ -368,7 +368,7 @@ class Limit:
         raise AssertionError("a job without a swap cannot stall")
 
 
-class _Tail:
+class _FlowCompletion:
     """A job that finishes a flow that has replied."""
 
     def __init__(self, steps: Steps, step: Step, then: Callable[[], None], rules: Rules) -> None:

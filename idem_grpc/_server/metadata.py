@@ -8,7 +8,7 @@ from idem_grpc._core.metadata import NEVER_SENT, is_sendable
 from idem_grpc._core.outcome import Code, Metadata
 
 
-def shown(error: BaseException) -> str:
+def error_text(error: BaseException) -> str:
     """Return ``str(error)``, or a placeholder if that raises."""
     try:
         return str(error)
@@ -16,7 +16,7 @@ def shown(error: BaseException) -> str:
         return f"{type(error).__name__}, whose str() raises"
 
 
-def text(details: str | bytes) -> str:
+def encodable_text(details: str | bytes) -> str:
     """Return details as a str that can be encoded, with replacement characters if need be."""
     whole = details if isinstance(details, str) else details.decode(errors="replace")
     return whole.encode(errors="replace").decode()
@@ -35,7 +35,7 @@ _CODES = {code: Code[code.name] for code in grpc.StatusCode}
 _NUMBERS = frozenset(Code) - {Code.UNAUTHENTICATED}  # grpc.aio does not accept its number
 
 
-def pairs(given: Any) -> Metadata:
+def checked_metadata(given: Any) -> Metadata:
     """Return metadata that can be stored and sent. Names may be bytes, as in grpc.
 
     Raises TypeError or ValueError, in the handler, for metadata that gRPC cannot send. grpc itself would

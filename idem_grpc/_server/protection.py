@@ -37,7 +37,7 @@ from idem_grpc._core.steps import (
 )
 from idem_grpc._core.swap import Swap
 from idem_grpc._server.admission import (
-    Facts,
+    CachedContext,
     Method,
     Refused,
     check_policies,
@@ -45,7 +45,7 @@ from idem_grpc._server.admission import (
     checked_services,
     metadata_of,
 )
-from idem_grpc._server.availability import NOT_SENT, Availability, is_worth_a_line
+from idem_grpc._server.availability import NOT_SENT, Availability, should_log
 from idem_grpc._server.cache import Cache
 from idem_grpc._server.call import ServedCall
 from idem_grpc._server.handlers import Handler
@@ -93,7 +93,7 @@ class Runs:
         self.is_full = self.detached >= self._max_detached
         if self.detached == self._max_detached:
             self._times_full += 1
-            if is_worth_a_line(self._times_full):
+            if should_log(self._times_full):
                 logger.warning(
                     "max_detached is reached: %d runs continue after their callers left (%d times by"
                     " now); calls that would run are refused until one of them ends",
@@ -193,7 +193,7 @@ class Protection:
         self.scope = scope
         self._rules = Methods(policies, default, checked_services(services))
         self._methods: dict[str, Method] = {}
-        self._passing: dict[str, Handler] = {}
+        self._unprotected: dict[str, Handler] = {}
 
     def plan(
         self, details: grpc.HandlerCallDetails, handler: Handler
@@ -205,7 +205,7 @@ class Protection:
         path = details.method
         method = self._methods.get(path)
         if method is None or method.handler is not handler or not method.is_settled:
-            if self._passing.get(path) is handler:
+            if self._unprotected.get(path) is handler:
                 return None
             try:
                 method = self._method(path, handler)
@@ -215,12 +215,12 @@ class Protection:
             if method is None:
                 return None
         try:
-            metadata, given = metadata_of(details)
+            metadata, given_keys = metadata_of(details)
         except Refused as refused:
             return method, (), [], Reply(refused.answer)
-        if given:
-            return method, metadata, given, None
-        return None if method.passes_without_key else (method, metadata, given, method.refusal)
+        if given_keys:
+            return method, metadata, given_keys, None
+        return None if method.is_key_optional else (method, metadata, given_keys, method.refusal)
 
     def _method(self, path: str, handler: Handler) -> Method | None:
         """Return the Method of a handler, creating it if need be; None if its calls are not protected.
@@ -235,14 +235,14 @@ class Protection:
         known = self._methods.get(path)
         if known is not None and known.handler is handler and known.rules is rules:
             return known
-        if len(self._methods) + len(self._passing) >= _MOST_METHODS:
+        if len(self._methods) + len(self._unprotected) >= _MOST_METHODS:
             self._methods.clear()
-            self._passing.clear()
+            self._unprotected.clear()
         # Without a descriptor, the contract may still be imported later and change the rules.
         is_settled = find_method(path) is not None
         if rules is None:
             if is_settled:
-                self._passing[path] = handler
+                self._unprotected[path] = handler
             return None
         method = self._methods[path] = Method(path, handler, rules, self.namespace)
         method.is_settled = is_settled
@@ -256,14 +256,14 @@ class Protection:
         """Return the scope of a call. Raises Refused if the scope function fails."""
         if self.scope is SHARED:
             return ""
-        facts = Facts(context)
-        info = info_of(path, metadata, facts.get)
+        cached = CachedContext(context)
+        info = info_of(path, metadata, cached.get)
         try:
             scope = scope_of(self.scope, info)
             held = weakref.ref(info)
             del info
             if held() is not None:  # the scope function kept it, and may read it after the call
-                facts.freeze()
+                cached.freeze()
             return scope
         except Exception as error:
             logger.warning("%s is refused: %s", path, error)
@@ -276,7 +276,7 @@ class Protection:
     def give_place_back(self) -> None:
         self._places.release()
 
-    def no_room(self) -> Outage | Full | None:
+    def limit_event(self) -> Outage | Full | None:
         """Return the event for a call that must not run now, because a limit is reached; else None."""
         if self.keeper.is_full:
             return NOT_SENT
@@ -317,7 +317,7 @@ class Protection:
 _MOST_METHODS = 4096  # a limit, since callers may invent method names if a generic handler accepts any
 
 
-def cut_off(step: Step) -> Event:
+def interrupted(step: Step) -> Event:
     """Return the event for a step that was not performed, or was interrupted."""
     match step:
         case Swap():

@@ -15,12 +15,12 @@ import grpc
 from idem_grpc._core.outcome import Code, Metadata, Outcome
 from idem_grpc._core.policy import OnCancel
 from idem_grpc._core.steps import Ended, Ending, ending_of
-from idem_grpc._server.admission import NOT_PARSED, Facts
+from idem_grpc._server.admission import NOT_PARSED, CachedContext
 from idem_grpc._server.call import ServedCall
 from idem_grpc._server.handlers import NotSerialized, serialized
-from idem_grpc._server.metadata import code_of, pairs, shown, text
+from idem_grpc._server.metadata import checked_metadata, code_of, encodable_text, error_text
 from idem_grpc._server.replies import GRPC_CODES
-from idem_grpc._server.streams import Incoming, Outgoing
+from idem_grpc._server.streams import Incoming, StreamedResponses
 
 logger = logging.getLogger("idem_grpc")
 
@@ -37,14 +37,14 @@ class Recording:
     def __init__(self, call: ServedCall, *, in_aio: bool) -> None:
         method = call.method
         self.incoming = Incoming(method) if method.streams_requests else None
-        self._outgoing: Outgoing | None = None
+        self._responses: StreamedResponses | None = None
         if method.streams_responses:
-            self._outgoing = Outgoing(call.rules.max_response_bytes, self.incoming)
+            self._responses = StreamedResponses(call.rules.max_response_bytes, self.incoming)
         self.call = call
         self.context = call.context
         self.in_aio = in_aio
-        self._facts: Facts | None = None
-        self._handed_out: weakref.ref[Any] | None = None
+        self._cached_context: CachedContext | None = None
+        self._handler_context: weakref.ref[Any] | None = None
         self.code: Any = None
         self.details: str | None = None
         self.initial_metadata: Metadata = ()
@@ -52,7 +52,7 @@ class Recording:
         self.aborted = False
         self.callbacks: list[Callable[[], None]] = []
         self.compression: grpc.Compression | None = None
-        self.next_is_plain = False
+        self.next_uncompressed = False
         self._status = Code.OK
         self._final: tuple[Code, str, Metadata] | None = None
         self._failure: Exception | None = None
@@ -68,19 +68,19 @@ class Recording:
         self.raise_if_over()
         if self.initial_metadata:
             raise ValueError("Initial metadata no longer allowed!")
-        self.initial_metadata = pairs(initial_metadata)
+        self.initial_metadata = checked_metadata(initial_metadata)
 
     def abort(self, code: Any, details: str | bytes, trailing_metadata: Any) -> None:
         """Record an abort. The calling method must raise afterwards, as grpc does."""
         if self._final is not None:
             raise grpc.aio.UsageError("Abort already called!")
-        trailing = pairs(trailing_metadata)
+        trailing = checked_metadata(trailing_metadata)
         status = code_of(code, self.in_aio)
         if status is Code.OK:
             logger.error("abort() called with StatusCode.OK; returning UNKNOWN")
             code, status, details = grpc.StatusCode.UNKNOWN, Code.UNKNOWN, ""
         self.code, self._status = code, status
-        self.details, self.trailing_metadata = text(details), trailing
+        self.details, self.trailing_metadata = encodable_text(details), trailing
         self.aborted = True
         if self.in_aio:
             self._final = status, self.details, trailing
@@ -100,31 +100,31 @@ class Recording:
         if self.in_aio and self.aborted:
             raise grpc.aio.AbortError("Locally aborted.")
 
-    def sends(self, message: bytes) -> None:
+    def add_response(self, message: bytes) -> None:
         """Record a response of a stream. Raises CallerGone if the caller left and the handler must stop."""
         self.raise_if_over()
         if self.sees_caller_gone():
             raise CallerGone("the caller went away")
-        assert self._outgoing is not None
-        self._outgoing.add(message)
+        assert self._responses is not None
+        self._responses.add(message)
 
     # Read by the handler.
 
-    def fact(self, name: str) -> Any:
+    def caller_value(self, name: str) -> Any:
         """Return the cached value of a context method that describes the caller."""
-        if self._facts is None:
-            self._facts = self.call.facts_of(self.context)
-        return self._facts.get(name)
+        if self._cached_context is None:
+            self._cached_context = self.call.cached_context(self.context)
+        return self._cached_context.get(name)
 
-    def handed_out(self, context: T) -> T:
+    def track_context(self, context: T) -> T:
         """Keep a weak reference to the handler's context, and return the context."""
-        self._handed_out = weakref.ref(context)
+        self._handler_context = weakref.ref(context)
         return context
 
     @property
-    def is_held(self) -> bool:
+    def is_context_held(self) -> bool:
         """Whether the handler's context is still referenced."""
-        return self._handed_out is not None and self._handed_out() is not None
+        return self._handler_context is not None and self._handler_context() is not None
 
     def is_gone(self) -> bool:
         """Whether the caller has left."""
@@ -165,10 +165,10 @@ class Recording:
         if self.compression is not None:
             self.context.set_compression(self.compression)
 
-    def take_plain(self) -> bool:
+    def take_uncompressed(self) -> bool:
         """Return whether to send the next message without compression, and reset the flag."""
-        plain, self.next_is_plain = self.next_is_plain, False
-        return plain
+        uncompressed, self.next_uncompressed = self.next_uncompressed, False
+        return uncompressed
 
     def returned(self, response: Any = None) -> Ended:
         """Return the end of a handler that returned ``response``, or that has streamed its responses.
@@ -200,9 +200,9 @@ class Recording:
     def _failed(self, error: BaseException, doing: str) -> Ended:
         """Return the end by an unexpected exception. Duplicates get the status that grpc gives it."""
         if self.in_aio:
-            details = text(f"Unexpected {type(error)}: {shown(error)}")
+            details = encodable_text(f"Unexpected {type(error)}: {error_text(error)}")
         elif self.details is None:
-            details = text(f"Exception {doing}: {shown(error)}")
+            details = encodable_text(f"Exception {doing}: {error_text(error)}")
         else:
             details = self.details
         self._final = self._status or Code.UNKNOWN, details, self.trailing_metadata or ()
@@ -210,7 +210,7 @@ class Recording:
         if isinstance(error, Exception):
             self._failure = error
         else:  # not raised again: it must not end a thread of the pool
-            logger.error("Exception %s: %s", doing, shown(error), exc_info=error)
+            logger.error("Exception %s: %s", doing, error_text(error), exc_info=error)
         if ended.ending is Ending.DECIDED:  # its status is the stored answer, so do not raise it
             self.log_failure()
         return ended
@@ -238,7 +238,7 @@ class Recording:
             logger.error(
                 "%s: Exception calling application: %s",
                 self.call.method.path,
-                shown(failure),
+                error_text(failure),
                 exc_info=failure,
             )
 
@@ -251,8 +251,8 @@ class Recording:
         if self._is_malformed:
             code, details, messages = Code.INTERNAL, NOT_PARSED, ()
         outcome = Outcome(code, details, self.initial_metadata, trailing, messages)
-        if self._outgoing is not None:
-            outcome = self._outgoing.outcome(outcome)
+        if self._responses is not None:
+            outcome = self._responses.outcome(outcome)
         ending = self.call.ending or usual or ending_of(outcome, self.call.rules.replay_errors)
         if self.incoming is None:
             return Ended(outcome, ending, caller_left=self._caller_left)
@@ -266,9 +266,9 @@ class Recording:
         return self.incoming is not None and self.incoming.malformed
 
     @property
-    def is_plain(self) -> bool:
+    def has_only_outcome(self) -> bool:
         """Whether the handler set no compression and raised nothing, as most do."""
-        return self.compression is None and not self.next_is_plain and self._failure is None
+        return self.compression is None and not self.next_uncompressed and self._failure is None
 
 
 def disable_compression(context: Any) -> None:

@@ -14,7 +14,7 @@ from idem_grpc.updates import UpdateRefused
 RUN = "idempotency-run"
 REPLAYED = "idempotency-replayed"
 _REPLAYED = ((REPLAYED, "true"),)
-_RETRY_MEETS_THE_SAME = (Code.OK, Code.NOT_FOUND, Code.ALREADY_EXISTS, Code.FAILED_PRECONDITION)
+_FINAL_CODES = (Code.OK, Code.NOT_FOUND, Code.ALREADY_EXISTS, Code.FAILED_PRECONDITION)
 
 GRPC_CODES = {code: grpc.StatusCode[code.name] for code in Code}
 
@@ -22,18 +22,18 @@ GRPC_CODES = {code: grpc.StatusCode[code.name] for code in Code}
 class Part(NamedTuple):
     """A response of a stream, ready to be sent.
 
-    opening: the initial metadata to send before the first response.
-    plain: whether to send it without compression.
+    initial_metadata: the initial metadata to send before the first response.
+    uncompressed: whether to send it without compression.
     variables: the context variables of the handler at that point.
     """
 
     message: bytes
-    opening: Metadata
-    plain: bool = False
+    initial_metadata: Metadata
+    uncompressed: bool = False
     variables: Context | None = None
 
 
-def opening(initial_metadata: Metadata, run: bytes) -> Metadata:
+def stream_initial_metadata(initial_metadata: Metadata, run: bytes) -> Metadata:
     """Return the initial metadata of a response stream, with the id of ``run``, if any.
 
     Send it with the first response, never earlier: gRPC's own retries stop once initial metadata arrived.
@@ -52,7 +52,7 @@ def as_sent(reply: Reply, outcome: Outcome) -> Outcome:
     trailing, initial = outcome.trailing_metadata, outcome.initial_metadata
     if trailing and outcome is reply.answer:
         trailing = _without(trailing, RUN, REPLAYED)
-        if outcome.code in _RETRY_MEETS_THE_SAME:
+        if outcome.code in _FINAL_CODES:
             trailing = _without(trailing, PUSHBACK)
     if reply.protected:
         if reply.owner:

@@ -16,12 +16,12 @@ In grpc.aio a cut stream ends in the same way as a complete one, and in grpc one
 cancellation of the call shows the difference, a millisecond or two later. In a process whose threads are
 busy the cancellation comes later, but so do the steps."""
 
-_LEAST = 16
-_TURN = 64
+_MIN_RESPONSE_BYTES = 16
+_TURN_BYTES = 64
 """The least number of bytes that a response counts for, and the bytes of each further turn: their
 storage overhead."""
 
-_SLACK = 64 * 1024
+_SLACK_BYTES = 64 * 1024
 """Bytes that a request stream may have in addition to twice the size of the one it is compared with.
 Another version of the client may serialize the same messages differently."""
 
@@ -63,7 +63,7 @@ class Incoming:
         return self._fingerprint.so_far(whole=self.whole)
 
 
-class Outgoing:
+class StreamedResponses:
     """Records the responses of a stream, up to ``limit`` bytes, and the turns in which they were sent."""
 
     def __init__(self, limit: int, incoming: Incoming | None) -> None:
@@ -75,7 +75,7 @@ class Outgoing:
 
     def add(self, message: bytes) -> None:
         """Record a response that is about to be sent."""
-        self._size += max(len(message), _LEAST)
+        self._size += max(len(message), _MIN_RESPONSE_BYTES)
         if self._incoming is not None and self._size <= self._limit:
             self._add_to_turn(self._incoming.so_far())
         if self._size <= self._limit:
@@ -88,7 +88,7 @@ class Outgoing:
         if self._turns and self._turns[-1].requests == requests:
             self._turns[-1] = replace(self._turns[-1], responses=self._turns[-1].responses + 1)
         else:
-            self._size += _TURN if self._turns else 0
+            self._size += _TURN_BYTES if self._turns else 0
             self._turns.append(Turn(requests, 1))
 
     def outcome(self, outcome: Outcome) -> Outcome:
@@ -110,20 +110,20 @@ def compare(
     """
     responses = iter(wanted.outcome.messages)
     for turn in wanted.outcome.turns if has_turns else ():
-        if not (yield from _reads_as(incoming, turn.requests)):
+        if not (yield from _matches(incoming, turn.requests)):
             return False
         for _ in range(turn.responses):
             yield next(responses)
-    return (yield from _reads_as(incoming, wanted.requests))
+    return (yield from _matches(incoming, wanted.requests))
 
 
-def _reads_as(incoming: Incoming, wanted: Fingerprint) -> Generator[bytes | None, bytes | None, bool]:
+def _matches(incoming: Incoming, wanted: Fingerprint) -> Generator[bytes | None, bytes | None, bool]:
     while incoming.messages < wanted.messages:
         raw = yield None
         if raw is None:
             return False
         incoming.take(raw)
-        if incoming.size > 2 * wanted.size + _SLACK:
+        if incoming.size > 2 * wanted.size + _SLACK_BYTES:
             return False
     if wanted.whole and not incoming.whole and (yield None) is not None:
         return False

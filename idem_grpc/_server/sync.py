@@ -10,7 +10,7 @@ from idem_grpc._core.durations import Duration, in_seconds
 from idem_grpc._core.policy import Policy
 from idem_grpc._core.reporter import Reporter
 from idem_grpc._core.scope import Scope
-from idem_grpc._server.admission import TOKEN_SERVICE, check_watch, with_details
+from idem_grpc._server.admission import TOKEN_SERVICE, check_limits, with_details
 from idem_grpc._server.handlers import Handler, RawHandler
 from idem_grpc._server.protection import Protection
 from idem_grpc._server.sync_call import SyncCall
@@ -60,7 +60,7 @@ class ServerInterceptor(grpc.ServerInterceptor):
             raise TypeError(
                 f"store={store!r}: give a store from idem_grpc.open_store (not from idem_grpc.aio)"
             )
-        check_watch(max_waiters, max_detached, cache_bytes, reporter)
+        check_limits(max_waiters, max_detached, cache_bytes, reporter)
         self.store = store
         self.protection = Protection(
             store,
@@ -99,10 +99,10 @@ class ServerInterceptor(grpc.ServerInterceptor):
         planned = self.protection.plan(handler_call_details, handler)
         if planned is None:
             return handler
-        method, metadata, given, refused = planned
+        method, metadata, given_keys, refused = planned
 
         def behavior(request: Any, context: grpc.ServicerContext) -> Any:
-            call = SyncCall(self.protection, method, metadata, given, context)
+            call = SyncCall(self.protection, method, metadata, given_keys, context)
             serve = call.responses if method.streams_responses else call.response
             return serve(self.store, request, refused)
 
