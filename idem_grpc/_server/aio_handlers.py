@@ -143,7 +143,7 @@ def _serve_on_thread(
 
 
 async def _await_uncancelled(thread: asyncio.Future[Any]) -> Any:
-    """Await a function on a thread until it has ended. It cannot be cancelled, so cancellation is ignored."""
+    """Await a function on a thread until it has ended. Cancellation is ignored: it cannot stop a thread."""
     try:
         while True:
             try:

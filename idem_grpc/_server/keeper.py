@@ -55,7 +55,7 @@ class Keeper:
     """Renews leases and finishes flows in the background, for as long as the process lives."""
 
     def __init__(self, store: Store, availability: Availability | None = None) -> None:
-        # A store that sends the swaps of a batch one by one gains nothing, and delays their answers.
+        # If a store sends the swaps of a batch one by one, each waits for the answer to the last.
         has_batches = type(store).swap_many is not Store.swap_many
         self._availability = availability or Availability()
         self._leases = _Worker("idem_grpc leases", store, self._availability, BATCH if has_batches else 1)

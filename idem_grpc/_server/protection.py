@@ -56,7 +56,7 @@ logger = logging.getLogger("idem_grpc")
 
 
 class Runs:
-    """The runs of this process. For threads and event loops; a call without duplicates takes no lock.
+    """The runs of this process. For threads and event loops. Calls without duplicates take no lock.
 
     ``detached`` counts the runs that continue after their callers left, from the moment they leave. Once
     there are ``max_detached`` of them, no further run should begin.

@@ -1,7 +1,7 @@
 """Record the answer of a handler until it is stored.
 
-The real context is only used after the answer was stored, since an answer must not be sent before. It also
-lets the handler finish normally after its caller has left.
+The recorded answer is passed to the real context only once it is stored, since it must not be sent before.
+Recording also lets a handler finish normally after its caller has left.
 """
 
 import asyncio

@@ -14,6 +14,7 @@ from idem_grpc.updates import UpdateRefused
 RUN = "idempotency-run"
 REPLAYED = "idempotency-replayed"
 _REPLAYED = ((REPLAYED, "true"),)
+# A retry gets the same answer, so that a handler's pushback is not sent.
 _FINAL_CODES = (Code.OK, Code.NOT_FOUND, Code.ALREADY_EXISTS, Code.FAILED_PRECONDITION)
 
 GRPC_CODES = {code: grpc.StatusCode[code.name] for code in Code}
