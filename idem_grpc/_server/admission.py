@@ -1,4 +1,4 @@
-"""From what arrives over the wire to what the state machine knows: metadata, key, scope and request."""
+"""Read and check what arrives on the wire: settings, metadata, idempotency key and request."""
 
 import inspect
 import logging
@@ -25,8 +25,8 @@ from idem_grpc._core.steps import Reply
 from idem_grpc._server.handlers import Handler, behavior_of, is_async
 
 
-def check_watch(max_waiters: object, max_detached: object, cache_bytes: object, reporter: object) -> None:
-    """Check limits and the reporter. Raises ValueError or TypeError, saying what to give."""
+def check_limits(max_waiters: object, max_detached: object, cache_bytes: object, reporter: object) -> None:
+    """Check limits and the reporter. Raises ValueError or TypeError."""
     whole_number("ServerInterceptor", "max_waiters", max_waiters, smallest=0)
     whole_number("ServerInterceptor", "max_detached", max_detached, smallest=1)
     whole_number("ServerInterceptor", "cache_bytes", cache_bytes, smallest=0)
@@ -35,7 +35,7 @@ def check_watch(max_waiters: object, max_detached: object, cache_bytes: object, 
 
 
 def check_executor(executor: object) -> None:
-    """Where plain functions run. Raises TypeError, saying what to give."""
+    """Check the executor that runs plain functions. Raises TypeError."""
     if executor is None:
         return
     if not isinstance(executor, Executor) or isinstance(executor, ProcessPoolExecutor):
@@ -46,23 +46,23 @@ def check_executor(executor: object) -> None:
 
 
 def check_scope(scope: object) -> None:
-    """Who shares keys and answers. Raises TypeError, saying what to give."""
+    """Check the scope, which decides who shares keys and answers. Raises TypeError."""
     if not callable(scope):
         raise TypeError(
-            f"scope={scope!r}: give SHARED, PEER, metadata('name') or a function of CallInfo,"
-            " which says who shares keys and answers"
+            f"scope={scope!r}: give SHARED, PEER, metadata('name') or a function of CallInfo"
+            " that returns the name of those who share keys and answers"
         )
     if inspect.iscoroutinefunction(scope) or inspect.iscoroutinefunction(type(scope).__call__):
         raise TypeError(
-            f"scope={scope!r}: give a plain function; what has to wait belongs into an interceptor"
-            " outside, which passes on what it finds as metadata"
+            f"scope={scope!r}: give a plain function; do async work in an outer interceptor"
+            " and pass its result on as metadata"
         )
 
 
 def check_policies(policies: object, default: object) -> None:
-    """What methods are protected by. Raises TypeError or ValueError, saying what to give.
+    """Check the policies of an interceptor. Raises TypeError or ValueError.
 
-    What contradicts itself only together with other layers is found where those are known.
+    Contradictions between a policy and the other layers are found later, where those layers are known.
     """
     if not isinstance(policies, Mapping):
         raise TypeError(
@@ -72,13 +72,15 @@ def check_policies(policies: object, default: object) -> None:
         raise TypeError(f"default={default!r}: give a Policy, or leave it out")
     for pattern, policy in (*policies.items(), ("default", default)):
         if not isinstance(pattern, str):
-            raise TypeError(f"policies: {pattern!r} is no string: give a name, as in '/pkg.Service/Method'")
+            raise TypeError(
+                f"policies: {pattern!r} is not a string: give a name, such as '/pkg.Service/Method'"
+            )
         if isinstance(policy, Policy) and (wrong := contradiction(policy)):
             raise ValueError(f"{pattern}: {wrong}")
 
 
 def checked_services(services: Iterable[str | ServiceDescriptor]) -> tuple[str | ServiceDescriptor, ...]:
-    """The services to check now. Raises TypeError, saying what to give."""
+    """Return the services to check at construction. Raises TypeError."""
     if isinstance(services, (str, bytes)) or not isinstance(services, Iterable):
         raise TypeError(f"services={services!r}: give a list of names, such as ['pkg.Service']")
     given = tuple(services)
@@ -86,7 +88,7 @@ def checked_services(services: Iterable[str | ServiceDescriptor]) -> tuple[str |
     for service in kinds:
         if not isinstance(service, (str, ServiceDescriptor)):
             raise TypeError(
-                f"services: {service!r} is none: give a name, as in 'pkg.Service', or a descriptor"
+                f"services: {service!r} is not a service: give a name, such as 'pkg.Service', or a descriptor"
             )
     return given
 
@@ -97,25 +99,25 @@ _TOKEN_REQUIRED = "this method needs a token of the TokenService as its idempote
 
 Parse = Callable[[bytes], Any]
 
-NOT_PARSED = "Exception deserializing request!"  # grpc's own words
+NOT_PARSED = "Exception deserializing request!"  # the same text as in grpc
 
 
 class Refused(Exception):
-    """The call gets this answer, and nothing was run or stored."""
+    """Refuses a call with ``answer``. Nothing was run or stored."""
 
     def __init__(self, answer: Outcome | Problem) -> None:
         super().__init__(answer)
         self.answer = answer
 
 
-_FACTS = ("invocation_metadata", "peer", "peer_identities", "peer_identity_key", "auth_context")
+_CALLER_METHODS = ("invocation_metadata", "peer", "peer_identities", "peer_identity_key", "auth_context")
 
 
-class Facts:
-    """What the context of an RPC says of its caller, each fact asked for once.
+class CachedContext:
+    """Caches the return values of context methods that describe the caller.
 
-    When the RPC ends, grpc.aio frees what its context stands on, and asking it crashes the process. So
-    what may still be wanted is asked for by then, with ``freeze``.
+    grpc.aio frees the state behind a context when its RPC ends; calling the context later crashes the
+    process. ``freeze`` reads everything that may still be needed before that.
     """
 
     __slots__ = ("_context", "_known")
@@ -125,31 +127,34 @@ class Facts:
         self._known: dict[str, Any] = {}
 
     def get(self, name: str) -> Any:
-        """What the method ``name`` of the context returns."""
+        """Return the value of the context method ``name``.
+
+        Raises RuntimeError if it was not read before the context was dropped.
+        """
         if name not in self._known:
             if self._context is None:
-                raise RuntimeError(f"the RPC is over: its context can no longer be asked for {name}()")
+                raise RuntimeError(f"the RPC is over, and {name}() was not read from its context before")
             self._known[name] = getattr(self._context, name)()
         return self._known[name]
 
     def freeze(self) -> None:
-        """Ask for all that is not known yet. The context is not asked any more."""
+        """Read all values that are not cached yet, and drop the context."""
         if self._context is not None:
-            for name in _FACTS:
+            for name in _CALLER_METHODS:
                 self.get(name)
         self._context = None
 
     def close(self) -> None:
-        """The context is not asked any more. Raises RuntimeError from now on for what was not asked for."""
+        """Drop the context. ``get`` raises RuntimeError from now on for values that are not cached."""
         self._context = None
 
 
 class Method:
-    """A method as an interceptor serves it: made once for each handler, and used by all its calls."""
+    """A method with its rules and handler. Made once for each handler and shared by all its calls."""
 
     __slots__ = (
         *("behavior", "fingerprints", "handler", "is_async", "is_settled", "is_token", "keys", "namespace"),
-        *("parse", "passes_without_key", "path", "reads_fields", "refusal", "rules", "serialize"),
+        *("parse", "is_key_optional", "path", "reads_fields", "refusal", "rules", "serialize"),
         *("streams_requests", "streams_responses"),
     )
 
@@ -159,7 +164,7 @@ class Method:
         self.rules = rules
         self.namespace = namespace
         self.is_settled = False
-        """Whether its contract is known by now, so that its rules stay what they are."""
+        """Whether its descriptor has been found, so that its rules can no longer change."""
         self.is_token = rules.key is KeyRule.TOKEN
         self.behavior = behavior_of(handler)
         self.is_async = is_async(self.behavior)
@@ -167,46 +172,46 @@ class Method:
         self.serialize = handler.response_serializer
         self.streams_requests = bool(handler.request_streaming)
         self.streams_responses = bool(handler.response_streaming)
-        self.passes_without_key = rules.key is KeyRule.OPTIONAL
-        """Whether a call without a key runs as if there were no interceptor."""
+        self.is_key_optional = rules.key is KeyRule.OPTIONAL
+        """Whether a call without a key goes straight to the handler."""
         self.refusal: Reply | None = None
-        """The reply to a call without a key, if it needs one that is not made of its request."""
-        if not self.passes_without_key and rules.key_fields is None:
+        """The reply to a call without a key; None if the key is optional or made from the request."""
+        if not self.is_key_optional and rules.key_fields is None:
             message = _TOKEN_REQUIRED if self.is_token else ""
             self.refusal = Reply(Problem(Reason.KEY_REQUIRED, message))
         self.reads_fields = bool(rules.ignore or rules.key_fields)
-        """Whether its rules name fields of the request."""
+        """Whether its rules read fields of the request."""
         self.keys = StoreKeys(namespace, rules.operation)
         self.fingerprints = Fingerprinting(path, rules.ignore)
 
     def rate_key(self, scope: str) -> bytes:
-        """The name under which new keys of a scope are counted; empty if they are not."""
+        """Return the store key of the claim rate of a scope; empty if new keys are not counted."""
         if self.rules.claim_rate is None or self.is_token:
             return b""
         parts = (self.namespace, self.rules.operation, scope)
         return digest("claim rate", *(part.encode() for part in parts), size=24)
 
     def fingerprint(self, raw: bytes, request: Any) -> Fingerprint:
-        """The fingerprint of a request. Raises Refused where the policy does not fit it."""
+        """Return the fingerprint of a request. Raises Refused if the policy does not fit the request."""
         try:
             return self.fingerprints.of(raw, request)
         except ValueError:
-            logger.exception("%s is refused: its idempotency policy is at fault", self.path)
+            logger.exception("%s is refused: its idempotency policy is invalid", self.path)
             raise Refused(Problem(Reason.MISCONFIGURED)) from None
 
     def readable(self, raw: bytes, request: Any) -> Any:
-        """A request of which the rules can read the fields, if they name any.
+        """Return the request in a form whose fields the rules can read.
 
-        It is read by the method's descriptor if the handler's own function made something else of
-        it. Raises Refused if its bytes are not of that type.
+        Parses ``raw`` by the method's descriptor if the handler's deserializer did not return a protobuf
+        message. Raises Refused if the bytes are not of that type.
         """
         if not self.reads_fields or message_of(request) is not None:
             return request
         known = request_type(self.path)
         return request if known is None else parsed(raw, known.FromString)
 
-    def key_of(self, request: Any, metadata: Metadata) -> str:
-        """The key that the contract makes of the request. Raises Refused if that is not possible."""
+    def key_from_request(self, request: Any, metadata: Metadata) -> str:
+        """Return the key made from the request's fields. Raises Refused if they do not give a valid one."""
         make = self.rules.key_fields
         assert make is not None, "a call without a key is refused otherwise"
         try:
@@ -214,13 +219,14 @@ class Method:
         except ValueError as error:
             raise Refused(Problem(Reason.KEY_REQUIRED, str(error))) from None
         if not keys.is_valid(key):
-            raise Refused(Problem(Reason.KEY_INVALID, "the key that is made of the request is too long"))
+            raise Refused(Problem(Reason.KEY_INVALID, "the key made from the request is too long"))
         return key
 
     def check_stream(self) -> None:
-        """Refuse a request stream whose messages will not have the fields to ignore, before its handler runs.
+        """Check, before the handler runs, that messages of a request stream have the fields to ignore.
 
-        Where no descriptor knows the method, an empty message shows what the handler's function makes.
+        If the method has no known descriptor, an empty message is parsed to see which type the handler's
+        deserializer returns. Raises Refused.
         """
         if not self.rules.ignore or request_type(self.path) is not None:
             return
@@ -232,10 +238,10 @@ class Method:
 
 
 def metadata_of(details: grpc.HandlerCallDetails) -> tuple[Metadata, list[str | bytes]]:
-    """The metadata of a call, as interceptors outside passed it on, and the keys among it.
+    """Return the metadata of a call as outer interceptors passed it on, and the keys in it.
 
-    Details may be of any class, and name and value of an entry may be bytes. Raises Refused for
-    entries that are no pairs.
+    ``details`` may be of any class. Names and values may be bytes. Raises Refused if the metadata is not
+    a sequence of pairs.
     """
     given = getattr(details, "invocation_metadata", None)
     found: list[str | bytes] = []
@@ -256,8 +262,8 @@ def metadata_of(details: grpc.HandlerCallDetails) -> tuple[Metadata, list[str | 
         entries = tuple(map(_pair, entries))
     except (TypeError, ValueError, AttributeError):
         logger.exception(
-            "%s is refused: an interceptor outside passed on details whose invocation_metadata is no"
-            " sequence of pairs",
+            "%s is refused: an outer interceptor passed on invocation_metadata that is not"
+            " a sequence of pairs",
             details.method,
         )
         raise Refused(Problem(Reason.MISCONFIGURED)) from None
@@ -268,32 +274,32 @@ def _pair(entry: Any) -> tuple[str, str | bytes]:
     name, value = (entry.key, entry.value) if hasattr(entry, "key") else entry
     if isinstance(name, bytes):
         name = name.decode("latin-1")
-    name = name.lower()  # as all names are on the wire, so that no other spelling hides beside one
+    name = name.lower()  # as on the wire, so that a differently spelled duplicate is found
     if isinstance(value, bytes) and not name.endswith("-bin"):
         value = value.decode("latin-1")
     return name, value
 
 
 def previous_attempts(metadata: Metadata) -> int:
-    """How often gRPC's own retries have sent this call before, by their own count."""
+    """Return how often gRPC's own retries have sent this call before, by ``grpc-previous-rpc-attempts``."""
     value = dict(metadata).get("grpc-previous-rpc-attempts", "")
     return int(value) if isinstance(value, str) and value.isdecimal() and len(value) < 9 else 0
 
 
-def key_in(given: list[str | bytes]) -> str:
-    """The key of a call, of those in its metadata. Raises Refused if it is none, or if there are two."""
+def key_from_metadata(given: list[str | bytes]) -> str:
+    """Return the key of a call. Raises Refused if it is invalid, or if ``given`` has two different keys."""
     key = given[0]
     if len(given) > 1 and any(other != key for other in given):
         raise Refused(Problem(Reason.KEY_INVALID, "the call has two different idempotency-keys"))
     if not isinstance(key, str) or VALID_KEY.fullmatch(key) is None:
         raise Refused(
-            Problem(Reason.KEY_INVALID, "an idempotency-key has 1 to 255 characters, of 0x21 to 0x7E")
+            Problem(Reason.KEY_INVALID, "an idempotency-key has 1 to 255 characters from 0x21 to 0x7E")
         )
     return key
 
 
 def parsed(raw: bytes, parse: Parse) -> Any:
-    """A request by the handler's own function. Raises Refused, as grpc does, where that fails."""
+    """Parse a request with the handler's deserializer. Raises Refused with grpc's own status if it fails."""
     try:
         return parse(raw)
     except Exception:
@@ -307,7 +313,7 @@ _details: ContextVar[Any] = ContextVar("idem_grpc_details", default=None)
 
 
 def with_details(handler: Handler, details: grpc.HandlerCallDetails) -> Handler:
-    """A handler of the TokenService for which ``metadata_here`` gives the metadata of ``details``."""
+    """Wrap a handler of the TokenService so that ``metadata_here`` returns the metadata of ``details``."""
     serve: Any = handler.unary_unary
     if serve is None:
         return handler
@@ -320,7 +326,7 @@ def with_details(handler: Handler, details: grpc.HandlerCallDetails) -> Handler:
             _details.reset(token)
 
     async def async_behavior(request: Any, context: Any) -> Any:
-        _details.set(details)  # in the RPC's own task
+        _details.set(details)  # no reset: it is set in the RPC's own task
         return await serve(request, context)
 
     return grpc.unary_unary_rpc_method_handler(
@@ -331,9 +337,9 @@ def with_details(handler: Handler, details: grpc.HandlerCallDetails) -> Handler:
 
 
 def metadata_here(context: Any) -> Metadata:
-    """The metadata of the call being served: that of ``context`` where no interceptor of ours is.
+    """Return the metadata of the call being served, or that of ``context`` if there is no ServerInterceptor.
 
-    Raises Refused for metadata that is none.
+    Raises Refused if the metadata is not a sequence of pairs.
     """
     details = _details.get()
     return tuple(context.invocation_metadata() or ()) if details is None else metadata_of(details)[0]

@@ -15,7 +15,7 @@ from idem_grpc._core.durations import Duration, in_seconds
 from idem_grpc._core.policy import Policy
 from idem_grpc._core.reporter import Reporter
 from idem_grpc._core.scope import Scope
-from idem_grpc._server.admission import TOKEN_SERVICE, check_executor, check_watch, with_details
+from idem_grpc._server.admission import TOKEN_SERVICE, check_executor, check_limits, with_details
 from idem_grpc._server.aio_call import AioCall
 from idem_grpc._server.aio_handlers import Threads
 from idem_grpc._server.handlers import Handler, RawHandler, refusing
@@ -24,19 +24,20 @@ from idem_grpc.stores._protocol import AsyncStore, OnLoop
 
 
 class ServerInterceptor(grpc.aio.ServerInterceptor):
-    """As ``idem_grpc.ServerInterceptor``, for a ``grpc.aio.server``. A ``grpc.server`` that is given
-    this one refuses every call, with MISCONFIGURED.
+    """Makes the keyed calls of a ``grpc.aio.server`` take effect once.
 
-    ``store`` is one of ``idem_grpc.aio.open_store``. Handlers may be coroutines, or plain
-    functions, which run on a thread. A duplicate that waits costs no thread, so
-    ``max_waiters`` is 1000 by default.
+    Takes the same arguments and raises the same exceptions as ``idem_grpc.ServerInterceptor``, except
+    for those listed here. Handlers may be coroutines, or plain functions, which run on a thread.
 
-    max_detached: as there. Set it where ``maximum_concurrent_rpcs`` is set, to which a call does not
-        count whose caller has left, while its handler goes on. Default 1000.
-    cache_bytes: as there.
-    executor: runs plain functions, one thread for each while it lasts. Give it the server's own
-        ``migration_thread_pool``, which an interceptor cannot see. It stays yours to shut down, after
-        ``drain``. Default: up to 128 threads of the interceptor's own, which end with ``drain``.
+    Used in a ``grpc.server`` by mistake, it refuses every call with MISCONFIGURED.
+
+    store: a store from ``idem_grpc.aio.open_store``. The caller closes it, after ``drain``.
+    max_waiters: how many duplicates may wait for a running call. They occupy no thread. Default 1000.
+    max_detached: how many runs may continue after their callers left. Set it if you set
+        ``maximum_concurrent_rpcs``, which does not count such runs. Default 1000.
+    executor: runs plain functions; each occupies a thread while it runs. Pass the server's
+        ``migration_thread_pool``, which an interceptor cannot see. The caller shuts it down, after
+        ``drain``. Default: up to 128 threads that belong to the interceptor and end with ``drain``.
     """
 
     def __init__(
@@ -54,8 +55,8 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
         reporter: Reporter | None = None,
     ) -> None:
         if not isinstance(store, AsyncStore):
-            raise TypeError(f"store={store!r}: give a store of idem_grpc.aio.open_store")
-        check_watch(max_waiters, max_detached, cache_bytes, reporter)
+            raise TypeError(f"store={store!r}: give a store from idem_grpc.aio.open_store")
+        check_limits(max_waiters, max_detached, cache_bytes, reporter)
         check_executor(executor)
         self.store = store
         self._on_loop = store.blocking if isinstance(store.blocking, OnLoop) else None
@@ -73,9 +74,9 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
         )
 
     async def drain(self, timeout: Duration | None = None) -> int:
-        """As ``idem_grpc.ServerInterceptor.drain``."""
+        """Wait until all runs have ended, as ``idem_grpc.ServerInterceptor.drain`` does."""
         runs = self.protection.runs
-        await asyncio.sleep(0)  # a flow whose task is made, but has not begun, begins now
+        await asyncio.sleep(0)  # let tasks that were created but have not started register their flows
         with suppress(TimeoutError):
             async with asyncio.timeout(None if timeout is None else in_seconds(timeout)):
                 while runs.left():
@@ -91,9 +92,9 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
     ) -> Coroutine[Any, Any, Handler | None]:
         try:
             asyncio.get_running_loop()
-        except RuntimeError:  # grpc.server takes anything for an interceptor, and asks nothing of it before
+        except RuntimeError:  # used in grpc.server, which does not check the class of its interceptors
             refused: Any = refusing(continuation(handler_call_details), handler_call_details.method)
-            return refused  # type: ignore[no-any-return]  # a handler, as is wanted there
+            return refused  # type: ignore[no-any-return]  # grpc.server expects a handler, not a coroutine
         return self._intercept(continuation, handler_call_details)
 
     async def _intercept(
@@ -109,15 +110,18 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
         planned = self.protection.plan(handler_call_details, handler)
         if planned is None:
             return handler
-        method, metadata, given, refused = planned
+        method, metadata, given_keys, refused = planned
         if self._on_loop is not None:
             self._on_loop.use_running_loop()
-        # Weakly: an interceptor outside may have made a task for this, which has what is returned here.
+        # A weak reference: an outer interceptor may run this in a task of its own, which then holds the
+        # returned handler.
         rpc = weakref.ref(asyncio.current_task()) if method.streams_responses else None
-        arrived = partial(AioCall, self.protection, method, metadata, given, self.store, self._threads, rpc)
+        arrived = partial(
+            AioCall, self.protection, method, metadata, given_keys, self.store, self._threads, rpc
+        )
 
-        # grpc's context has the exception of an abort, and that has these frames: so they may have neither
-        # the context nor the stream of requests, which has it.
+        # grpc's context keeps the exception of an abort, whose traceback keeps these frames. To avoid a
+        # cycle, they must not hold the context, nor the request stream, which refers to it.
 
         async def response(request: Any, context: Any) -> Any:
             call, body = arrived(context), None if method.streams_requests else request

@@ -1,4 +1,4 @@
-"""The styles in which a handler of an asyncio server may be written, and how each is called."""
+"""Call the handlers of an asyncio server: coroutines, async generators and plain functions."""
 
 import asyncio
 import inspect
@@ -21,32 +21,32 @@ from idem_grpc._server.streams import EOF_HOLD, Incoming
 T = TypeVar("T")
 
 MAX_THREADS = 128
-"""The most threads of an interceptor that is given no executor. They are made as they are needed."""
+"""Size of the thread pool of an interceptor without an ``executor``. Threads are started when needed."""
 
 
 class Threads:
-    """Runs functions on ``executor``, or on threads of its own.
+    """Runs functions on ``executor``, or on a thread pool of its own.
 
-    Never on those of the event loop's default executor: name lookups run there, without which
-    a store cannot be reached.
+    The event loop's default executor is not used: handlers could block the name lookups that run there,
+    which stores need to connect.
     """
 
     def __init__(self, executor: Executor | None) -> None:
-        self._given = executor
+        self._executor = executor
         self._own: ThreadPoolExecutor | None = None
 
     def run(self, function: Callable[[], T]) -> "asyncio.Future[T]":
-        """Run a function in a copy of this context. Raises RuntimeError if the executor is shut down.
+        """Run a function in a copy of the current context. Raises RuntimeError if the executor is shut down.
 
-        The future is no task: the end of the event loop does not cancel it.
+        Returns a future, not a task, so that the end of the event loop does not cancel it.
         """
-        executor = self._given
+        executor = self._executor
         if executor is None:
             executor = self._own = self._own or ThreadPoolExecutor(MAX_THREADS, "idem_grpc handler")
         return asyncio.get_running_loop().run_in_executor(executor, partial(copy_context().run, function))
 
     def close(self) -> None:
-        """End threads of its own that are idle. The next function to run makes new ones."""
+        """Shut down its own thread pool without waiting. The next ``run`` creates a new one."""
         own, self._own = self._own, None
         if own is not None:
             own.shutdown(wait=False)
@@ -67,11 +67,11 @@ async def serve(
     send: Send,
     receive: Receive,
 ) -> Any:
-    """Call the handler of a method with its one request, or with the stream that ``receive`` reads.
+    """Call the handler of a method with ``request``, or with the request stream that ``receive`` reads.
 
-    A plain function runs on one of ``threads``. ``start`` is called right before it, on its thread.
-    ``receive`` is given what to return at the end. Returns the one response; a stream of them goes
-    to ``send``.
+    A plain function runs on one of ``threads``. ``start`` is called right before the handler, on the same
+    thread. ``receive`` takes the value to return at the end of the stream. Returns the response of a
+    unary method; streamed responses are passed to ``send``.
     """
     is_stream = recording.incoming is not None
     behavior = method.behavior
@@ -87,7 +87,7 @@ async def serve(
             _serve_on_thread,
             method,
             request,
-            recording.handed_out(ThreadContext(recording)),
+            recording.track_context(ThreadContext(recording)),
             start,
             lambda response: wait_for(send(response)),
         )
@@ -97,12 +97,12 @@ async def serve(
             recording.not_run(str(error))
             return None
         try:
-            return await _to_its_end(thread)
+            return await _await_uncancelled(thread)
         finally:
-            del thread  # it has its exception, and that has this frame
+            del thread  # a reference cycle: the future holds its exception, whose traceback holds this frame
     reader = partial(receive, grpc.aio.EOF) if is_stream else None
     context = AioContext(recording, reader, send if method.streams_responses else None)
-    recording.handed_out(context)
+    recording.track_context(context)
     if is_stream:
         request = _stream(receive)
     start()
@@ -126,11 +126,11 @@ def _serve_on_thread(
     start: Callable[[], None],
     send: Callable[[Any], Any],
 ) -> Any:
-    """Call a plain function, whose streams are plain iterators."""
+    """Call a handler that is a plain function, whose streams are plain iterators."""
     start()
     try:
         response = method.behavior(request, context)
-    except StopIteration as error:  # as of next(requests); no future takes it, nor does a generator
+    except StopIteration as error:  # e.g. from next(requests); a future cannot hold it
         raise RuntimeError("handler raised StopIteration") from error
     if not method.streams_responses:
         return response
@@ -142,8 +142,8 @@ def _serve_on_thread(
     return None
 
 
-async def _to_its_end(thread: asyncio.Future[Any]) -> Any:
-    """Await what runs on a thread: no cancel stops that, so none may have us think it ended."""
+async def _await_uncancelled(thread: asyncio.Future[Any]) -> Any:
+    """Await a function on a thread until it has ended. Cancellation is ignored: it cannot stop a thread."""
     try:
         while True:
             try:
@@ -152,32 +152,32 @@ async def _to_its_end(thread: asyncio.Future[Any]) -> Any:
                 if thread.done():
                     raise
     finally:
-        del thread  # it has its exception, and that has this frame
+        del thread  # a reference cycle, as above
 
 
 _CUT = object()
 
 
 class Pipe:
-    """The streams of one RPC. ``is_gone`` once its coroutine is."""
+    """Passes messages between the RPC's coroutine and the flow's task. ``is_gone``: the RPC has ended."""
 
     def __init__(self) -> None:
         self.is_gone = False
-        self._wanted = asyncio.Semaphore(0)
+        self._read_permits = asyncio.Semaphore(0)
         self._requests: asyncio.Queue[Any] = asyncio.Queue()
         self._responses: asyncio.Queue[tuple[Part, asyncio.Future[None]] | None] = asyncio.Queue()
         self._unwritten: set[asyncio.Future[None]] = set()
 
-    # For the flow.
+    # Called by the flow.
 
     async def read(self, incoming: Incoming) -> Any:
-        """The next request, as interceptors outside passed it on; None at the end of the stream.
+        """Return the next request, as outer interceptors passed it on; None at the end of the stream.
 
-        Raises CallerGone where it is cut.
+        Raises CallerGone if the stream is cut.
         """
         if incoming.whole or incoming.malformed:
             return None
-        self._wanted.release()
+        self._read_permits.release()
         message = await self._requests.get()
         if message is _CUT:
             self._requests.put_nowait(_CUT)
@@ -187,9 +187,9 @@ class Pipe:
         return message
 
     async def write(self, part: Part) -> None:
-        """Have a response written, and wait for that, unless nobody is there to read it."""
+        """Queue a response and wait until it was written. Returns at once if the RPC has ended."""
         if self.is_gone:
-            await asyncio.sleep(0)  # a handler that only sends would have the loop to itself
+            await asyncio.sleep(0)  # let other tasks run, even if the handler only sends
             return
         written = asyncio.get_running_loop().create_future()
         self._unwritten.add(written)
@@ -197,16 +197,16 @@ class Pipe:
         await written
 
     def close(self) -> None:
-        """There are no more responses."""
+        """Mark the end of the responses."""
         self._responses.put_nowait(None)
 
-    # For the coroutine of the RPC.
+    # Called by the RPC's coroutine.
 
     async def pump(self, context: Any) -> None:
-        """Read the request stream of ``context``, a message whenever one is wanted."""
+        """Read the request stream of ``context``: one message for each call of ``read``."""
         try:
             while True:
-                await self._wanted.acquire()
+                await self._read_permits.acquire()
                 message = await context.read()
                 if message is grpc.aio.EOF:
                     for step in EOF_HOLD:
@@ -218,19 +218,19 @@ class Pipe:
             self._requests.put_nowait(_CUT)
 
     async def take(self) -> tuple[Part, asyncio.Future[None]] | None:
-        """The next response to write, and what to tell of it then; None after the last."""
+        """Return the next response and the future for ``written``; None after the last response."""
         return await self._responses.get()
 
     def written(self, written: asyncio.Future[None]) -> None:
-        """Tell the flow that a response was written."""
+        """Resolve the future of a response that was written, so that the flow goes on."""
         self._unwritten.discard(written)
         if not written.done():
             written.set_result(None)
 
     def leave(self) -> None:
-        """The RPC is over: nothing more is read or written."""
+        """Cut the streams, since the RPC has ended. Wakes all waiting reads and writes."""
         self.is_gone = True
-        while not self._responses.empty():  # which nobody takes any more
+        while not self._responses.empty():  # no longer read
             self._responses.get_nowait()
         self._requests.put_nowait(_CUT)
         for written in tuple(self._unwritten):

@@ -1,4 +1,4 @@
-"""What a process has seen of its store: whether it answers, and since when it does again."""
+"""The availability of the store as this process has seen it: a circuit breaker and recent outages."""
 
 import logging
 import threading
@@ -13,29 +13,30 @@ from idem_grpc.stores._protocol import AsyncStore, Store, StoreError, StoreUnava
 logger = logging.getLogger("idem_grpc")
 
 SLOW = 0.1
-"""A swap that fails after more seconds than this has kept its caller waiting: others need not wait too."""
+"""Seconds. A failure that took longer opens the circuit breaker, so that other calls do not wait too."""
 
 LONGEST_PROBE = 10.0
-"""Seconds after which a probe that reports nothing no longer keeps others from looking."""
+"""Seconds after which another probe is sent, although the last one has not reported its result."""
 
 ONE_OUTAGE = 60.0
-"""Seconds within which failures are counted together in the log."""
+"""Seconds. Failures that are closer together count as one outage in the log."""
 
 SETTLING = 0.5
-"""The part of a lease for which nobody is taken for dead after an outage. Owners renew as soon as they
-reach the store again, and look for it more often than that."""
+"""Fraction of a lease for which no takeover happens after an outage.
+
+Owners probe the store more often than that, and renew as soon as they reach it."""
 
 SHORT = 1 / 3
-"""The part of a lease that an outage lasts at least, from the last write to the next answer, for that: an
-owner who renewed three times a lease before has as much left, and more."""
+"""Fraction of a lease that an outage must last, from the last write to the next answer, to delay takeovers.
+
+In a shorter outage no lease runs out: owners renew three times a lease, so more than that is left."""
 
 
 class Availability:
-    """Shared by the calls of one interceptor and the threads of its keeper.
+    """A circuit breaker, shared by the calls of one interceptor and the threads of its keeper.
 
-    A circuit breaker: while the store keeps callers waiting in vain, one call at a time finds out
-    whether it answers again, and the others are refused at once. It stays closed for a store that
-    fails quickly, or that answers with an error.
+    While the store times out, one call at a time probes it, and the others are refused at once. The
+    breaker stays closed for a store that fails quickly or answers with an error.
     """
 
     def __init__(self) -> None:
@@ -46,7 +47,7 @@ class Availability:
         self._probe = -inf
         self._away_since = 0.0
         self._wrote = self._wrote_before = -inf
-        # For how long nothing was written, and when it was again.
+        # (how long nothing was written, when the store answered again)
         self._outages: list[tuple[float, float]] = []
         self._failures = 0
         self._failed_at = -inf
@@ -54,16 +55,16 @@ class Availability:
         self._mistakes = 0
 
     def admits(self) -> float | None:
-        """When a swap begins that may be sent now; None if it may not be.
+        """Return the current time if a swap may be sent now; None if it may not.
 
-        A caller that is admitted reports what came of it. While the breaker is open, that is the one
-        who finds out.
+        A caller that is admitted must report the result. While the breaker is open, its swap is the
+        probe.
         """
         now = elapsed()
         return None if self._is_open and self._is_probed(now) else now
 
     def _is_probed(self, now: float) -> bool:
-        """Whether another finds out. If none does, it is this caller who does, from ``now`` on."""
+        """Return whether a probe is under way. If none is, this caller sends the next one."""
         with self._lock:
             if now < self._probe + LONGEST_PROBE:
                 return True
@@ -71,17 +72,17 @@ class Availability:
         return False
 
     def cancelled(self, began: float) -> None:
-        """The caller whose swap began then has left: what came of it is not known."""
+        """Note that a swap sent at ``began`` was cancelled: its result is unknown."""
         with self._lock:
             self._reported(began)
 
     def _reported(self, began: float) -> None:
-        """Let another find out, if it was this one who did: not after those who had begun before."""
+        """Allow the next probe, if the swap sent at ``began`` was the last one."""
         if began == self._probe:
             self._probe = -inf
 
     def answered(self, began: float, *seen: Swapped | Held) -> None:
-        """The store did what it was asked by swaps that began then."""
+        """Note that the store answered swaps sent at ``began``."""
         if any(isinstance(each, Swapped) for each in seen):
             self._wrote = began
         if self._is_away:
@@ -97,7 +98,7 @@ class Availability:
             longer = [each for each in self._outages if each[0] > length and _holds_any(*each, back)]
             self._outages = [*longer, (length, back)]
             is_logged, self._is_logged = self._is_logged, False
-        if was_away:  # and no other thread was first
+        if was_away:  # else another thread was first
             if is_logged:
                 seconds = back - self._away_since
                 logger.warning("the idempotency store answers again, after %.1f s", seconds)
@@ -105,42 +106,44 @@ class Availability:
                 resume()
 
     def failed(self, error: BaseException, began: float) -> Outage:
-        """The swap that began then raised. Returns what a flow makes of that."""
+        """Note that a swap sent at ``began`` raised ``error``. Returns the event for the flow."""
         seconds = elapsed() - began
         if isinstance(error, StoreError) and not isinstance(error, StoreUnavailable):
             self._mistakes += 1
-            if is_worth_a_line(self._mistakes):
+            if should_log(self._mistakes):
                 logger.error(
-                    "the idempotency store cannot be used (%d times by now)", self._mistakes, exc_info=error
+                    "the idempotency store rejected a request (%d times by now)",
+                    self._mistakes,
+                    exc_info=error,
                 )
             with self._lock:
-                self._is_open = False  # that was an answer, though a useless one
+                self._is_open = False  # the store did answer
                 self._reported(began)
             return Outage(misused=True)
         silent = not (isinstance(error, StoreUnavailable) and error.answered)
         with self._lock:
             if not self._is_away:
                 self._is_away, self._away_since, self._wrote_before = True, elapsed(), self._wrote
-            # A store may do one thing and refuse another, in turn: then it is the same outage.
+            # A store may accept some requests and fail others in turn: that is one outage.
             self._failures = self._failures + 1 if elapsed() - self._failed_at < ONE_OUTAGE else 1
             self._failed_at = elapsed()
             failures = self._failures
-            self._is_logged |= is_worth_a_line(failures)
+            self._is_logged |= should_log(failures)
             if silent and seconds > SLOW:
                 self._is_open = True
             self._reported(began)
-        if is_worth_a_line(failures):
-            trace = None if isinstance(error, StoreError) else error  # which no store should raise
+        if should_log(failures):
+            trace = None if isinstance(error, StoreError) else error  # a bug of the store
             logger.warning(
                 "the idempotency store did not answer (%d times by now): %s", failures, error, exc_info=trace
             )
         return Outage()
 
-    def hold(self, lease: float) -> float:
-        """Seconds for which no run with a lease of ``lease`` seconds may be taken for dead.
+    def takeover_delay(self, lease: float) -> float:
+        """Return for how many seconds no run with a lease of ``lease`` seconds may be taken over.
 
-        After an outage that this process saw, owners first get the time to renew. One that was so short
-        that it kept no owner from renewing in time holds nobody: with many calls, some swap always fails.
+        After an outage seen by this process, owners first get time to renew. Outages too short to make a
+        lease run out are ignored: with many calls, some swap always fails.
         """
         if self._is_away:
             return lease * SETTLING
@@ -148,13 +151,13 @@ class Availability:
         return max(0.0, max(ends, default=0.0) - elapsed())
 
     def attempt(
-        self, store: Store, swap: Swap, began: float, *, insists: bool = False
+        self, store: Store, swap: Swap, began: float, *, bypass_breaker: bool = False
     ) -> Swapped | Held | Outage:
-        """Send a swap now, at ``began``, unless the store is known to keep its callers waiting.
+        """Send a swap at ``began``, the current time, unless the breaker is open.
 
-        One that ``insists`` is sent all the same.
+        With ``bypass_breaker``, it is sent even then.
         """
-        if self._is_open and not insists and self._is_probed(began):
+        if self._is_open and not bypass_breaker and self._is_probed(began):
             return NOT_SENT
         try:
             seen = store.swap(swap)
@@ -167,7 +170,7 @@ class Availability:
         return seen
 
     async def attempt_async(self, store: AsyncStore, swap: Swap, began: float) -> Swapped | Held | Outage:
-        """As ``attempt``, for asyncio. Raises what its caller's task is cancelled by."""
+        """Send a swap as ``attempt`` does, for asyncio. Raises CancelledError if the task is cancelled."""
         if self._is_open and self._is_probed(began):
             return NOT_SENT
         try:
@@ -184,7 +187,7 @@ class Availability:
         return seen
 
     def ask(self, work: Callable[[], Sequence[Swapped | Held]]) -> Sequence[Swapped | Held] | Outage:
-        """Do any other work with the store, likewise. Returns its answers."""
+        """Do other work with the store, if the breaker is closed. Returns its answers, or Outage."""
         began = self.admits()
         if began is None:
             return NOT_SENT
@@ -198,7 +201,7 @@ class Availability:
     async def ask_async(
         self, work: Callable[[], Awaitable[Sequence[Swapped | Held]]]
     ) -> Sequence[Swapped | Held] | Outage:
-        """The same for asyncio."""
+        """Do other work with the store as ``ask`` does, for asyncio."""
         began = self.admits()
         if began is None:
             return NOT_SENT
@@ -217,10 +220,10 @@ NOT_SENT = Outage(sent=False)
 
 
 def _holds_any(length: float, back: float, now: float) -> bool:
-    """Whether an outage still holds back those who would take over the longest lease that it concerns."""
+    """Whether an outage can still delay a takeover: that of the longest lease that it affects."""
     return now - back < length / SHORT * SETTLING
 
 
-def is_worth_a_line(count: int) -> bool:
-    """Whether the ``count``-th failure is logged: the first, and then ever fewer."""
+def should_log(count: int) -> bool:
+    """Whether to log the ``count``-th failure: only powers of two, so that logs do not flood."""
     return count & (count - 1) == 0

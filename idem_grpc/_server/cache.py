@@ -1,4 +1,4 @@
-"""Answers kept in this process for a few seconds, for duplicates that come soon."""
+"""A short-lived cache of answers, for duplicates that arrive within seconds."""
 
 from collections import OrderedDict
 from threading import Lock
@@ -8,13 +8,13 @@ from idem_grpc._core.record import Record, State, is_done
 from idem_grpc._core.swap import Held, Swap, Swapped
 
 LONGEST = 10.0
-"""Seconds after which the store is asked again: what an operator forgets or corrects is noticed by then."""
+"""Seconds an entry lives. Limits how long the corrections and deletions of an operator go unnoticed."""
 
-_ENTRY_BYTES = 512  # what an entry takes up in addition to its key and value, roughly
+_ENTRY_BYTES = 512  # rough overhead of an entry, in addition to its key and value
 
 
 class _Entry:
-    """``record`` is made of ``value`` when it is asked for: most records are written and never replayed."""
+    """A cached value. ``record`` is parsed on first use: most records are never replayed."""
 
     __slots__ = ("record", "size", "until", "value")
 
@@ -28,8 +28,8 @@ class _Entry:
 class Cache:
     """DONE records of this process's calls, as the store held them up to LONGEST seconds ago.
 
-    ``max_bytes`` bounds what they take up; the oldest are dropped first. Nothing else is kept: all other
-    states may change at any time, by calls of other processes.
+    ``max_bytes`` limits the total size; the oldest entries are dropped first. Records in other states are
+    not cached, since other processes may change them at any time.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -39,17 +39,17 @@ class Cache:
         self._entries: OrderedDict[bytes, _Entry] = OrderedDict()  # the oldest first
 
     def get(self, key: bytes) -> Record | None:
-        """The record of a key, if the store held it a moment ago."""
+        """Return the cached record of a key, or None."""
         entry = self._entries.get(key)
         if entry is None or elapsed() >= entry.until:
             return None
         if entry.record is None:
             entry.record = Record.from_bytes(entry.value)
-        is_final = not entry.record.by_hand  # else a person may correct it
+        is_final = not entry.record.by_hand  # an operator may still correct a record written by hand
         return entry.record if is_final and entry.record.state is State.DONE else None
 
-    def saw(self, swap: Swap, seen: Swapped | Held, began: float) -> None:
-        """Take in what a swap that began then has shown of its key."""
+    def update(self, swap: Swap, seen: Swapped | Held, began: float) -> None:
+        """Cache the value that a swap, sent at ``began``, wrote or found."""
         if isinstance(seen, Swapped):
             value, left = swap.new, swap.ttl
         else:

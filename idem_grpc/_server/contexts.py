@@ -1,7 +1,7 @@
-"""The contexts that keyed handlers get in the place of grpc's own.
+"""The contexts that keyed handlers get instead of grpc's own.
 
-What a handler says of its answer is recorded. All else is the real context's: attributes that
-authentication or a wrapper outside has put on it are seen here, and those set here are seen there.
+Status and metadata set by the handler are recorded. Everything else is delegated to the real context:
+attributes that an outer interceptor sets there can be read here, and the other way round.
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -12,15 +12,15 @@ from typing import Any, NoReturn
 
 import grpc
 
-from idem_grpc._server.metadata import pairs, text
+from idem_grpc._server.metadata import checked_metadata, encodable_text
 from idem_grpc._server.recording import Recording
 
 NO_DEADLINE = 9e18
-"""What ``time_remaining`` says in grpc's threaded servers when a call has no deadline."""
+"""What ``time_remaining`` returns in grpc's threaded servers if a call has no deadline."""
 
 
 class _Context:
-    """What the contexts of grpc and grpc.aio have in common."""
+    """Base class of the contexts for grpc and grpc.aio."""
 
     _recording: Recording
 
@@ -28,11 +28,11 @@ class _Context:
         self.__dict__["_recording"] = recording
 
     def __getattr__(self, name: str) -> Any:
-        if name == "_recording":  # of an object that was not initialised, as a copy is
+        if name == "_recording":  # a copy has no attributes yet
             raise AttributeError(name)
         recording = self._recording
         if recording.in_aio and recording.is_gone():
-            return _left_on(recording.context, name)
+            return _plain_attribute(recording.context, name)
         return getattr(recording.context, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -42,7 +42,7 @@ class _Context:
             try:
                 setattr(recording.context, name, value)
                 return
-            except AttributeError:  # grpc.aio's own context takes none
+            except AttributeError:  # grpc.aio's own context has no __dict__
                 pass
         self.__dict__[name] = value
 
@@ -54,23 +54,23 @@ class _Context:
             delattr(recording.context, name)
 
     def invocation_metadata(self) -> Any:
-        return tuple(self._recording.fact("invocation_metadata") or ())
+        return tuple(self._recording.caller_value("invocation_metadata") or ())
 
     def peer(self) -> str:
-        fact: str = self._recording.fact("peer")
-        return fact
+        value: str = self._recording.caller_value("peer")
+        return value
 
     def peer_identities(self) -> Sequence[bytes] | None:
-        fact: Sequence[bytes] | None = self._recording.fact("peer_identities")
-        return fact
+        value: Sequence[bytes] | None = self._recording.caller_value("peer_identities")
+        return value
 
     def peer_identity_key(self) -> str | None:
-        fact: str | None = self._recording.fact("peer_identity_key")
-        return fact
+        value: str | None = self._recording.caller_value("peer_identity_key")
+        return value
 
     def auth_context(self) -> Mapping[str, Any]:
-        fact: Mapping[str, Any] = self._recording.fact("auth_context")
-        return fact
+        value: Mapping[str, Any] = self._recording.caller_value("auth_context")
+        return value
 
     def set_code(self, code: Any) -> None:
         self._recording.set_code(code)
@@ -79,20 +79,20 @@ class _Context:
         return self._recording.code
 
     def set_details(self, details: str) -> None:
-        self._recording.details = text(details)
+        self._recording.details = encodable_text(details)
 
     def set_trailing_metadata(self, trailing_metadata: Any) -> None:
-        self._recording.trailing_metadata = pairs(trailing_metadata)
+        self._recording.trailing_metadata = checked_metadata(trailing_metadata)
 
     def set_compression(self, compression: grpc.Compression) -> None:
         self._recording.compression = compression
 
     def disable_next_message_compression(self) -> None:
-        self._recording.next_is_plain = True
+        self._recording.next_uncompressed = True
 
 
 class SyncContext(_Context, grpc.ServicerContext):
-    """For handlers of grpc.server."""
+    """The context for handlers of a grpc.server."""
 
     def is_active(self) -> bool:
         return not self._recording.sees_caller_gone()
@@ -131,12 +131,12 @@ class SyncContext(_Context, grpc.ServicerContext):
 
     @property
     def _state(self) -> "_State":
-        """grpc's own state of the call, which some interceptors read, with what is recorded here."""
+        """A view of grpc's own call state, which some interceptors read, with the recorded values."""
         return _State(self._recording, self._recording.context._state)
 
 
 class _State:
-    """``context._state`` of grpc.server: the code, details and metadata of the handler, and the real rest."""
+    """``context._state`` of grpc.server, with code, details, trailing metadata and abort as recorded."""
 
     def __init__(self, recording: Recording, state: Any) -> None:
         self._recording = recording
@@ -164,7 +164,7 @@ class _State:
 
 
 class ThreadContext(SyncContext):
-    """For plain handlers of a grpc.aio.server, which run on a thread."""
+    """The context for plain functions in a grpc.aio.server, which run on a thread."""
 
     def abort(self, code: Any, details: str = "", trailing_metadata: Any = ()) -> NoReturn:
         _abort(self._recording, code, details, trailing_metadata)
@@ -174,7 +174,7 @@ class ThreadContext(SyncContext):
 
 
 class AioContext(_Context, grpc.aio.ServicerContext[Any, Any]):
-    """For coroutines. ``reader`` and ``writer`` serve its streams, if it has them."""
+    """The context for coroutines. ``reader`` and ``writer`` are for request and response streams."""
 
     _reader: Callable[[], Awaitable[Any]] | None
     _writer: Callable[[Any], Awaitable[None]] | None
@@ -226,20 +226,21 @@ class AioContext(_Context, grpc.aio.ServicerContext[Any, Any]):
 
 
 def _abort(recording: Recording, code: Any, details: str, trailing_metadata: Any) -> NoReturn:
-    """Abort as grpc.aio does, where what an abort does not say is what was said before."""
+    """Abort as grpc.aio does: details and metadata that are not given are those set before."""
     recording.abort(
         code, details or recording.details or "", trailing_metadata or recording.trailing_metadata
     )
     raise grpc.aio.AbortError("Locally aborted.")
 
 
-def _left_on(context: Any, name: str) -> Any:
-    """An attribute of a grpc.aio context whose RPC is over, if it is a value.
+def _plain_attribute(context: Any, name: str) -> Any:
+    """Return a plain attribute of a grpc.aio context whose RPC has ended.
 
-    Methods and properties may ask grpc's own context, which then brings down the process.
+    Raises AttributeError for methods and properties: they may use grpc's own context, which would crash
+    the process.
     """
     if not isinstance(getattr_static(type(context), name, None), (FunctionType, property)):
         value = getattr(context, name)
         if not isinstance(value, MethodType):
             return value
-    raise AttributeError(f"the RPC is over: its context can no longer be asked for {name!r}")
+    raise AttributeError(f"{name!r} is not available after the RPC has ended")

@@ -1,4 +1,4 @@
-"""The kinds of method that grpc has, told apart in one place."""
+"""Uniform access to the four kinds of grpc method handler."""
 
 import inspect
 import logging
@@ -19,9 +19,9 @@ Behavior = Callable[[Any, Any], Any]
 
 
 class Raw:
-    """A message as interceptors outside this one see it: its bytes, unparsed.
+    """An unparsed message, as outer interceptors see it.
 
-    It is no bytes object, which can be iterated: an interceptor may take that for a stream.
+    Not a bytes object: those are iterable, and an interceptor may mistake one for a stream.
     """
 
     __slots__ = ("body",)
@@ -37,10 +37,10 @@ class Raw:
 
 
 def body_of(message: Any) -> tuple[bytes, Callable[[bytes], Any]]:
-    """The bytes of a message that came from outside, and how messages go back there: as Raw, or as bytes.
+    """Return the bytes of a message, and the type in which to return messages to outer interceptors.
 
-    They are bytes where an interceptor has left out the functions of our handler, as works without us for a
-    service that deals in bytes.
+    The type is Raw, or bytes if an outer interceptor dropped the serializers of the handler, as some do for
+    services whose messages are bytes.
     """
     if isinstance(message, Raw):
         return message.body, Raw
@@ -50,9 +50,9 @@ def body_of(message: Any) -> tuple[bytes, Callable[[bytes], Any]]:
 
 
 class RawHandler(Handler):
-    """A handler of the same kind as ``like`` that is given, and gives, messages of class Raw.
+    """A handler of the same kind as ``like`` that takes and returns messages of class Raw.
 
-    An interceptor outside may answer in its place, with a message of the method's own class.
+    It also serializes messages of the method's own class, since an outer interceptor may answer with one.
     """
 
     request_deserializer = Raw
@@ -79,7 +79,7 @@ class RawHandler(Handler):
 
 
 def behavior_of(handler: Handler) -> Behavior:
-    """The function that serves the method. Like grpc, it goes by the kind: proxies may have all four."""
+    """Return the function that serves the method. Selected by kind, as in grpc: proxies may have all four."""
     if handler.request_streaming:
         behavior = handler.stream_stream if handler.response_streaming else handler.stream_unary
     else:
@@ -89,12 +89,12 @@ def behavior_of(handler: Handler) -> Behavior:
 
 
 def is_async(behavior: Behavior) -> bool:
-    """Whether it runs on the event loop, and not on a thread."""
+    """Whether a handler function runs on the event loop rather than on a thread."""
     return inspect.iscoroutinefunction(behavior) or inspect.isasyncgenfunction(behavior)
 
 
 def close(responses: Any) -> None:
-    """Close a generator that is left: what it does last must not meet the next run of its call."""
+    """Close a response generator, so that its cleanup does not overlap with the next run of the call."""
     if (closing := getattr(responses, "close", None)) is not None:
         closing()
 
@@ -104,7 +104,7 @@ class NotSerialized(Exception):
 
 
 def serialized(serialize: Callable[[Any], Any] | None, response: Any) -> bytes:
-    """A response as bytes, by the handler's own function. Raises NotSerialized."""
+    """Serialize a response with the handler's serializer. Raises NotSerialized if that fails."""
     try:
         body = response if serialize is None else serialize(response)
     except Exception as error:
@@ -120,11 +120,11 @@ _WRONG = "idem_grpc.aio.ServerInterceptor was given to grpc.server: give it idem
 
 
 def refusing(handler: Any, method: str) -> Handler | None:
-    """A handler in the place of ``handler`` that refuses its calls; those without a key as well."""
-    logger.critical("%s is refused, as is every call: %s", method, _WRONG)
+    """Return a handler like ``handler`` that refuses all calls, including those without a key."""
+    logger.critical("%s is refused, like all calls: %s", method, _WRONG)
     if handler is None:
         return None
-    if hasattr(handler, "close"):  # the coroutine of another interceptor that is misplaced
+    if hasattr(handler, "close"):  # the coroutine of another asyncio interceptor
         handler.close()
         handler = grpc.unary_unary_rpc_method_handler(_unary)
     return RawHandler(handler, _stream if handler.response_streaming else _unary)

@@ -1,11 +1,11 @@
-"""The threads of an interceptor that keep its promises to the store.
+"""The background threads of an interceptor: one renews leases, one finishes flows that have replied.
 
-One renews the leases of running handlers. It has a store connection of its own where the
-store has several, so neither a busy pool nor a blocked event loop stops it. The other brings
-flows to their end whose reply has gone out while the store was away.
+The first renews the leases of running handlers. It has its own store connection if the store has
+several, so neither a busy pool nor a blocked event loop delays it. The second finishes flows that
+replied while the store was away.
 
-While the store is away, each thread looks for it with one swap at a time and growing pauses; as
-soon as it answers, everything that failed meanwhile is sent again.
+While the store is away, each thread probes it with one swap at a time and growing pauses. Once the
+store answers, everything that failed meanwhile is sent again.
 """
 
 import heapq
@@ -23,7 +23,7 @@ from idem_grpc._core.execution import PROBES_PER_RENEWAL, RENEWALS_PER_LEASE, Le
 from idem_grpc._core.policy import Rules
 from idem_grpc._core.steps import Outage, Pause, Step, Steps
 from idem_grpc._core.swap import Held, Swap, Swapped
-from idem_grpc._server.availability import Availability, is_worth_a_line
+from idem_grpc._server.availability import Availability, should_log
 from idem_grpc.stores._protocol import Store, StoreUnavailable
 
 logger = logging.getLogger("idem_grpc")
@@ -32,13 +32,13 @@ FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 5.0
 BATCH = 256  # of renewals, in one round trip
 MOST_MISTAKES = 10
-"""How often the store may refuse a swap as a mistake before a flow gives up: half a minute, in all."""
+"""How often the store may reject a swap before a flow gives up: about half a minute in all."""
 
-LOOK_EVERY = 1.0
-"""Seconds between two looks at the leases that were taken since, while there are any."""
+SCAN_INTERVAL = 1.0
+"""Seconds between two scans of the new leases, while there are any."""
 
-LOOKS_WHEN_IDLE = 10
-"""How many of them find that there were none, before they cease."""
+MAX_IDLE_SCANS = 10
+"""How many scans in a row find no new lease before scanning stops."""
 
 MAX_GIVE_BACKS = 10_000
 MAX_OUTCOMES = 1000
@@ -52,41 +52,42 @@ class NotStarted(Exception):
 
 
 class Keeper:
-    """Keeps promises to the store, for as long as the process lives."""
+    """Renews leases and finishes flows in the background, for as long as the process lives."""
 
     def __init__(self, store: Store, availability: Availability | None = None) -> None:
-        # Where a batch is sent one by one, all of it would wait for the last answer.
+        # If a store sends the swaps of a batch one by one, each waits for the answer to the last.
         has_batches = type(store).swap_many is not Store.swap_many
         self._availability = availability or Availability()
         self._leases = _Worker("idem_grpc leases", store, self._availability, BATCH if has_batches else 1)
-        self._tails = _Worker("idem_grpc tails", store, self._availability, 1)  # their records can be large
-        self._availability.on_return += [self._leases.look_soon, self._tails.look_soon]
-        self.hold = self._leases.hold
-        self.let_go = self._leases.let_go
+        self._flows = _Worker("idem_grpc flows", store, self._availability, 1)  # records can be large
+        self._availability.on_return += [self._leases.probe_soon, self._flows.probe_soon]
+        self.keep_renewing = self._leases.keep_renewing
+        self.stop_renewing = self._leases.stop_renewing
         self._lock = threading.Lock()
         self.is_full = False
-        """Whether so many outcomes wait to be stored that no further run should begin."""
+        """Whether too many outcomes wait to be stored for another run to begin."""
         self._give_backs = self._outcomes = self._outcome_bytes = self._dropped = 0
 
-    def limit(self, seconds: float, stop: Callable[[], object]) -> "Limit":
-        """Call ``stop`` in ``seconds`` seconds, unless ``unlimit`` is called by then."""
-        limit = Limit(stop)
-        self._leases.start(seconds, limit)
-        return limit
+    def call_later(self, seconds: float, stop: Callable[[], object]) -> "Timer":
+        """Call ``stop`` after ``seconds`` seconds, unless ``cancel_call`` is called before."""
+        timer = Timer(stop)
+        self._leases.start(seconds, timer)
+        return timer
 
-    def unlimit(self, limit: "Limit") -> None:
-        self._leases.forget(limit)
+    def cancel_call(self, timer: "Timer") -> None:
+        self._leases.cancel(timer)
 
     def finish(
         self, steps: Steps, step: Step, then: Callable[[], None], lease: Lease | None, rules: Rules
     ) -> None:
-        """Bring a flow to its end that has replied and now asks for ``step``; then call ``then``.
+        """Finish a flow that has replied and whose next step is ``step``; then call ``then``.
 
-        ``lease`` is that of its run, None if nothing was run: then a claim is given back. It is renewed
-        until the end, which is of no use any more once the retention is over.
+        ``lease`` is that of its run, and is renewed until the flow has ended. None if nothing was run: the
+        flow then gives a claim back. An outcome that is not stored within the retention is dropped.
 
-        Of the claims to give back, those over MAX_GIVE_BACKS are left for their leases to run out. No
-        outcome of a protected run is dropped: while ``is_full``, no further run may begin.
+        At most MAX_GIVE_BACKS claims wait to be given back; further claims end when their leases run out.
+        Outcomes of protected runs are never dropped for lack of room: while ``is_full``, no further run
+        may begin.
         """
         if lease is None:
             is_dropped = self._give_backs >= MAX_GIVE_BACKS
@@ -94,10 +95,10 @@ class Keeper:
             is_dropped = self.is_full and not lease.acknowledged
         if is_dropped:
             self._dropped += 1
-            if is_worth_a_line(self._dropped):
+            if should_log(self._dropped):
                 logger.error(
-                    "the store is away, and too much waits for it: %d claims and unprotected outcomes are"
-                    " given up by now; claims end with their leases",
+                    "too much waits for the store, which is away: %d claims and unprotected outcomes are"
+                    " given up by now; the claims end with their leases",
                     self._dropped,
                 )
             steps.close()
@@ -107,18 +108,18 @@ class Keeper:
         self._count(is_run, 1, size)
         renewed: Lease | None = None
         if lease is not None and lease.acknowledged:
-            renewed = copy(lease)  # the run is over, and so is its own
+            renewed = copy(lease)  # the run's own lease has ended with the run
             renewed.is_over = False
             self._leases.start(0, renewed)
 
         def end() -> None:
             self._count(is_run, -1, size)
             if renewed is not None:
-                self._leases.forget(renewed)
+                self._leases.cancel(renewed)
             then()
 
         pause = step.seconds if isinstance(step, Pause) else 0.0
-        self._tails.start(pause, _Tail(steps, step, end, rules))
+        self._flows.start(pause, _FlowCompletion(steps, step, end, rules))
 
     def _count(self, is_run: bool, number: int, size: int) -> None:
         with self._lock:
@@ -131,31 +132,31 @@ class Keeper:
 
 
 class Job(Protocol):
-    """Something to do at its time, until it is over."""
+    """A task that a worker runs when it is due, until it is over."""
 
     is_over: bool
 
     @property
     def interval(self) -> float:
-        """Seconds in which it wants the store to be looked for, while that is away."""
+        """The longest pause between two probes of the store while it is away, in seconds."""
 
     def swap(self) -> Swap | None:
-        """What the store is to be asked first, if anything."""
+        """Return the swap to send before ``run``, if any."""
 
     def end(self) -> None:
-        """It is over, though it may stay in the heap for a while."""
+        """Mark the job as over. It may stay in the heap for a while."""
 
     def run(self, seen: Seen | None, /) -> float | None:
-        """Do it, with the store's answer. Returns after how many seconds it is due again, if it is."""
+        """Run the job with the store's answer. Returns the seconds until it is due again, or None."""
 
     def stalled(self) -> None:
-        """The store is away, and nothing was asked."""
+        """Note that the store is away, so that the job was not run."""
 
 
 class _Worker:
-    """A thread that runs jobs when they are due, started by the first.
+    """A thread that runs jobs when they are due. Started by the first job.
 
-    Up to ``batch`` of those that are due at one time send their swaps together.
+    The swaps of up to ``batch`` jobs that are due at the same time are sent together.
     """
 
     def __init__(self, name: str, store: Store, availability: Availability, batch: int) -> None:
@@ -164,11 +165,11 @@ class _Worker:
         self._availability = availability
         self._batch = batch
         self._due: list[tuple[float, int, Job]] = []
-        self._fresh: set[Lease] = set()
-        self._looks_at = inf
-        self._is_used = False
-        self._idle_looks = 0
-        self._stalled: deque[Job] = deque()  # those that wait for the store to come back
+        self._new_leases: set[Lease] = set()
+        self._next_scan_at = inf
+        self._has_new_leases = False
+        self._idle_scans = 0
+        self._stalled: deque[Job] = deque()  # wait until the store answers again
         self._pause = FIRST_PAUSE
         self._failed_at = self._probe_at = 0.0
         self._order = itertools.count()
@@ -176,52 +177,52 @@ class _Worker:
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
 
-    def hold(self, lease: Lease) -> None:
-        """Renew a lease from when it is due. Most runs end before that, and wake nobody."""
-        self._fresh.add(lease)
-        self._is_used = True
-        if lease.due < self._looks_at:
+    def keep_renewing(self, lease: Lease) -> None:
+        """Renew a lease once it is due. Most runs end before, and do not wake the thread."""
+        self._new_leases.add(lease)
+        self._has_new_leases = True
+        if lease.due < self._next_scan_at:
             with self._changed:
                 self._run_thread()
                 self._changed.notify()
 
-    def let_go(self, lease: Lease) -> None:
-        """Renew a lease no longer."""
-        if lease in self._fresh:
-            self._fresh.discard(lease)
+    def stop_renewing(self, lease: Lease) -> None:
+        """Stop renewing a lease."""
+        if lease in self._new_leases:
+            self._new_leases.discard(lease)
             lease.end()
         else:
-            self.forget(lease)
+            self.cancel(lease)
 
     def _run_thread(self) -> None:
-        if self._thread is None or not self._thread.is_alive():  # as in a process that was forked
+        if self._thread is None or not self._thread.is_alive():  # not alive: this process was forked
             thread = threading.Thread(target=self._work, name=self._name, daemon=True)
             thread.start()
             self._thread = thread
 
-    def _take_fresh(self, now: float) -> None:
-        """Take in the leases that are due before the next look at them."""
-        if not self._is_used:
-            self._idle_looks += 1
+    def _schedule_new_leases(self, now: float) -> None:
+        """Move new leases that are due before the next scan to the heap."""
+        if not self._has_new_leases:
+            self._idle_scans += 1
         else:
-            self._is_used, self._idle_looks = False, 0
-        self._looks_at = inf if self._idle_looks > LOOKS_WHEN_IDLE else now + LOOK_EVERY
-        for lease in tuple(self._fresh):  # which begins after that was set
-            self._looks_at = min(self._looks_at, now + LOOK_EVERY)
-            if lease.due < self._looks_at:
-                self._fresh.discard(lease)
+            self._has_new_leases, self._idle_scans = False, 0
+        self._next_scan_at = inf if self._idle_scans > MAX_IDLE_SCANS else now + SCAN_INTERVAL
+        for lease in tuple(self._new_leases):  # copied after _next_scan_at is set, so that no lease is missed
+            self._next_scan_at = min(self._next_scan_at, now + SCAN_INTERVAL)
+            if lease.due < self._next_scan_at:
+                self._new_leases.discard(lease)
                 heapq.heappush(self._due, (lease.due, next(self._order), lease))
 
     def start(self, delay: float, job: Job) -> None:
-        """Run a job in ``delay`` seconds."""
+        """Run a job after ``delay`` seconds."""
         with self._changed:
             self._run_thread()
             heapq.heappush(self._due, (elapsed() + delay, next(self._order), job))
             if self._due[0][2] is job:
                 self._changed.notify()
 
-    def forget(self, job: Job) -> None:
-        """Jobs that are over are dropped from the heap when they are the greater part of it."""
+    def cancel(self, job: Job) -> None:
+        """Cancel a job. Jobs that are over leave the heap once they make up more than half of it."""
         with self._changed:
             job.end()
             self._stale += 1
@@ -230,8 +231,8 @@ class _Worker:
                 heapq.heapify(self._due)
                 self._stale = 0
 
-    def look_soon(self) -> None:
-        """Somebody else has seen that the store is back."""
+    def probe_soon(self) -> None:
+        """Probe the store soon, since another thread has seen it answer."""
         if self._stalled:
             with self._changed:
                 self._probe_at = min(self._probe_at, self._failed_at + FIRST_PAUSE)
@@ -261,7 +262,7 @@ class _Worker:
                 else:
                     self._run(job, seen)
             if is_away:
-                self._look_later()
+                self._probe_later()
             elif self._stalled:
                 self._resume()
 
@@ -278,8 +279,8 @@ class _Worker:
         with self._changed:
             self._stalled.append(job)
 
-    def _look_later(self) -> None:
-        """The store is away: look for it again after a pause, and let all who wait for it know."""
+    def _probe_later(self) -> None:
+        """Schedule the next probe of the store, which is away, and notify the stalled jobs."""
         with self._changed:
             waiting = [job for job in self._stalled if not job.is_over]
         for job in waiting:
@@ -295,7 +296,7 @@ class _Worker:
             self._pause = min(2 * self._pause, LONGEST_PAUSE)
 
     def _resume(self) -> None:
-        """The store is back: all that waited for it is due."""
+        """Make all stalled jobs due, since the store answers again."""
         with self._changed:
             now = elapsed()
             for job in self._stalled:
@@ -304,17 +305,17 @@ class _Worker:
             self._pause = FIRST_PAUSE
 
     def _next(self) -> tuple[list[Job], bool]:
-        """Those that are due, or the one that looks whether the store is back; waits for the first."""
+        """Wait for jobs that are due. Returns them, or one job as a probe of the store with True."""
         with self._changed:
             while True:
                 now = elapsed()
-                if self._looks_at <= now or self._is_used:
-                    self._take_fresh(now)
+                if self._next_scan_at <= now or self._has_new_leases:
+                    self._schedule_new_leases(now)
                 if due := self._pop(now):
                     return due, False
                 if self._stalled and self._probe_at <= now:
                     return [self._stalled.popleft()], True
-                next_at = min(self._looks_at, self._due[0][0] if self._due else inf)
+                next_at = min(self._next_scan_at, self._due[0][0] if self._due else inf)
                 if self._stalled:
                     next_at = min(next_at, self._probe_at)
                 self._changed.wait(None if next_at == inf else next_at - now)
@@ -327,7 +328,7 @@ class _Worker:
 
 
 def attempt_all(store: Store, swaps: Sequence[Swap], availability: Availability) -> list[Seen]:
-    """Send swaps in one batch. Where one of them is at fault, they are sent again one by one."""
+    """Send swaps in one batch. If the batch fails, they are sent again one by one."""
     began = elapsed()
     if len(swaps) > 1:
         try:
@@ -336,16 +337,16 @@ def attempt_all(store: Store, swaps: Sequence[Swap], availability: Availability)
         except StoreUnavailable as error:
             return [availability.failed(error, began)] * len(swaps)
         except Exception:
-            logger.warning("a batch of swaps failed, and is sent one by one", exc_info=True)
+            logger.warning("a batch of swaps failed; they are sent again one by one", exc_info=True)
         else:
             availability.answered(began, *answers)
             return list[Seen](answers)
-    # Past the breaker: the keeper's threads look for the store one at a time anyway.
-    return [availability.attempt(store, swap, elapsed(), insists=True) for swap in swaps]
+    # Bypass the breaker: the keeper's threads probe the store with one swap at a time anyway.
+    return [availability.attempt(store, swap, elapsed(), bypass_breaker=True) for swap in swaps]
 
 
-class Limit:
-    """Calls ``stop`` when its time has come."""
+class Timer:
+    """A job that calls ``stop`` once it is due."""
 
     interval = inf
 
@@ -364,16 +365,18 @@ class Limit:
             stop()
 
     def stalled(self) -> None:
-        raise AssertionError("it asks the store for nothing")
+        raise AssertionError("a job without a swap cannot stall")
 
 
-class _Tail:
+class _FlowCompletion:
+    """A job that finishes a flow that has replied."""
+
     def __init__(self, steps: Steps, step: Step, then: Callable[[], None], rules: Rules) -> None:
         self._steps = steps
         self._step = step
         self._then = then
         self._ends = elapsed() + rules.retention
-        self.interval = rules.lease / (RENEWALS_PER_LEASE * PROBES_PER_RENEWAL)  # before others take over
+        self.interval = rules.lease / (RENEWALS_PER_LEASE * PROBES_PER_RENEWAL)  # before a takeover
         self._mistakes = 0
         self.is_over = False
 
@@ -384,17 +387,17 @@ class _Tail:
         return self._step if isinstance(self._step, Swap) else None
 
     def run(self, seen: Seen | None) -> float | None:
-        if isinstance(seen, Outage):  # a mistake, such as a password that is being changed
+        if isinstance(seen, Outage):  # rejected, e.g. because the password is being changed
             self._mistakes += 1
             if self._mistakes < MOST_MISTAKES:
                 return min(FIRST_PAUSE * (1 << self._mistakes), LONGEST_PAUSE)
-            logger.error("an idempotency record is given up: the store refused it %d times", MOST_MISTAKES)
+            logger.error("an idempotency record is given up: the store rejected it %d times", MOST_MISTAKES)
         try:
             self._step = self._steps.send(seen)
         except StopIteration:
             pass
         except Exception:
-            logger.exception("an idempotency record could not be brought up to date")
+            logger.exception("an idempotency record could not be updated")
         else:
             return self._step.seconds if isinstance(self._step, Pause) else 0.0
         self._then()
@@ -402,7 +405,7 @@ class _Tail:
 
     def stalled(self) -> None:
         if elapsed() >= self._ends:
-            logger.error("the store was away for longer than an outcome is kept: one is given up")
+            logger.error("an outcome is given up: the store was away for longer than the retention")
             self.is_over = True
             self._steps.close()
             self._then()

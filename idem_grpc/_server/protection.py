@@ -1,4 +1,4 @@
-"""What the interceptors for grpc and for grpc.aio have in common: all that is not I/O."""
+"""I/O-free state shared by the calls of one interceptor: settings, methods, runs and waiting places."""
 
 import logging
 import threading
@@ -37,7 +37,7 @@ from idem_grpc._core.steps import (
 )
 from idem_grpc._core.swap import Swap
 from idem_grpc._server.admission import (
-    Facts,
+    CachedContext,
     Method,
     Refused,
     check_policies,
@@ -45,7 +45,7 @@ from idem_grpc._server.admission import (
     checked_services,
     metadata_of,
 )
-from idem_grpc._server.availability import NOT_SENT, Availability, is_worth_a_line
+from idem_grpc._server.availability import NOT_SENT, Availability, should_log
 from idem_grpc._server.cache import Cache
 from idem_grpc._server.call import ServedCall
 from idem_grpc._server.handlers import Handler
@@ -56,17 +56,17 @@ logger = logging.getLogger("idem_grpc")
 
 
 class Runs:
-    """Of use to threads and to an event loop. A call that nobody waits for takes no lock.
+    """The runs of this process. For threads and event loops. Calls without duplicates take no lock.
 
-    ``detached`` is how many runs go on whose callers have left: ``max_detached`` of them, beyond which no run
-    should begin. A run is counted from the moment at which its caller leaves.
+    ``detached`` counts the runs that continue after their callers left, from the moment they leave. Once
+    there are ``max_detached`` of them, no further run should begin.
     """
 
     def __init__(self, max_detached: int) -> None:
         self._max_detached = max_detached
         self.detached = self._times_full = 0
         self.is_full = False
-        """Whether so many runs go on whose callers have left that no further one should begin."""
+        """Whether ``max_detached`` is reached, so that no further run should begin."""
         self._runs: dict[bytes, Run] = {}
         self._changed = threading.Condition()
         self._awaiting: set[Future[None]] = set()
@@ -78,12 +78,12 @@ class Runs:
         self._runs[run.owner] = run
 
     def detach(self, run: Run) -> None:
-        """The caller of a run has left. Does nothing if the run is over."""
+        """Count a run as detached, since its caller left. Has no effect if the run is over."""
         if run.is_over or run.is_detached:
             return
         with self._changed:
             self._count(run)
-        self.attach(run)  # it may be over since before it was counted
+        self.attach(run)  # the run may have ended before it was counted
 
     def _count(self, run: Run) -> None:
         if run.is_detached:
@@ -93,16 +93,16 @@ class Runs:
         self.is_full = self.detached >= self._max_detached
         if self.detached == self._max_detached:
             self._times_full += 1
-            if is_worth_a_line(self._times_full):
+            if should_log(self._times_full):
                 logger.warning(
-                    "%d runs go on whose callers have left, as many as max_detached allows (%d times by"
-                    " now): calls that would run are refused until one ends",
+                    "max_detached is reached: %d runs continue after their callers left (%d times by"
+                    " now); calls that would run are refused until one of them ends",
                     self.detached,
                     self._times_full,
                 )
 
     def attach(self, run: Run) -> None:
-        """Count a run no longer, if it is over."""
+        """Stop counting a detached run, if it is over."""
         with self._changed:
             if run.is_over and run.is_detached:
                 run.is_detached = False
@@ -110,12 +110,12 @@ class Runs:
                 self.is_full = self.detached >= self._max_detached
 
     def find(self, owner: bytes) -> Run | None:
-        """The flow of ``owner``, if it is one of this process, not over, and within its time."""
+        """Return the run of ``owner`` if this process has it, unfinished and within ``max_run``, or None."""
         run = self._runs.get(owner)
         return None if run is None or run.is_disowned else run
 
     def end(self, run: Run) -> None:
-        """The store knows all that the flow had to tell it."""
+        """Remove a run whose flow has ended, and notify ``drain``."""
         self._runs.pop(run.owner, None)
         if not self._draining:
             return
@@ -130,7 +130,7 @@ class Runs:
                 over.set_result(None)
 
     def over(self) -> Future[None]:
-        """Done once there is a moment without flows. Holds no thread; cancel it to wait no more."""
+        """Return a future that is done once no flow is left. It occupies no thread. Cancel it to give up."""
         over = Future[None]()
         with self._changed:
             self._draining += 1
@@ -147,11 +147,11 @@ class Runs:
             self._awaiting.discard(over)
 
     def left(self) -> int:
-        """How many flows are not over."""
+        """Return how many flows are not over."""
         return len(self._runs)
 
     def drain(self, timeout: float | None) -> int:
-        """Wait until all flows are over, ``timeout`` seconds at the most. Returns how many are not."""
+        """Wait up to ``timeout`` seconds until all flows are over. Returns how many are not."""
         with self._changed:
             self._draining += 1
             try:
@@ -162,10 +162,10 @@ class Runs:
 
 
 class Protection:
-    """The settings of an interceptor, the runs of its calls and the thread that keeps them.
+    """The settings of an interceptor, its methods, its runs and its keeper.
 
-    ``blocking`` is a store that the keeper's thread may use; the rest are the arguments
-    of ServerInterceptor.
+    ``blocking`` is the store that the keeper's threads use. The other arguments are those of
+    ServerInterceptor.
     """
 
     def __init__(
@@ -193,19 +193,19 @@ class Protection:
         self.scope = scope
         self._rules = Methods(policies, default, checked_services(services))
         self._methods: dict[str, Method] = {}
-        self._passing: dict[str, Handler] = {}
+        self._unprotected: dict[str, Handler] = {}
 
     def plan(
         self, details: grpc.HandlerCallDetails, handler: Handler
     ) -> tuple[Method, Metadata, list[str | bytes], Reply | None] | None:
-        """How a call is protected: its method, metadata and keys, and the reply if it is refused.
+        """Return the method, metadata and keys of a call, and the reply if the call is refused.
 
-        None lets it through.
+        Returns None if the call goes straight to its handler.
         """
         path = details.method
         method = self._methods.get(path)
         if method is None or method.handler is not handler or not method.is_settled:
-            if self._passing.get(path) is handler:
+            if self._unprotected.get(path) is handler:
                 return None
             try:
                 method = self._method(path, handler)
@@ -215,76 +215,76 @@ class Protection:
             if method is None:
                 return None
         try:
-            metadata, given = metadata_of(details)
+            metadata, given_keys = metadata_of(details)
         except Refused as refused:
             return method, (), [], Reply(refused.answer)
-        if given:
-            return method, metadata, given, None
-        return None if method.passes_without_key else (method, metadata, given, method.refusal)
+        if given_keys:
+            return method, metadata, given_keys, None
+        return None if method.is_key_optional else (method, metadata, given_keys, method.refusal)
 
     def _method(self, path: str, handler: Handler) -> Method | None:
-        """A method that is called for the first time; None if its calls run as if we were not there.
+        """Return the Method of a handler, creating it if need be; None if its calls are not protected.
 
-        Raises Refused where its policy is at fault.
+        Raises Refused if its policy is invalid.
         """
         try:
             rules = self._rules.rules(path)
         except (ValueError, TypeError):
-            logger.exception("%s is refused: its idempotency policy is at fault", path)
+            logger.exception("%s is refused: its idempotency policy is invalid", path)
             raise Refused(Problem(Reason.MISCONFIGURED)) from None
         known = self._methods.get(path)
         if known is not None and known.handler is handler and known.rules is rules:
             return known
-        if len(self._methods) + len(self._passing) >= _MOST_METHODS:
+        if len(self._methods) + len(self._unprotected) >= _MOST_METHODS:
             self._methods.clear()
-            self._passing.clear()
-        # Else its contract may be imported yet, and change its rules.
+            self._unprotected.clear()
+        # Without a descriptor, the contract may still be imported later and change the rules.
         is_settled = find_method(path) is not None
         if rules is None:
             if is_settled:
-                self._passing[path] = handler
+                self._unprotected[path] = handler
             return None
         method = self._methods[path] = Method(path, handler, rules, self.namespace)
         method.is_settled = is_settled
         return method
 
     def check_operations(self, issued: Collection[str]) -> None:
-        """Raise ValueError if an operation that tokens are issued for is a misspelt one."""
+        """Raise ValueError if an operation in ``issued``, for which tokens are issued, is misspelt."""
         self._rules.check_operations(issued)
 
     def scope_of(self, path: str, metadata: Metadata, context: Any) -> str:
-        """Whose call it is. Raises Refused if that is unknown."""
+        """Return the scope of a call. Raises Refused if the scope function fails."""
         if self.scope is SHARED:
             return ""
-        facts = Facts(context)
-        info = info_of(path, metadata, facts.get)
+        cached = CachedContext(context)
+        info = info_of(path, metadata, cached.get)
         try:
             scope = scope_of(self.scope, info)
             held = weakref.ref(info)
             del info
-            if held() is not None:  # and may be asked when the call is over
-                facts.freeze()
+            if held() is not None:  # the scope function kept it, and may read it after the call
+                cached.freeze()
             return scope
         except Exception as error:
             logger.warning("%s is refused: %s", path, error)
             raise Refused(Problem(Reason.SCOPE_UNKNOWN)) from error
 
     def take_place(self) -> bool:
-        """Take one of the places in which duplicates wait, if one is free."""
+        """Take one of the ``max_waiters`` places for waiting duplicates. Returns whether one was free."""
         return self._places.acquire(blocking=False)
 
     def give_place_back(self) -> None:
         self._places.release()
 
-    def no_room(self) -> Outage | Full | None:
-        """What keeps a call from running now, if anything does."""
+    def limit_event(self) -> Outage | Full | None:
+        """Return the event for a call that must not run now, because a limit is reached; else None."""
         if self.keeper.is_full:
             return NOT_SENT
         return Full() if self.runs.is_full else None
 
     def outlook(self, call: ServedCall, refusal: Problem, owner: bytes) -> Outlook:
-        """What is known of when a call that was refused, because of the run of ``owner``, may come again."""
-        if not call.owner:  # it was refused before anything was asked
+        """Return what determines the pushback of a call that was refused because of the run of ``owner``."""
+        if not call.owner:  # refused before it reached the store
             return NOTHING_KNOWN
         time_left = call.deadline() - monotonic()
         if refusal.reason is not Reason.IN_PROGRESS or refusal.is_free:
@@ -294,7 +294,7 @@ class Protection:
         return Outlook(time_left, lasted, rules.lease, rules.wait, rules.max_run)
 
     def report_lost(self, call: ServedCall) -> None:
-        """The lease of a run is lost."""
+        """Log and report that the lease of a run is lost."""
         path, owner = call.method.path, call.owner.hex()
         logger.warning("%s: run %s has lost its lease", path, owner)
         if self.reporter is not None:
@@ -304,7 +304,7 @@ class Protection:
                 logger.exception("the reporter raised")
 
     def finish(self, steps: Steps, call: ServedCall) -> None:
-        """Bring a flow that has replied to its end, here if nothing is left of it to do."""
+        """Finish a flow that has replied: here if it has no steps left, else in the keeper."""
         try:
             step = steps.send(None)
         except StopIteration:
@@ -314,11 +314,11 @@ class Protection:
             self.keeper.finish(steps, step, lambda: self.runs.end(call), lease, call.rules)
 
 
-_MOST_METHODS = 4096  # generic handlers take any name, so a caller could have us remember without end
+_MOST_METHODS = 4096  # a limit, since callers may invent method names if a generic handler accepts any
 
 
-def cut_off(step: Step) -> Event:
-    """What came of a step that is not done any more, or could not be waited for to its end."""
+def interrupted(step: Step) -> Event:
+    """Return the event for a step that was not performed, or was interrupted."""
     match step:
         case Swap():
             return Outage()
@@ -329,4 +329,4 @@ def cut_off(step: Step) -> Event:
         case Execute():
             return Ended(Outcome(Code.UNAVAILABLE, "the server stops: nothing was run"), Ending.NOT_NOW)
         case _:
-            raise AssertionError(f"{step} is for the keeper")
+            raise AssertionError(f"{step}: only the keeper performs this step")

@@ -1,7 +1,7 @@
-"""What a handler says of its answer, recorded until the store knows of it.
+"""Record the answer of a handler until it is stored.
 
-The real context follows the store, for an answer must not go out before it is kept; and
-once the caller is gone, the handler must be able to finish as if it were not.
+The recorded answer is passed to the real context only once it is stored, since it must not be sent before.
+Recording also lets a handler finish normally after its caller has left.
 """
 
 import asyncio
@@ -15,12 +15,12 @@ import grpc
 from idem_grpc._core.outcome import Code, Metadata, Outcome
 from idem_grpc._core.policy import OnCancel
 from idem_grpc._core.steps import Ended, Ending, ending_of
-from idem_grpc._server.admission import NOT_PARSED, Facts
+from idem_grpc._server.admission import NOT_PARSED, CachedContext
 from idem_grpc._server.call import ServedCall
 from idem_grpc._server.handlers import NotSerialized, serialized
-from idem_grpc._server.metadata import code_of, pairs, shown, text
+from idem_grpc._server.metadata import checked_metadata, code_of, encodable_text, error_text
 from idem_grpc._server.replies import GRPC_CODES
-from idem_grpc._server.streams import Incoming, Outgoing
+from idem_grpc._server.streams import Incoming, StreamedResponses
 
 logger = logging.getLogger("idem_grpc")
 
@@ -28,23 +28,23 @@ T = TypeVar("T")
 
 
 class Recording:
-    """What a handler said of its answer, and what it may know of its caller.
+    """Records the answer of a handler, and gives access to what it may read about its caller.
 
-    in_aio: whether the rules of grpc.aio hold: numbers are codes, and the first abort ends the call.
-        In grpc they are not, and the last one does.
+    in_aio: whether to follow grpc.aio, where codes may be numbers and the first abort ends the call. In
+        grpc, codes may not be numbers, and the last abort decides.
     """
 
     def __init__(self, call: ServedCall, *, in_aio: bool) -> None:
         method = call.method
         self.incoming = Incoming(method) if method.streams_requests else None
-        self._outgoing: Outgoing | None = None
+        self._responses: StreamedResponses | None = None
         if method.streams_responses:
-            self._outgoing = Outgoing(call.rules.max_response_bytes, self.incoming)
+            self._responses = StreamedResponses(call.rules.max_response_bytes, self.incoming)
         self.call = call
         self.context = call.context
         self.in_aio = in_aio
-        self._facts: Facts | None = None
-        self._handed_out: weakref.ref[Any] | None = None
+        self._cached_context: CachedContext | None = None
+        self._handler_context: weakref.ref[Any] | None = None
         self.code: Any = None
         self.details: str | None = None
         self.initial_metadata: Metadata = ()
@@ -52,13 +52,13 @@ class Recording:
         self.aborted = False
         self.callbacks: list[Callable[[], None]] = []
         self.compression: grpc.Compression | None = None
-        self.next_is_plain = False
+        self.next_uncompressed = False
         self._status = Code.OK
         self._final: tuple[Code, str, Metadata] | None = None
         self._failure: Exception | None = None
         self._caller_left = False
 
-    # What the handler says.
+    # Set by the handler.
 
     def set_code(self, code: Any) -> None:
         self.code = code
@@ -68,66 +68,66 @@ class Recording:
         self.raise_if_over()
         if self.initial_metadata:
             raise ValueError("Initial metadata no longer allowed!")
-        self.initial_metadata = pairs(initial_metadata)
+        self.initial_metadata = checked_metadata(initial_metadata)
 
     def abort(self, code: Any, details: str | bytes, trailing_metadata: Any) -> None:
-        """Note how the handler ends its call. The caller of this raises, as grpc does."""
+        """Record an abort. The calling method must raise afterwards, as grpc does."""
         if self._final is not None:
             raise grpc.aio.UsageError("Abort already called!")
-        trailing = pairs(trailing_metadata)
+        trailing = checked_metadata(trailing_metadata)
         status = code_of(code, self.in_aio)
         if status is Code.OK:
             logger.error("abort() called with StatusCode.OK; returning UNKNOWN")
             code, status, details = grpc.StatusCode.UNKNOWN, Code.UNKNOWN, ""
         self.code, self._status = code, status
-        self.details, self.trailing_metadata = text(details), trailing
+        self.details, self.trailing_metadata = encodable_text(details), trailing
         self.aborted = True
         if self.in_aio:
             self._final = status, self.details, trailing
 
     def cancel(self) -> None:
-        """As the real context's ``cancel``: the caller sees that, whatever the handler says next."""
+        """Record a cancel by the handler. As in grpc, later codes and aborts do not change it."""
         self.aborted = True
         self._final = Code.CANCELLED, "Cancelled by the server", self.trailing_metadata or ()
 
     def not_run(self, why: str) -> None:
-        """Note that the handler was not called: a retry calls it."""
+        """Record that the handler was not called, so that a retry runs it."""
         self.abort(grpc.StatusCode.UNAVAILABLE, f"the handler was not run: {why}", ())
         self.call.release()
 
     def raise_if_over(self) -> None:
-        """Raise AbortError where an abort has ended the call, and a handler goes on."""
+        """Raise AbortError if the handler continues after an abort, in grpc.aio."""
         if self.in_aio and self.aborted:
             raise grpc.aio.AbortError("Locally aborted.")
 
-    def sends(self, message: bytes) -> None:
-        """Note a response of a stream. Raises CallerGone where a handler must stop for that."""
+    def add_response(self, message: bytes) -> None:
+        """Record a response of a stream. Raises CallerGone if the caller left and the handler must stop."""
         self.raise_if_over()
         if self.sees_caller_gone():
             raise CallerGone("the caller went away")
-        assert self._outgoing is not None
-        self._outgoing.add(message)
+        assert self._responses is not None
+        self._responses.add(message)
 
-    # What it may know of its caller.
+    # Read by the handler.
 
-    def fact(self, name: str) -> Any:
-        """What grpc knows of the caller, by the name of the context's method."""
-        if self._facts is None:
-            self._facts = self.call.facts_of(self.context)
-        return self._facts.get(name)
+    def caller_value(self, name: str) -> Any:
+        """Return the cached value of a context method that describes the caller."""
+        if self._cached_context is None:
+            self._cached_context = self.call.cached_context(self.context)
+        return self._cached_context.get(name)
 
-    def handed_out(self, context: T) -> T:
-        """Note the context that the handler gets, which is returned."""
-        self._handed_out = weakref.ref(context)
+    def track_context(self, context: T) -> T:
+        """Keep a weak reference to the handler's context, and return the context."""
+        self._handler_context = weakref.ref(context)
         return context
 
     @property
-    def is_held(self) -> bool:
-        """Whether the handler, or somebody whom it gave its context to, can still ask it."""
-        return self._handed_out is not None and self._handed_out() is not None
+    def is_context_held(self) -> bool:
+        """Whether the handler's context is still referenced."""
+        return self._handler_context is not None and self._handler_context() is not None
 
     def is_gone(self) -> bool:
-        """Whether the caller is."""
+        """Whether the caller has left."""
         return self.call.caller_is_gone()
 
     def sees_caller_gone(self) -> bool:
@@ -144,36 +144,36 @@ class Recording:
         return self._status is Code.CANCELLED
 
     def caller_left(self) -> bool:
-        """Tell a handler that must stop. Returns whether this one must."""
+        """Run the callbacks of a handler that must stop, since its caller left. Returns whether it must."""
         if stops := self.call.rules.on_cancel is OnCancel.CANCEL:
             self.run_callbacks()
         return stops
 
     def run_callbacks(self) -> None:
-        """Call what the handler wants called at the end of its RPC: for it, that is the end of its run."""
+        """Call the end-of-RPC callbacks of the handler. For the handler, the RPC ends with its run."""
         callbacks, self.callbacks = self.callbacks, []
         for callback in callbacks:
             try:
                 callback()
-            except BaseException:  # nor does grpc.aio let any through
+            except BaseException:  # as grpc.aio does
                 logger.exception("Exception in a callback at the end of %s", self.call.method.path)
 
-    # What becomes of it.
+    # The end of the run.
 
     def compress(self) -> None:
-        """Have the real context compress the answer as the handler wanted it."""
+        """Set the compression that the handler chose on the real context."""
         if self.compression is not None:
             self.context.set_compression(self.compression)
 
-    def take_plain(self) -> bool:
-        """Whether the handler wants its next message not to be compressed: asked once for each."""
-        plain, self.next_is_plain = self.next_is_plain, False
-        return plain
+    def take_uncompressed(self) -> bool:
+        """Return whether to send the next message without compression, and reset the flag."""
+        uncompressed, self.next_uncompressed = self.next_uncompressed, False
+        return uncompressed
 
     def returned(self, response: Any = None) -> Ended:
-        """The end of a handler that returned. ``response`` is what it returned, if it does not stream.
+        """Return the end of a handler that returned ``response``, or that has streamed its responses.
 
-        Raises NotSerialized where it cannot be sent.
+        Raises NotSerialized if the response cannot be serialized.
         """
         method = self.call.method
         if self._final is not None or self._status is not Code.OK or method.streams_responses:
@@ -181,12 +181,12 @@ class Recording:
         return self._ended((serialized(method.serialize, response),))
 
     def raised(self, error: BaseException, doing: str = "calling application") -> Ended:
-        """The end of a handler that raised; an abort is raised too, and is no accident."""
+        """Return the end of a handler that raised. An exception after an abort does not change the status."""
         if self.aborted:
             self._status = self._status or Code.UNKNOWN
             return self._ended()
         if self._is_malformed:
-            pass  # which is logged already, and decides how the call ends
+            pass  # already logged; _ended sets the status
         elif isinstance(error, NotSerialized):
             logger.error("%s: Failed to serialize response!", self.call.method.path, exc_info=error)
             self._status, self.details = Code.INTERNAL, "Failed to serialize response!"
@@ -198,27 +198,27 @@ class Recording:
         return self._ended(usual=Ending.UNCLEAR)
 
     def _failed(self, error: BaseException, doing: str) -> Ended:
-        """The end by an exception, of which a duplicate gets the status that grpc gives it."""
+        """Return the end by an unexpected exception. Duplicates get the status that grpc gives it."""
         if self.in_aio:
-            details = text(f"Unexpected {type(error)}: {shown(error)}")
+            details = encodable_text(f"Unexpected {type(error)}: {error_text(error)}")
         elif self.details is None:
-            details = text(f"Exception {doing}: {shown(error)}")
+            details = encodable_text(f"Exception {doing}: {error_text(error)}")
         else:
             details = self.details
         self._final = self._status or Code.UNKNOWN, details, self.trailing_metadata or ()
         ended = self._ended(usual=Ending.UNCLEAR)
         if isinstance(error, Exception):
             self._failure = error
-        else:  # of a thread, which nothing may end
-            logger.error("Exception %s: %s", doing, shown(error), exc_info=error)
-        if ended.ending is Ending.DECIDED:  # and then its status is the answer, to its own caller too
+        else:  # not raised again: it must not end a thread of the pool
+            logger.error("Exception %s: %s", doing, error_text(error), exc_info=error)
+        if ended.ending is Ending.DECIDED:  # its status is the stored answer, so do not raise it
             self.log_failure()
         return ended
 
     def raise_failure(self) -> None:
-        """Raise the exception by which the handler ended, if it did, as it is raised without us.
+        """Raise the exception that ended the handler, if any.
 
-        Interceptors outside may look at it, and may map it to a status, which its caller gets.
+        Outer interceptors may inspect it and map it to a status for the caller.
         """
         failure, self._failure = self._failure, None
         if failure is None:
@@ -229,16 +229,16 @@ class Recording:
                 self.context.set_details(self.details)
             raise failure
         finally:
-            del failure  # which has this frame, and would keep it
+            del failure  # a reference cycle: its traceback holds this frame
 
     def log_failure(self) -> None:
-        """Log the exception by which the handler ended, if it did: nobody is there to raise it to."""
+        """Log the exception that ended the handler, if any, where it will not be raised."""
         failure, self._failure = self._failure, None
         if failure is not None:
             logger.error(
                 "%s: Exception calling application: %s",
                 self.call.method.path,
-                shown(failure),
+                error_text(failure),
                 exc_info=failure,
             )
 
@@ -251,8 +251,8 @@ class Recording:
         if self._is_malformed:
             code, details, messages = Code.INTERNAL, NOT_PARSED, ()
         outcome = Outcome(code, details, self.initial_metadata, trailing, messages)
-        if self._outgoing is not None:
-            outcome = self._outgoing.outcome(outcome)
+        if self._responses is not None:
+            outcome = self._responses.outcome(outcome)
         ending = self.call.ending or usual or ending_of(outcome, self.call.rules.replay_errors)
         if self.incoming is None:
             return Ended(outcome, ending, caller_left=self._caller_left)
@@ -266,24 +266,26 @@ class Recording:
         return self.incoming is not None and self.incoming.malformed
 
     @property
-    def is_plain(self) -> bool:
-        """Whether nothing has to be sent or raised for it but its answer, as for most."""
-        return self.compression is None and not self.next_is_plain and self._failure is None
+    def has_only_outcome(self) -> bool:
+        """Whether the handler set no compression and raised nothing, as most do."""
+        return self.compression is None and not self.next_uncompressed and self._failure is None
 
 
 def disable_compression(context: Any) -> None:
-    """Have the next message sent as it is, where the context lets us."""
+    """Send the next message without compression, if the context supports that."""
     try:
         context.disable_next_message_compression()
-    except AttributeError:  # OpenTelemetry's misspells the name of what it wraps
-        logger.warning("a context outside does not pass on disable_next_message_compression", exc_info=True)
+    except AttributeError:  # OpenTelemetry's context misspells the name
+        logger.warning(
+            "the context of an outer interceptor lacks disable_next_message_compression", exc_info=True
+        )
 
 
 class _Unmapped:
-    """The code of a call whose handler raised, for interceptors outside: UNKNOWN, as it is without us.
+    """The code that outer interceptors see for a call whose handler raised: UNKNOWN, but false.
 
-    Those that map an exception to a status do so where no code was set. This one is false, as
-    no code is, and equals UNKNOWN for those that note how the call ended.
+    Interceptors that map exceptions to a status only do so if no code was set, so it is false. It equals
+    UNKNOWN for those that log the status of the call.
     """
 
     name = grpc.StatusCode.UNKNOWN.name
@@ -309,4 +311,4 @@ UNMAPPED = _Unmapped()
 
 
 class CallerGone(grpc.RpcError):
-    """The caller went away: its request stream is cut, or its handler must stop."""
+    """The caller left, so that the request stream is cut or the handler must stop."""

@@ -1,4 +1,4 @@
-"""What is sent for a reply of the flow: a status, a body and our trailing metadata."""
+"""Convert a reply of the flow to what is sent: status, messages and idempotency metadata."""
 
 from contextvars import Context
 from dataclasses import dataclass
@@ -14,42 +14,46 @@ from idem_grpc.updates import UpdateRefused
 RUN = "idempotency-run"
 REPLAYED = "idempotency-replayed"
 _REPLAYED = ((REPLAYED, "true"),)
-_RETRY_MEETS_THE_SAME = (Code.OK, Code.NOT_FOUND, Code.ALREADY_EXISTS, Code.FAILED_PRECONDITION)
+# A retry gets the same answer, so that a handler's pushback is not sent.
+_FINAL_CODES = (Code.OK, Code.NOT_FOUND, Code.ALREADY_EXISTS, Code.FAILED_PRECONDITION)
 
 GRPC_CODES = {code: grpc.StatusCode[code.name] for code in Code}
 
 
 class Part(NamedTuple):
-    """A response of a stream on its way. ``opening`` goes out ahead of it if it is the first;
-    one that is ``plain`` is not compressed; ``variables`` are those of its handler by then."""
+    """A response of a stream, ready to be sent.
+
+    initial_metadata: the initial metadata to send before the first response.
+    uncompressed: whether to send it without compression.
+    variables: the context variables of the handler at that point.
+    """
 
     message: bytes
-    opening: Metadata
-    plain: bool = False
+    initial_metadata: Metadata
+    uncompressed: bool = False
     variables: Context | None = None
 
 
-def opening(initial_metadata: Metadata, run: bytes) -> Metadata:
-    """The initial metadata of a stream of responses, with the id of ``run``, if any.
+def stream_initial_metadata(initial_metadata: Metadata, run: bytes) -> Metadata:
+    """Return the initial metadata of a response stream, with the id of ``run``, if any.
 
-    It goes out with the first response and never earlier: on a failing attempt it would stop gRPC's
-    own retries.
+    Send it with the first response, never earlier: gRPC's own retries stop once initial metadata arrived.
     """
     own = _without(initial_metadata, RUN, REPLAYED)
     return (*own, (RUN, run.hex())) if run else own
 
 
 def _without(metadata: Metadata, *names: str) -> Metadata:
-    """What a handler says, but for what is ours to say: it may pass on all that another call told it."""
+    """Drop ``names`` from a handler's metadata. It may have copied them from a downstream call."""
     return tuple(pair for pair in metadata if pair[0] not in names)
 
 
 def as_sent(reply: Reply, outcome: Outcome) -> Outcome:
-    """A reply as it goes over the wire. ``outcome`` is its answer, or what its refusal looks like."""
+    """Return a reply as it is sent. ``outcome`` is its answer, or the outcome made from its Problem."""
     trailing, initial = outcome.trailing_metadata, outcome.initial_metadata
     if trailing and outcome is reply.answer:
         trailing = _without(trailing, RUN, REPLAYED)
-        if outcome.code in _RETRY_MEETS_THE_SAME:
+        if outcome.code in _FINAL_CODES:
             trailing = _without(trailing, PUSHBACK)
     if reply.protected:
         if reply.owner:
@@ -69,10 +73,10 @@ class _Status(grpc.Status):
 
 
 def status(outcome: Outcome) -> grpc.Status:
-    """An answer without messages as the status for ``abort_with_status``."""
+    """Convert an outcome without messages to a status for ``context.abort_with_status``."""
     return _Status(GRPC_CODES[outcome.code], outcome.details, outcome.trailing_metadata)
 
 
 def status_of(refused: UpdateRefused) -> grpc.Status:
-    """A refused update as the status for ``context.abort_with_status``, which grpc.aio wants awaited."""
+    """Convert an UpdateRefused to a status for ``context.abort_with_status``, awaited in grpc.aio."""
     return _Status(grpc.StatusCode[refused.code.name], refused.details, refused.trailing_metadata)

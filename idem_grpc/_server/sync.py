@@ -10,7 +10,7 @@ from idem_grpc._core.durations import Duration, in_seconds
 from idem_grpc._core.policy import Policy
 from idem_grpc._core.reporter import Reporter
 from idem_grpc._core.scope import Scope
-from idem_grpc._server.admission import TOKEN_SERVICE, check_watch, with_details
+from idem_grpc._server.admission import TOKEN_SERVICE, check_limits, with_details
 from idem_grpc._server.handlers import Handler, RawHandler
 from idem_grpc._server.protection import Protection
 from idem_grpc._server.sync_call import SyncCall
@@ -20,27 +20,27 @@ from idem_grpc.stores._protocol import Store
 class ServerInterceptor(grpc.ServerInterceptor):
     """Makes the keyed calls of a ``grpc.server`` take effect once.
 
-    List it first, after authentication that reads metadata only::
+    List it first, or right after authentication that reads only metadata::
 
         grpc.server(pool, interceptors=[ServerInterceptor(store, scope=metadata("x-tenant-id"))])
 
-    store: from ``idem_grpc.open_store``. It stays yours to close, after ``drain``.
+    store: a store from ``idem_grpc.open_store``. The caller closes it, after ``drain``.
     scope: who shares keys and answers: SHARED, PEER, ``metadata(name)`` or a function of
         CallInfo. No default: an answer must not reach a caller who guessed a key.
-    services: names or descriptors of services to check whole now, and not at their first call.
-    policies: maps "/pkg.Service/Method" or "/pkg.Service/*" to a Policy. ``default`` is
-        for what they leave open.
-    max_waiters: how many duplicates may wait for a running call on a thread of the server's
-        pool, whose size is not known here: a quarter of it is good. The others are told
+    services: names or descriptors of services to check completely now, rather than at their first call.
+    policies: maps "/pkg.Service/Method" or "/pkg.Service/*" to a Policy.
+    default: the Policy for fields that ``policies`` leave open.
+    max_waiters: how many duplicates may wait for a running call. Each occupies a thread of the
+        server's pool; a quarter of the pool is a good value. Further duplicates are answered with
         IN_PROGRESS at once. Default 2.
-    max_detached: how many runs may go on whose callers have left. When there are so many, a call that
-        would run is refused with OVERLOADED; replays and duplicates are served. Each of them holds
-        a thread of the server's pool, which so bounds them too. Default 1000.
-    cache_bytes: how many bytes of answers are kept in this process, for duplicates that come within 10
-        seconds; other duplicates ask the store. 0 turns that off. Default 8 MiB.
-    reporter: is told of every keyed call.
+    max_detached: how many runs may continue after their callers left. At the limit, a call that would
+        run is refused with OVERLOADED; replays and duplicates are still served. Each such run also
+        occupies a thread of the server's pool. Default 1000.
+    cache_bytes: how many bytes of answers to keep in this process, for duplicates that arrive within 10
+        seconds. Other duplicates read the store. 0 disables the cache. Default 8 MiB.
+    reporter: a Reporter, called for every keyed call. Default: none.
 
-    Raises ValueError or TypeError for settings that are wrong or contradict each other.
+    Raises ValueError or TypeError for settings that are invalid or contradict each other.
     """
 
     def __init__(
@@ -58,9 +58,9 @@ class ServerInterceptor(grpc.ServerInterceptor):
     ) -> None:
         if not isinstance(store, Store):
             raise TypeError(
-                f"store={store!r}: give a store of idem_grpc.open_store (idem_grpc.aio has its own)"
+                f"store={store!r}: give a store from idem_grpc.open_store (not from idem_grpc.aio)"
             )
-        check_watch(max_waiters, max_detached, cache_bytes, reporter)
+        check_limits(max_waiters, max_detached, cache_bytes, reporter)
         self.store = store
         self.protection = Protection(
             store,
@@ -75,10 +75,14 @@ class ServerInterceptor(grpc.ServerInterceptor):
         )
 
     def drain(self, timeout: Duration | None = None) -> int:
-        """Wait until nothing is left to run or to store, ``timeout`` at the most.
+        """Wait until all runs have ended and their outcomes are stored.
 
-        Call it after ``server.stop``, before the store is closed. Returns how many runs
-        were not over in time: what became of them, others will find out by their leases.
+        Call it after ``server.stop`` and before the store is closed.
+
+        timeout: seconds or a timedelta. Default: None, no limit.
+
+        Returns how many runs had not ended in time. Other processes can take them over once their leases
+        run out.
         """
         return self.protection.runs.drain(None if timeout is None else in_seconds(timeout))
 
@@ -95,10 +99,10 @@ class ServerInterceptor(grpc.ServerInterceptor):
         planned = self.protection.plan(handler_call_details, handler)
         if planned is None:
             return handler
-        method, metadata, given, refused = planned
+        method, metadata, given_keys, refused = planned
 
         def behavior(request: Any, context: grpc.ServicerContext) -> Any:
-            call = SyncCall(self.protection, method, metadata, given, context)
+            call = SyncCall(self.protection, method, metadata, given_keys, context)
             serve = call.responses if method.streams_responses else call.response
             return serve(self.store, request, refused)
 

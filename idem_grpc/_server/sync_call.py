@@ -1,7 +1,7 @@
 """One call to a threaded server, from its arrival to its end.
 
-grpc never stops a handler's thread, so a flow runs where its call arrived. What is left
-of it after the reply goes to the keeper.
+grpc never stops a handler's thread, so the flow runs on the thread of its RPC. After the reply, the
+keeper performs the remaining steps.
 """
 
 import logging
@@ -34,17 +34,17 @@ from idem_grpc._core.steps import (
 )
 from idem_grpc._core.swap import Held, Swap, Swapped, renewal
 from idem_grpc._server.admission import Refused
-from idem_grpc._server.call import ServedCall, unless_claimable
+from idem_grpc._server.call import ServedCall, replace_claimable
 from idem_grpc._server.contexts import SyncContext
 from idem_grpc._server.handlers import body_of, close, serialized
 from idem_grpc._server.recording import CallerGone, Recording, disable_compression
-from idem_grpc._server.replies import GRPC_CODES, Part, opening
+from idem_grpc._server.replies import GRPC_CODES, Part, stream_initial_metadata
 from idem_grpc._server.streams import EOF_HOLD, Incoming, compare
 from idem_grpc.stores._protocol import Store
 
 
 class Outlet:
-    """Hands over one response at a time, as long as somebody takes them."""
+    """Passes responses from the flow's thread to that of the RPC, one at a time."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -52,14 +52,14 @@ class Outlet:
         self._is_closed = False
 
     def put(self, part: Part) -> None:
-        """Hand one over: returns once the last one was taken. Dropped if the outlet is closed."""
+        """Pass one response on. Waits until the one before was taken. Dropped once the outlet is closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._part is None or self._is_closed)
             self._part = part
             self._changed.notify_all()
 
     def take(self) -> Part | None:
-        """The next one; None once the outlet is closed and none is left."""
+        """Return the next response; None once the outlet is closed and empty."""
         with self._changed:
             self._changed.wait_for(lambda: self._part is not None or self._is_closed)
             part, self._part = self._part, None
@@ -67,7 +67,7 @@ class Outlet:
             return part
 
     def close(self) -> None:
-        """There are no more of them, or nobody takes them any more."""
+        """Mark the end: no more responses come, or the caller left."""
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
@@ -87,43 +87,43 @@ class SyncCall(ServedCall):
     _store: Store
 
     def response(self, store: Store, request: Any, refused: Reply | None) -> Any:
-        """Serve a method with one response, on the thread of its RPC. ``request``: its message or stream."""
+        """Serve a method with one response, on the RPC's thread. ``request`` is a message or a stream."""
         self._store, self._wake, self._outlet = store, None, None
         try:
             outcome = self._reply(request) if refused is None else self.answer(refused)
-            self._end(outcome)
+            self._send_status(outcome)
             return self.wrap(outcome.messages[0] if outcome.messages else b"")
         finally:
-            self._let_go()
+            self._drop_rpc_state()
 
     def responses(self, store: Store, request: Any, refused: Reply | None) -> Iterator[Any]:
         """Serve a method with a stream of responses.
 
-        grpc asks for no more of them once the caller is gone, so the flow has a thread
-        of its own. That of the RPC stays until the flow is over: as for other methods, the
-        size of the pool is how many handlers run, of callers who left too.
+        grpc stops iterating once the caller has left, so the flow runs on a thread of its own. The RPC's
+        thread stays until the flow is over, so that the size of the pool limits how many handlers run,
+        as for other methods, including those whose callers left.
         """
         self._store, self._wake, self._outlet = store, None, None
         thread = threading.get_ident()
         try:
-            yield from self._answered(request, refused, thread)
+            yield from self._iterate_responses(request, refused, thread)
         finally:
-            if threading.get_ident() == thread:  # and not a collector of garbage on any other
-                self._let_go()
+            if threading.get_ident() == thread:  # else garbage collection closes it on another thread
+                self._drop_rpc_state()
 
-    def _answered(self, request: Any, refused: Reply | None, thread: int) -> Iterator[Any]:
+    def _iterate_responses(self, request: Any, refused: Reply | None, thread: int) -> Iterator[Any]:
         sent = 0
         if refused is not None:
             outcome = self.answer(refused)
         else:
             outlet = self._outlet = Outlet()
-            pending = self._beside(request)
+            pending = self._start_flow(request)
             try:
                 while (part := outlet.take()) is not None:
-                    self._open(part.opening)
+                    self._send_initial_metadata(part.initial_metadata)
                     if part.variables is not None:
                         adopt(part.variables)
-                    if part.plain:
+                    if part.uncompressed:
                         disable_compression(self.context)
                     yield self.wrap(part.message)
                     sent += 1
@@ -131,8 +131,8 @@ class SyncCall(ServedCall):
                 outlet.close()
                 if threading.get_ident() == thread:
                     pending.exception()
-                    if self.is_gone and self.recorded is not None:
-                        self.recorded.log_failure()
+                    if self.is_gone and self.recording is not None:
+                        self.recording.log_failure()
             if self.is_gone:
                 return
             if self.variables is not None:
@@ -140,78 +140,79 @@ class SyncCall(ServedCall):
             try:
                 outcome = pending.result()
             finally:
-                del pending  # the traceback of its error would keep it
+                del pending  # a reference cycle: the traceback of its error holds this frame
         for message in outcome.messages[sent:]:
-            self._open(self.opening)
+            self._send_initial_metadata(self.initial_metadata)
             yield self.wrap(message)
-        self._end(outcome)
+        self._send_status(outcome)
 
-    def _beside(self, request: Any) -> Future[Outcome]:
+    def _start_flow(self, request: Any) -> Future[Outcome]:
         pending, outlet = Future[Outcome](), self._outlet
         assert outlet is not None
 
         def work() -> None:
             try:
                 pending.set_result(self._reply(request))
-                if self.is_gone and self.recorded is not None:
-                    self.recorded.log_failure()
+                if self.is_gone and self.recording is not None:
+                    self.recording.log_failure()
             except BaseException as error:
-                logger.exception("%s broke", self.method.path)  # nobody else may be there to tell
-                pending.set_exception(error.with_traceback(None))  # of which this frame has ``pending``
+                logger.exception("%s: internal error", self.method.path)  # the RPC may have ended
+                pending.set_exception(error.with_traceback(None))  # its frame holds ``pending``
             finally:
                 outlet.close()
 
         threading.Thread(target=copy_context().run, args=(work,), name="idem_grpc stream").start()
         return pending
 
-    def _open(self, initial_metadata: Metadata) -> None:
-        if not self.is_opened:
-            self.is_opened = True
-            if self.recorded is not None:
-                self.recorded.compress()
+    def _send_initial_metadata(self, initial_metadata: Metadata) -> None:
+        if not self.is_initial_metadata_sent:
+            self.is_initial_metadata_sent = True
+            if self.recording is not None:
+                self.recording.compress()
             try:
                 self.context.send_initial_metadata(initial_metadata)
-            except grpc.RpcError as error:  # the caller is gone: what comes next is not sent either
-                _let_go(error)
+            except grpc.RpcError as error:  # the caller left
+                _drop_traceback(error)
 
-    def _end(self, outcome: Outcome) -> None:
-        """Send the status of an answer, by the methods that interceptors outside look at."""
-        recorded, context = self.recorded, self.context
-        if recorded is not None and recorded.is_plain:
-            recorded = None
+    def _send_status(self, outcome: Outcome) -> None:
+        """Send the status of an answer through the context methods that outer interceptors observe."""
+        recording, context = self.recording, self.context
+        if recording is not None and recording.has_only_outcome:
+            recording = None
         if outcome.initial_metadata and context.is_active():
-            self._open(outcome.initial_metadata)
-        elif recorded is not None:
-            recorded.compress()
-        if recorded is not None and recorded.take_plain() and context.is_active():
+            self._send_initial_metadata(outcome.initial_metadata)
+        elif recording is not None:
+            recording.compress()
+        if recording is not None and recording.take_uncompressed() and context.is_active():
             disable_compression(context)
         context.set_trailing_metadata(outcome.trailing_metadata)
-        if recorded is not None:
-            recorded.raise_failure()
+        if recording is not None:
+            recording.raise_failure()
         if outcome.code is not Code.OK:
             context.abort(GRPC_CODES[outcome.code], outcome.details)
         if outcome.details:
             context.set_details(outcome.details)
 
-    def _let_go(self) -> None:
-        """Hold no longer what only the RPC needs: the flow may have to wait for the store."""
-        self.context = self.request = self.recorded = self._facts = self.variables = self._outlet = None
+    def _drop_rpc_state(self) -> None:
+        """Drop what only the RPC needs, since the flow may still wait for the store."""
+        self.context = self.request = self.recording = self.variables = None
+        self._cached_context = self._outlet = None
 
     def _reply(self, request: Any) -> Outcome:
-        """What to answer: by the time it is known, so does the store."""
+        """Run the flow up to its reply. Returns the outcome to send; if it is kept, it is stored by then."""
         raw = None
         if self.method.streams_requests:
             self._incoming = request
         else:
             raw, self.wrap = body_of(request)
         try:
-            kept = self.admit(raw)
+            immediate = self.admit(raw)
         except Refused as refused:
-            kept = Reply(refused.answer)
-        if kept is not None:
-            return self.answer(kept)
-        if not self.context.add_callback(self._leave):
-            self._leave()
+            immediate = Reply(refused.answer)
+        if immediate is not None:
+            return self.answer(immediate)
+        if not self.context.add_callback(self._on_rpc_end):
+            self._on_rpc_end()
         self.protection.runs.start(self)
         reply = None
         try:
@@ -219,11 +220,11 @@ class SyncCall(ServedCall):
         finally:
             if reply is None:
                 self.protection.runs.end(self)
-            self.ends(reply)
+            self.mark_over(reply)
         return outcome
 
-    def _leave(self) -> None:
-        """The caller is gone: nothing more is sent, nor waited for on its account."""
+    def _on_rpc_end(self) -> None:
+        """Stop waiting and sending, since the RPC has ended."""
         self.is_gone = True
         if self.is_over:
             return
@@ -232,8 +233,8 @@ class SyncCall(ServedCall):
         self.detach()
         if (outlet := self._outlet) is not None:
             outlet.close()
-        if (recorded := self.recorded) is not None:
-            recorded.caller_left()
+        if (recording := self.recording) is not None:
+            recording.caller_left()
 
     def caller_is_gone(self) -> bool:
         context = self.context
@@ -262,72 +263,72 @@ class SyncCall(ServedCall):
                 raise AssertionError(f"{step}: a flow pauses only after its reply")
 
     def _swap(self, swap: Swap) -> Swapped | Held | Outage | Full:
-        sent, no_room = swap, None
+        sent, limit = swap, None
         if not self.has_run:
             if self.is_gone:
                 self.detach()
-            if not self.has_claim and (no_room := self.protection.no_room()) is not None:
+            if not self.has_claim and (limit := self.protection.limit_event()) is not None:
                 sent = renewal(swap)
         began = elapsed()
         seen = self.protection.availability.attempt(self._store, sent, began)
-        heard = self.heard(sent, seen, began)
-        return heard if no_room is None else unless_claimable(swap, heard, no_room)
+        event = self.after_swap(sent, seen, began)
+        return event if limit is None else replace_claimable(swap, event, limit)
 
     def _wait(self, wait: Wait) -> Waited:
         run = self.protection.runs.find(wait.owner)
         if run is not None:
-            return self._wait_here(run)
-        if self.may_wait() == 0:
+            return self._wait_for_run(run)
+        if self.wait_left() == 0:
             return Waited(more=False)
-        self._sleep(self.until_poll(wait))
+        self._sleep(self.poll_delay(wait))
         return Waited()
 
     def _take_over(self, takeover: TakeOver) -> Waited:
         run = self.protection.runs.find(takeover.owner)
         if run is not None:
-            return self._wait_here(run)
-        return Waited(hold=self.protection.availability.hold(takeover.lease))
+            return self._wait_for_run(run)
+        return Waited(hold=self.protection.availability.takeover_delay(takeover.lease))
 
-    def _wait_here(self, run: Run) -> Waited:
-        """Wait for the reply of a run of this process."""
-        if self.may_wait() == 0:
+    def _wait_for_run(self, run: Run) -> Waited:
+        """Wait for the reply of a run in this process."""
+        if self.wait_left() == 0:
             return Waited(more=False)
-        wake = self._woken().set
+        wake = self._wake_event().set
         run.join(wake)
-        self._sleep(self.may_wait())
+        self._sleep(self.wait_left())
         run.leave(wake)
         return Waited(run.reply, more=False)
 
-    def _woken(self) -> threading.Event:
-        """Set once the caller is gone, and by what is waited for."""
+    def _wake_event(self) -> threading.Event:
+        """Return the event that is set once the RPC or the awaited run has ended."""
         event = self._wake
         if event is None:
             event = self._wake = threading.Event()
-        if self.is_gone:  # perhaps since before there was an event to set
+        if self.is_gone:  # perhaps before the event existed
             event.set()
         return event
 
     def _sleep(self, seconds: float) -> None:
-        self.waits = True
-        self._woken().wait(seconds)
-        self.waits, self._wake = False, None
+        self.is_waiting = True
+        self._wake_event().wait(seconds)
+        self.is_waiting, self._wake = False, None
 
     def _execute(self, execute: Execute) -> Ended | TooLate:
-        lease = self.starts_under(execute)
+        lease = self.begin_lease(execute)
         if not lease.may_start:
             return self.too_late()
-        recording = self.recorded = Recording(self, in_aio=False)
+        recording = self.recording = Recording(self, in_aio=False)
         keeper = self.protection.keeper
-        keeper.hold(lease)
+        keeper.keep_renewing(lease)
         token = execution.enter(self)
         try:
             ended = self._handle(recording)
             recording.run_callbacks()
-        except Exception as error:  # the handler's own are caught: its lease could not be kept
+        except Exception as error:  # not from the handler, whose exceptions _handle catches
             ended = recording.raised(error)
         finally:
             execution.leave(token)
-            keeper.let_go(lease)
+            keeper.stop_renewing(lease)
         self.has_run = True
         lease.outcome_bytes = ended.outcome.size
         return ended
@@ -344,17 +345,17 @@ class SyncCall(ServedCall):
             try:
                 for each in response:
                     message = serialized(method.serialize, each)
-                    recording.sends(message)
+                    recording.add_response(message)
                     self.has_streamed = True
-                    ahead = opening(recording.initial_metadata, self.announced_run)
-                    outlet.put(Part(message, ahead, recording.take_plain(), copy_context()))
+                    initial = stream_initial_metadata(recording.initial_metadata, self.announced_run)
+                    outlet.put(Part(message, initial, recording.take_uncompressed(), copy_context()))
             finally:
                 close(response)
             return recording.returned()
-        except BaseException as error:  # the thread is the pool's: nothing may end it but the call
+        except BaseException as error:  # SystemExit too, which must not end a thread of the pool
             return recording.raised(error, doing)
         finally:
-            if method.streams_responses:  # on a thread of its own
+            if method.streams_responses:  # the handler ran on another thread
                 self.variables = copy_context()
 
     def _next(self, incoming: Incoming) -> Any:
@@ -362,33 +363,33 @@ class SyncCall(ServedCall):
         return _END if raw is None else incoming.take(raw)
 
     def _read(self, incoming: Incoming) -> bytes | None:
-        """The next message of the request stream; None at its end. Raises CallerGone where it is cut."""
+        """Return the next message of the request stream; None at its end. Raises CallerGone if it is cut."""
         if incoming.malformed:
             return None
         try:
             raw, self.wrap = body_of(next(self._incoming))
         except StopIteration:
-            incoming.whole = incoming.whole or self._is_there_after_the_end()
+            incoming.whole = incoming.whole or self._is_stream_whole()
             if incoming.whole:
                 return None
         except grpc.RpcError as error:
-            _let_go(error)
+            _drop_traceback(error)
         else:
             return raw
         incoming.cut = True
         raise CallerGone("the request stream was cut")
 
-    def _is_there_after_the_end(self) -> bool:
-        """Whether the end of the request stream was the caller's, and is not that of the call."""
-        gone = self._woken()
+    def _is_stream_whole(self) -> bool:
+        """Return whether the caller is still there after the end of its stream, so that it was not cut."""
+        gone = self._wake_event()
         return all(not gone.wait(step) and not self.caller_is_gone() for step in EOF_HOLD)
 
     def _compare(self, wanted: Compare) -> Compared:
         incoming, outlet = Incoming(self.method), self._outlet
         comparing = compare(incoming, wanted, has_turns=self.method.streams_responses)
-        ahead = opening(wanted.outcome.initial_metadata, wanted.run)
+        initial = stream_initial_metadata(wanted.outcome.initial_metadata, wanted.run)
         keeper = self.protection.keeper
-        limit = keeper.limit(self.rules.max_run, self.context.cancel)
+        timer = keeper.call_later(self.rules.max_run, self.context.cancel)
         try:
             response = next(comparing)
             while True:
@@ -396,18 +397,18 @@ class SyncCall(ServedCall):
                     response = comparing.send(self._read(incoming))
                 else:
                     assert outlet is not None
-                    outlet.put(Part(response, ahead))
+                    outlet.put(Part(response, initial))
                     response = comparing.send(None)
         except StopIteration as end:
             return Compared(end.value)
         except (CallerGone, Refused):
             return Compared(same=False)
         finally:
-            keeper.unlimit(limit)
+            keeper.cancel_call(timer)
 
 
-def _let_go(error: grpc.RpcError) -> None:
-    """Drop the traceback of an error, whose frames have the state of its call, in which grpc keeps it."""
+def _drop_traceback(error: grpc.RpcError) -> None:
+    """Drop the traceback of an error. grpc keeps the error in the call's state: a reference cycle."""
     error.__traceback__ = None
 
 

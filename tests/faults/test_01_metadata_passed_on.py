@@ -194,7 +194,7 @@ def test_metadata_that_is_none_at_all_refuses_the_call_and_says_why(start, outsi
     answer = server.client.call(kind, order(), key)
     assert answer.reason is Reason.MISCONFIGURED
     assert not server.ledger.all_runs
-    assert f"{kind.path} is refused: an interceptor outside passed on" in caplog.text
+    assert f"{kind.path} is refused: an outer interceptor passed on" in caplog.text
     assert server.client.call(Kind.READ, order()).ok, "what is not protected is not looked at"
 
 

@@ -95,7 +95,7 @@ def test_it_has_a_bound_in_bytes_and_drops_the_oldest_first():
     kept, now = Cache(100_000), elapsed()
     for number in range(100):
         swap = Swap(b"%d" % number, None, record_of(9_000), 60.0)
-        kept.saw(swap, Swapped(0.0), now)
+        kept.update(swap, Swapped(0.0), now)
     there = [number for number in range(100) if kept.get(b"%d" % number) is not None]
     assert there == list(range(100 - len(there), 100))
     assert 5 <= len(there) <= 11
@@ -103,8 +103,8 @@ def test_it_has_a_bound_in_bytes_and_drops_the_oldest_first():
 
 def test_an_answer_that_is_larger_than_the_bound_is_not_kept_nor_in_the_way():
     kept, now = Cache(100_000), elapsed()
-    kept.saw(Swap(b"small", None, record_of(10), 60.0), Swapped(0.0), now)
-    kept.saw(Swap(b"large", None, record_of(100_000), 60.0), Swapped(0.0), now)
+    kept.update(Swap(b"small", None, record_of(10), 60.0), Swapped(0.0), now)
+    kept.update(Swap(b"large", None, record_of(100_000), 60.0), Swapped(0.0), now)
     assert kept.get(b"large") is None
     assert kept.get(b"small") is not None
 
@@ -112,14 +112,14 @@ def test_an_answer_that_is_larger_than_the_bound_is_not_kept_nor_in_the_way():
 def test_only_answers_are_kept():
     kept, now = Cache(100_000), elapsed()
     running = Record(state=State.RUNNING, attempt=1, owner=b"me", lease=1.0, ttl=60.0).to_bytes()
-    kept.saw(Swap(b"running", None, running, 60.0), Swapped(0.0), now)
-    kept.saw(Swap(b"absent", None, running, 60.0), Held(None, 0.0), now)
-    kept.saw(Swap(b"foreign", None, running, 60.0), Held(b"\x08\x03 and no record", 60.0), now)
+    kept.update(Swap(b"running", None, running, 60.0), Swapped(0.0), now)
+    kept.update(Swap(b"absent", None, running, 60.0), Held(None, 0.0), now)
+    kept.update(Swap(b"foreign", None, running, 60.0), Held(b"\x08\x03 and no record", 60.0), now)
     assert [kept.get(key) for key in (b"running", b"absent", b"foreign")] == [None] * 3
 
 
 def test_what_the_store_said_10_seconds_ago_does_not_count():
     kept, now = Cache(100_000), elapsed()
-    kept.saw(Swap(b"old", None, record_of(10), 60.0), Swapped(0.0), now - cache.LONGEST)
-    kept.saw(Swap(b"short", None, b"-", 60.0), Held(record_of(10), 0.0), now)
+    kept.update(Swap(b"old", None, record_of(10), 60.0), Swapped(0.0), now - cache.LONGEST)
+    kept.update(Swap(b"short", None, b"-", 60.0), Held(record_of(10), 0.0), now)
     assert kept.get(b"old") is kept.get(b"short") is None

@@ -61,10 +61,10 @@ class Running:
         MemoryStore.swap(store, claim)
         self._keeper = keeper
         self.lease = Lease(claim, 60.0, 3600.0, claimed=elapsed() - 61.0)  # lost, but for a renewal
-        keeper.hold(self.lease)
+        keeper.keep_renewing(self.lease)
 
     def end(self):
-        self._keeper.let_go(self.lease)
+        self._keeper.stop_renewing(self.lease)
 
 
 @pytest.fixture
@@ -175,11 +175,11 @@ def test_quick_runs_wake_nobody(monkeypatch):
 
     def run():
         lease = Lease(Swap(b"key", None, b"mine", 60.0), 60.0, 60.0, elapsed())
-        keeper.hold(lease)
-        keeper.let_go(lease)
+        keeper.keep_renewing(lease)
+        keeper.stop_renewing(lease)
 
     run()
-    until(lambda: keeper._leases._looks_at < math.inf)  # it was woken, and has found nothing to renew
+    until(lambda: keeper._leases._next_scan_at < math.inf)  # it was woken, and has found nothing to renew
     notify = keeper._leases._changed.notify
 
     def counted():

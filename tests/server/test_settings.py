@@ -68,7 +68,7 @@ WRONG = {
         r"default: .*at least four leases",
     ),
     "a short run": ({"policies": {f"/{SERVICE}/*": Policy(max_run=1, lease=2)}}, r"at least one lease"),
-    "a pattern of another kind": ({"policies": {1: Policy()}}, r"1 is no string: give a name"),
+    "a pattern of another kind": ({"policies": {1: Policy()}}, r"1 is not a string: give a name"),
     "a field unknown": (
         {"services": [SERVICE], "policies": {UNARY: Policy(ignore=["amonut"])}},
         r"no field 'amonut'",
@@ -82,7 +82,7 @@ WRONG = {
     "a default by its fields": ({"default": {}}, r"give a Policy, or leave it out"),
     "policies without names": ({"policies": [Policy()]}, r"give a mapping, such as"),
     "one service": ({"services": SERVICE}, r"give a list of names, such as"),
-    "a service by its module": ({"services": [ledger_pb2_grpc]}, r"give a name, as in .* or a descriptor"),
+    "a service by its module": ({"services": [ledger_pb2_grpc]}, r"give a name, such as .* or a descriptor"),
     "no scope": ({"scope": None}, r"give SHARED, PEER, metadata"),
     "a scope by name": ({"scope": "x-tenant-id"}, r"give SHARED, PEER, metadata"),
 }

@@ -8,7 +8,7 @@ import pytest
 from idem_grpc._core.outcome import Outcome
 from idem_grpc._core.policy import Rules
 from idem_grpc._server.admission import Method
-from idem_grpc._server.streams import Incoming, Outgoing
+from idem_grpc._server.streams import Incoming, StreamedResponses
 
 LIMIT = 1024
 
@@ -17,7 +17,7 @@ def outgoing(turns):
     handler: Any = grpc.stream_stream_rpc_method_handler(lambda requests, _: requests)
     method = Method("/t.T/Talk", handler, Rules.of("/t.T/Talk", []), "idem")
     incoming = Incoming(method) if turns else None
-    return incoming, Outgoing(LIMIT, incoming)
+    return incoming, StreamedResponses(LIMIT, incoming)
 
 
 @pytest.mark.parametrize(("turns", "most"), [(False, LIMIT // 16), (True, (LIMIT + 64) // (16 + 64))])
