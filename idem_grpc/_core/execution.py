@@ -52,10 +52,9 @@ class DerivedCalls:
             latest = self._latest.get((method, step))
             if latest is not None and not latest.is_over:
                 raise RuntimeError(
-                    f"a keyed handler called {method} while an earlier call to it was still in progress, so"
-                    " chance would decide which of the two gets which derived key: give each its own"
-                    " keys.step(…), and cancel a stream that you stop reading, since it is in progress until"
-                    " then"
+                    f"a keyed handler calls {method} while it is calling it already, so chance would decide"
+                    " which of the two gets which derived key: give each its own keys.step(…), and cancel a"
+                    " stream that you stop reading, since it is in progress until then"
                 )
             call = DerivedCall(0 if latest is None else latest.ordinal + 1)
             self._latest[method, step] = call
