@@ -14,6 +14,7 @@ WRITTEN = [
     for path in sorted((ROOT / folder).rglob("*.py"))
     if "generated" not in path.parts
 ]
+TESTS = [path for path in WRITTEN if path.is_relative_to(ROOT / "tests")]
 SUPPRESSION = re.compile(r"type: ignore\[[\w, -]+\]|noqa: ?[A-Z]+\d+(, ?[A-Z]+\d+)*")
 
 
@@ -29,7 +30,7 @@ def has_reason(comment: str) -> bool:
     return said == comment or len(re.findall(r"\w+", said)) >= 2
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "idem_grpc").rglob("*.py")), ids=name)
+@pytest.mark.parametrize("path", WRITTEN, ids=name)
 def test_files_are_short(path):
     assert len(path.read_text().splitlines()) <= 600
 
@@ -60,7 +61,22 @@ def test_what_counts_as_a_reason(comment, verdict):
     assert has_reason(comment) is verdict
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "tests").rglob("*.py")), ids=name)
+@pytest.mark.parametrize("path", TESTS, ids=name)
+def test_test_modules_are_not_imported(path):
+    """What two test modules share is in a module that has no tests."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        match node:
+            case ast.Import():
+                imported = [alias.name for alias in node.names]
+            case ast.ImportFrom():
+                imported = [f"{node.module}.{alias.name}" for alias in node.names]
+            case _:
+                continue
+        parts = [part for module in imported for part in module.split(".")[:-1]]
+        assert not [part for part in parts if part.startswith("test_")], f"line {node.lineno}"
+
+
+@pytest.mark.parametrize("path", TESTS, ids=name)
 def test_tests_do_not_sleep(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Attribute):

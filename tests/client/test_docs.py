@@ -1,8 +1,6 @@
 """What docs/client.md and docs/choosing-a-key.md show is run as it stands there."""
 
-import re
 from collections.abc import Callable
-from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,22 +15,9 @@ from idem_grpc.keys import using
 from tests.server.client import Kind
 from tests.server.conftest import key, start
 from tests.server.ledger import order
-from tests.server.processes import ROOT
+from tests.support.pages import block
 
 __all__ = ["key", "start"]  # fixtures are found by name
-
-
-def block(page: str, beginning: str, **names: Any) -> dict[str, Any]:
-    """The names after the code block was run that contains this. It must be there once."""
-    text = (ROOT / "docs" / page).read_text()
-    (code,) = [
-        code
-        for code in re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-        if beginning in code
-    ]
-    found = {**vars(idem_grpc), "grpc": grpc, "timedelta": timedelta, **names}
-    exec(compile(code, page, "exec"), found)
-    return found
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from tests.server.client import Kind
 from tests.server.conftest import face, key, start
 from tests.server.ledger import DEADLINE, order, run
 from tests.server.processes import ServerProcess
-from tests.streams.test_foreign import modules
+from tests.support.grpc_js import modules
 from tests.support.wait import until
 
 __all__ = ["face", "key", "modules", "start"]  # fixtures are found by name

@@ -6,29 +6,27 @@ from dataclasses import replace
 import pytest
 
 from idem_grpc._core.fingerprint import Fingerprint
-from idem_grpc._core.flow import LONGEST_PAUSE, MOST_STARTS, flow
+from idem_grpc._core.flow import LONGEST_PAUSE, MOST_STARTS
 from idem_grpc._core.judge import UNKNOWN_TTL
-from idem_grpc._core.outcome import Code, Outcome
+from idem_grpc._core.outcome import Outcome
 from idem_grpc._core.policy import OnOutage
 from idem_grpc._core.problem import Problem, Reason
 from idem_grpc._core.record import OnUnclear, Record, State
 from idem_grpc._core.steps import (
     Ended,
     Ending,
-    Event,
     Execute,
     Full,
     Outage,
     Pause,
     Reply,
-    Step,
     TakeOver,
     TooLate,
     Wait,
     Waited,
 )
-from idem_grpc._core.swap import Held, Swap, Swapped
-from tests.core.test_judge import (
+from idem_grpc._core.swap import Held, Swapped
+from tests.core.calls import (
     ALIVE,
     ANSWER,
     DEAD,
@@ -43,46 +41,11 @@ from tests.core.test_judge import (
     held,
     mine,
 )
+from tests.core.driven import DECIDED, FAILURE, UNCLEAR, Driven, running
 
-FAILURE = Outcome(Code.UNKNOWN, "the handler's own")
-UNCLEAR = Ended(FAILURE, Ending.UNCLEAR)
-DECIDED = Ended(ANSWER, Ending.DECIDED)
 MY_REPLY = Reply(ANSWER, b"me", requests=ME.fingerprint)
 NOTHING = Held(None, 0.0)
 TRUSTING = replace(ME, rules=replace(ME.rules, on_outage=OnOutage.RUN))
-
-
-class Driven:
-    """A flow that a test takes by the hand. ``step`` is what it asks for; None when it is over."""
-
-    def __init__(self, call=ME) -> None:
-        self._steps = flow(call)
-        self.step: Step | None = None
-        self.then(None)
-
-    def then(self, *events: Event) -> "Driven":
-        """Answer the steps one by one."""
-        for event in events:
-            try:
-                self.step = self._steps.send(event)
-            except StopIteration:
-                self.step = None
-        return self
-
-    def swap(self) -> Swap:
-        assert isinstance(self.step, Swap)
-        return self.step
-
-    def record(self) -> Record:
-        """The record that the flow wants to write."""
-        return Record.from_bytes(self.swap().new)
-
-
-def running(call=ME) -> Driven:
-    """A flow whose handler runs."""
-    flow = Driven(call).then(Swapped(0.0))
-    assert isinstance(flow.step, Execute)
-    return flow
 
 
 def test_a_call_is_claimed_executed_kept_and_answered():

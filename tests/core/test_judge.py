@@ -28,39 +28,30 @@ from idem_grpc._core.judge import (
     judge,
     judge_late,
 )
-from idem_grpc._core.outcome import Code, Outcome
-from idem_grpc._core.policy import KeyRule, Policy, Rules
 from idem_grpc._core.problem import Problem, Reason
 from idem_grpc._core.record import Binding, OnUnclear, Record, State
 from idem_grpc._core.steps import TakeOver
 from idem_grpc._core.swap import Held, Swap
-
-LEASE, RETENTION = 30.0, 120.0
-ALIVE, DEAD = RETENTION - 29, RETENTION - LEASE
-BINDING = Binding(b"operation", b"scope")
-REQUEST, OTHER_REQUEST = Fingerprint(b"raw", b"canonical"), Fingerprint(b"other", b"other")
-ANSWER = Outcome(Code.OK, messages=(b"answer",))
-
-
-def call(*, key=KeyRule.REQUIRED, on_unclear=OnUnclear.RERUN, owner=b"me") -> Call:
-    policy = Policy(key=key, lease=LEASE, retention=RETENTION, on_unclear=on_unclear)
-    binding = BINDING if key is KeyRule.TOKEN else None
-    return Call(b"key", owner, REQUEST, Rules.of("/a.B/C", [policy]), binding)
-
-
-ME = call()
-TOKEN = call(key=KeyRule.TOKEN)
-STRICT = call(on_unclear=OnUnclear.FAIL)
-
-OPEN = Record(state=State.OPEN, attempt=1, owner=b"other", fingerprint=REQUEST)
-RUNNING = replace(OPEN, state=State.RUNNING, lease=LEASE, ttl=RETENTION)
-DONE = replace(OPEN, state=State.DONE, outcome=ANSWER)
-DROPPED = replace(DONE, outcome=Outcome(messages_dropped=True))
-UNKNOWN = replace(OPEN, state=State.UNKNOWN)
-
-
-def held(record: Record | None, left: float = ALIVE) -> Held:
-    return Held(None, 0.0) if record is None else Held(record.to_bytes(), left)
+from tests.core.calls import (
+    ALIVE,
+    ANSWER,
+    BINDING,
+    DEAD,
+    DONE,
+    DROPPED,
+    ME,
+    OPEN,
+    OTHER_REQUEST,
+    REQUEST,
+    RETENTION,
+    RUNNING,
+    STRICT,
+    TOKEN,
+    UNKNOWN,
+    call,
+    held,
+    mine,
+)
 
 
 def found(record: Record | None, left: float = ALIVE, *, by: Call = ME, waited: bool = False) -> Finding:
@@ -85,10 +76,6 @@ def given_up(record: Record = RUNNING) -> Verdict:
     return GiveUp(
         Swap(b"key", record.to_bytes(), unknown, 30 * 24 * 3600.0, DEAD), TakeOver(record.owner, record.lease)
     )
-
-
-def mine(record: Record) -> Record:
-    return replace(record, owner=b"me")
 
 
 ON_ARRIVAL: dict[str, tuple[Finding, Verdict]] = {

@@ -10,12 +10,11 @@ from idem_grpc._core.problem import Problem, Reason
 from idem_grpc._core.record import State
 from idem_grpc._core.steps import Ended, Ending, Outage, Pause, Reply, Waited
 from idem_grpc._core.swap import Swapped
-from tests.core.test_flow import DECIDED, FAILURE, Driven, running
-from tests.core.test_judge import ME, OPEN, RETENTION, RUNNING, STRICT, TOKEN, UNKNOWN, held, mine
+from tests.core.calls import ME, OPEN, RETENTION, RUNNING, STRICT, TOKEN, UNKNOWN, held, mine
+from tests.core.driven import DECIDED, FAILURE, UNCLEAR, Driven, running
 
 MENDABLE = Ended(FAILURE, Ending.MENDABLE)
 NOT_NOW = Ended(FAILURE, Ending.NOT_NOW)
-UNCLEAR = Ended(FAILURE, Ending.UNCLEAR)
 
 
 def test_the_caller_may_mend_a_request_that_was_tried_once():

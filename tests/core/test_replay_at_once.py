@@ -11,7 +11,7 @@ from idem_grpc._core.outcome import Code, Outcome
 from idem_grpc._core.record import Binding, Record, State
 from idem_grpc._core.steps import Reply
 from idem_grpc._core.swap import Held
-from tests.core.test_judge import ME, TOKEN
+from tests.core.calls import ME, TOKEN
 
 digests = st.sampled_from([b"one", b"other"])
 fingerprints = st.builds(Fingerprint, digests, digests | st.just(b""))

@@ -13,10 +13,10 @@ import idem_grpc.aio
 from idem_grpc import Policy, current, keys
 from tests.client.conftest import connect, script, stub_of
 from tests.client.scripted import answer, fail
-from tests.client.test_docs import block
 from tests.client_aio.serving import ledger_server
 from tests.server.ledger import order
 from tests.server.servicers import AsyncServicer
+from tests.support.pages import block
 
 __all__ = ["connect", "script", "stub_of"]  # fixtures are found by name
 

@@ -22,7 +22,7 @@ from tests.server.kinds import FIRST_AND_LAST
 from tests.server.ledger import order, run
 from tests.server.processes import ServerProcess
 from tests.server.stores import watched
-from tests.streams.test_foreign import modules
+from tests.support.grpc_js import modules
 from tests.support.wait import until
 
 __all__ = ["modules"]  # fixtures are found by name
