@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 WRITTEN = [
     path
-    for folder in ("idem_grpc", "tests", "examples", "benchmarks")
+    for folder in ("idem_grpc", "tests", "examples", "benchmarks", "docs")
     for path in sorted((ROOT / folder).rglob("*.py"))
     if "generated" not in path.parts
 ]
@@ -76,10 +76,43 @@ def test_test_modules_are_not_imported(path):
         assert not [part for part in parts if part.startswith("test_")], f"line {node.lineno}"
 
 
+def is_pause(node: ast.AST) -> bool:
+    """Whether it waits for a time only: ``asyncio.sleep`` of more than 0, ``Event().wait`` that times out."""
+    match node:
+        case ast.Call(func=ast.Attribute(ast.Name("asyncio"), "sleep"), args=[ast.Constant(0)]):
+            return False
+        case ast.Call(func=ast.Attribute(ast.Name("asyncio"), "sleep")):
+            return True
+        case ast.Call(func=ast.Attribute(ast.Call(func=event), "wait"), args=[_, *_]):
+            return ast.unparse(event) in {"Event", "threading.Event"}
+    return False
+
+
 @pytest.mark.parametrize("path", TESTS, ids=name)
 def test_tests_do_not_sleep(path):
-    for node in ast.walk(ast.parse(path.read_text())):
+    """Wait for an event; where only a time will do, a comment on the line says why."""
+    source = path.read_text()
+    lines = source.splitlines()
+    for node in ast.walk(ast.parse(source)):
+        if is_pause(node):
+            assert "  # " in lines[node.end_lineno - 1], f"line {node.lineno}: say why a time is needed"
         if isinstance(node, ast.Attribute):
             assert ast.unparse(node) != "time.sleep", f"line {node.lineno}: wait for what you wait for"
         if isinstance(node, ast.ImportFrom) and node.module == "time":
             assert "sleep" not in {alias.name for alias in node.names}, f"line {node.lineno}"
+
+
+@pytest.mark.parametrize(
+    ("call", "verdict"),
+    [
+        ("asyncio.sleep(0)", False),
+        ("asyncio.sleep(0.1)", True),
+        ("asyncio.sleep(pause)", True),
+        ("Event().wait(1)", True),
+        ("threading.Event().wait(step)", True),
+        ("threading.Event().wait()", False),
+        ("opened.wait(30)", False),
+    ],
+)
+def test_what_counts_as_a_pause(call, verdict):
+    assert is_pause(ast.parse(call, mode="eval").body) is verdict

@@ -207,7 +207,7 @@ class Client:
     def persist(self, kind: Kind, request: pb.LedgerRequest, key: str, **options: Any) -> Answer:
         """Call again for as long as the server says that this may help, when it says so."""
         while (answer := self.call(kind, request, key, **options)).code is grpc.StatusCode.UNAVAILABLE:
-            threading.Event().wait(answer.pushback)
+            threading.Event().wait(answer.pushback)  # as the server demands
         return answer
 
 

@@ -41,7 +41,10 @@ def begin(server, key):
 
 
 def stands_still(flood):
-    """Whether the handler gives no more, as far as can be told in a while."""
+    """Whether the handler gave no more responses for 0.3 seconds.
+
+    A handler that waits for its reader does nothing that could be waited for, so this needs a time.
+    """
     before = flood.given
 
     def moves():

@@ -16,5 +16,5 @@ def until(happened: Callable[[], T], *, deadline: float = 30.0, step: float = 0.
     give_up = time.monotonic() + deadline
     while not (answer := happened()):
         assert time.monotonic() < give_up, f"it did not happen in {deadline} seconds"
-        threading.Event().wait(step)
+        threading.Event().wait(step)  # between two questions
     return answer
