@@ -23,7 +23,7 @@ def name(path):
 
 
 def has_reason(comment: str) -> bool:
-    """Tell whether ``comment`` silences nothing, or says what it silences and why."""
+    """Whether ``comment`` suppresses nothing, or says what it suppresses and why."""
     said = SUPPRESSION.sub("", comment)
     if re.search(r"\bnoqa\b|type: *ignore", said):
         return False

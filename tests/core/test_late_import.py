@@ -1,4 +1,4 @@
-"""A method that is asked for before its generated module is imported has its contract after that."""
+"""A method's contract applies once its generated module is imported, even if it was looked up before."""
 
 import pytest
 
@@ -12,14 +12,14 @@ def late():
     return LateModule()
 
 
-def test_a_method_is_found_once_its_module_is_there(late):
+def test_a_method_is_found_once_its_module_is_imported(late):
     assert find_method(late.method("Look")) is None
     late.load()
     assert has_no_side_effects(find_method(late.method("Look")))
     assert find_method(late.method("None")) is None
 
 
-def test_rules_follow_the_contract_once_it_is_there(late):
+def test_rules_follow_the_contract_once_it_is_imported(late):
     methods = Methods({}, Policy())
     before = methods.rules(late.method("Pay"))
     assert before is not None
@@ -32,7 +32,7 @@ def test_rules_follow_the_contract_once_it_is_there(late):
     assert methods.rules(late.method("Look")) is None
 
 
-def test_what_is_known_is_resolved_once(late):
+def test_rules_are_resolved_once_the_method_is_known(late):
     methods = Methods({}, Policy())
     for _ in range(2):
         assert methods.rules(late.method("Pay")) is methods.rules(late.method("Pay"))

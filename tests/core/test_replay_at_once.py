@@ -1,4 +1,4 @@
-"""A replay without the flow is what the flow would have replied."""
+"""replay_at_once returns what the flow would have replied."""
 
 from dataclasses import replace
 
@@ -34,7 +34,7 @@ records = st.builds(
 
 
 @given(records, fingerprints, bindings)
-def test_it_is_the_reply_of_the_flow_or_none(record, shown, binding):
+def test_replay_at_once_is_the_reply_of_the_flow_or_none(record, shown, binding):
     call = replace(ME if binding is None else TOKEN, fingerprint=shown, binding=binding)
     at_once = replay_at_once(record, binding, shown.raw)
     steps = flow(call)
