@@ -1,7 +1,7 @@
 """A server as a process of its own: ``python -m tests.tokens.process FACE URL NAMESPACE``.
 
-It says its port first, then every event of its ledger, one a line; it opens the gates that it
-is told to on its standard input, and ends when that does.
+It prints its port, then each event of its ledger on a line. It opens the gates that are named on
+its standard input, and ends at the end of that.
 """
 
 import sys

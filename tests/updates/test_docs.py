@@ -1,4 +1,4 @@
-"""What docs/updates.md shows is run as it stands there."""
+"""The code of docs/updates.md works."""
 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -27,7 +27,7 @@ class Profiles:
         self.events.append(paths)
 
 
-def test_the_handler():
+def test_the_handler_of_the_page_works():
     profiles = Profiles()
     names: dict[str, Any] = {
         "profiles_pb2": profiles_pb2,
