@@ -13,7 +13,7 @@ from tests.tokens.servers import FACES
 
 
 def main(face: str, url: str, namespace: str) -> None:
-    server = FACES[face](open_store(face, url, namespace), ledger=Ledger(tell=say))
+    server = FACES[face](open_store(face, url, namespace), ledger=Ledger(report=say))
     say(f"port {server.address.rpartition(':')[2]}")
     for line in sys.stdin:
         server.ledger.gate(line.strip()).open()
