@@ -10,10 +10,10 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "generated")]  # so that a plain checkout will do
 
-from idem_grpc._core.judge import ARRIVAL, BY_HAND, LATE, TRANSITIONS, Rule  # noqa: E402 -- likewise
-from idem_grpc._core.outcome import Code  # noqa: E402 -- likewise
-from idem_grpc._core.policy import Rules  # noqa: E402 -- likewise
-from idem_grpc._core.record import State  # noqa: E402 -- likewise
+from idem_grpc._core.judge import ARRIVAL, BY_HAND, LATE, TRANSITIONS, Rule  # noqa: E402 -- found only once the path is set
+from idem_grpc._core.outcome import Code  # noqa: E402 -- found only once the path is set
+from idem_grpc._core.policy import Rules  # noqa: E402 -- found only once the path is set
+from idem_grpc._core.record import State  # noqa: E402 -- found only once the path is set
 from idem_grpc._core.steps import ENDINGS, Ending  # noqa: E402 -- found only once the path is set
 
 PAGE = """\

@@ -18,7 +18,7 @@ eager.obey_environment()
 
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory):
-    """The wheel, built once. Whoever asks for it needs a longer timeout, since building fetches packages."""
+    """The wheel, built once. Tests that use it need a longer timeout, since building fetches packages."""
     return wheels.build(tmp_path_factory.mktemp("dist"))
 
 
@@ -32,7 +32,7 @@ def redis_server():
 
 @pytest.fixture
 def own_redis_server():
-    """A server of the test's own, to be killed, paused and counted on."""
+    """A server of the test's own, which it may kill and pause, and whose commands it may count."""
     server = RedisServer()
     yield server
     server.stop()

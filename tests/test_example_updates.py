@@ -1,16 +1,13 @@
 """The examples that need no key do what they say, run as their readers run them, and can fail."""
 
-import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from examples.upsert.prices import UPSERT
 from tests.support import groups
-
-EXAMPLES = Path(__file__).parent.parent / "examples"
+from tests.support.pages import blocks
 
 
 def run(example, *options):
@@ -72,14 +69,10 @@ def test_a_server_that_does_not_start_is_a_failure(example, tmp_path):
 
 def test_the_readme_shows_what_is_printed():
     _, printed = run("update_profile")
-    (shown,) = re.findall(r"^```text\n(.*?)^```$", text_of("update_profile"), re.DOTALL | re.MULTILINE)
+    (shown,) = blocks("examples/update_profile/README.md", "text")
     assert shown in printed
 
 
 def test_the_readme_shows_the_statement():
-    (shown,) = re.findall(r"^```sql\n(.*?)^```$", text_of("upsert"), re.DOTALL | re.MULTILINE)
+    (shown,) = blocks("examples/upsert/README.md", "sql")
     assert shown.strip() == UPSERT.strip()
-
-
-def text_of(example):
-    return (EXAMPLES / example / "README.md").read_text()

@@ -10,10 +10,11 @@ import pytest
 ROOT = Path(__file__).parent.parent
 WRITTEN = [
     path
-    for folder in ("idem_grpc", "tests", "examples", "benchmarks")
+    for folder in ("idem_grpc", "tests", "examples", "benchmarks", "docs")
     for path in sorted((ROOT / folder).rglob("*.py"))
     if "generated" not in path.parts
 ]
+TESTS = [path for path in WRITTEN if path.is_relative_to(ROOT / "tests")]
 SUPPRESSION = re.compile(r"type: ignore\[[\w, -]+\]|noqa: ?[A-Z]+\d+(, ?[A-Z]+\d+)*")
 
 
@@ -22,14 +23,14 @@ def name(path):
 
 
 def has_reason(comment: str) -> bool:
-    """Tell whether ``comment`` silences nothing, or says what it silences and why."""
+    """Whether ``comment`` suppresses nothing, or says what it suppresses and why."""
     said = SUPPRESSION.sub("", comment)
     if re.search(r"\bnoqa\b|type: *ignore", said):
         return False
     return said == comment or len(re.findall(r"\w+", said)) >= 2
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "idem_grpc").rglob("*.py")), ids=name)
+@pytest.mark.parametrize("path", WRITTEN, ids=name)
 def test_files_are_short(path):
     assert len(path.read_text().splitlines()) <= 600
 
@@ -60,10 +61,58 @@ def test_what_counts_as_a_reason(comment, verdict):
     assert has_reason(comment) is verdict
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "tests").rglob("*.py")), ids=name)
-def test_tests_do_not_sleep(path):
+@pytest.mark.parametrize("path", TESTS, ids=name)
+def test_test_modules_are_not_imported(path):
+    """What two test modules share is in a module that has no tests."""
     for node in ast.walk(ast.parse(path.read_text())):
+        match node:
+            case ast.Import():
+                imported = [alias.name for alias in node.names]
+            case ast.ImportFrom():
+                imported = [f"{node.module}.{alias.name}" for alias in node.names]
+            case _:
+                continue
+        parts = [part for module in imported for part in module.split(".")[:-1]]
+        assert not [part for part in parts if part.startswith("test_")], f"line {node.lineno}"
+
+
+def is_pause(node: ast.AST) -> bool:
+    """Whether it waits for a time only: ``asyncio.sleep`` of more than 0, ``Event().wait`` that times out."""
+    match node:
+        case ast.Call(func=ast.Attribute(ast.Name("asyncio"), "sleep"), args=[ast.Constant(0)]):
+            return False
+        case ast.Call(func=ast.Attribute(ast.Name("asyncio"), "sleep")):
+            return True
+        case ast.Call(func=ast.Attribute(ast.Call(func=event), "wait"), args=[_, *_]):
+            return ast.unparse(event) in {"Event", "threading.Event"}
+    return False
+
+
+@pytest.mark.parametrize("path", TESTS, ids=name)
+def test_tests_do_not_sleep(path):
+    """Wait for an event; where only a time will do, a comment on the line says why."""
+    source = path.read_text()
+    lines = source.splitlines()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.expr) and is_pause(node):
+            assert "  # " in lines[node.end_lineno - 1], f"line {node.lineno}: say why a time is needed"
         if isinstance(node, ast.Attribute):
             assert ast.unparse(node) != "time.sleep", f"line {node.lineno}: wait for what you wait for"
         if isinstance(node, ast.ImportFrom) and node.module == "time":
             assert "sleep" not in {alias.name for alias in node.names}, f"line {node.lineno}"
+
+
+@pytest.mark.parametrize(
+    ("call", "verdict"),
+    [
+        ("asyncio.sleep(0)", False),
+        ("asyncio.sleep(0.1)", True),
+        ("asyncio.sleep(pause)", True),
+        ("Event().wait(1)", True),
+        ("threading.Event().wait(step)", True),
+        ("threading.Event().wait()", False),
+        ("opened.wait(30)", False),
+    ],
+)
+def test_what_counts_as_a_pause(call, verdict):
+    assert is_pause(ast.parse(call, mode="eval").body) is verdict

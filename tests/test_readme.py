@@ -20,6 +20,7 @@ from idem_grpc import SHARED, OnUnclear, Policy, Reason, ServerInterceptor
 from idem_grpc._core.outcome import Code, Outcome
 from idem_grpc._core.policy import BUILT_IN
 from idem_grpc._core.steps import Ending, ending_of
+from tests.support.pages import blocks
 from tests.support.wait import until
 
 ROOT = Path(__file__).parent.parent
@@ -41,10 +42,6 @@ def name(path):
     return str(path.relative_to(ROOT))
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
-
-
 def rows(heading: str) -> list[list[str]]:
     """The cells of the table under a heading, without its head."""
     _, _, after = README.partition(f"\n{heading}\n")
@@ -59,7 +56,7 @@ class Reader:
 
     def __init__(self) -> None:
         self.names = {"provider": SimpleNamespace(is_closed=lambda: True)}
-        self._left = blocks("python")
+        self._left = blocks("README.md")
 
     def __getattr__(self, name):
         return self.names[name]
@@ -189,13 +186,13 @@ def test_the_proto_is_an_excerpt():
     def lines(text):
         return {line.partition("//")[0].strip() for line in text.splitlines()}
 
-    (shown,) = blocks("proto")
+    (shown,) = blocks("README.md", "proto")
     proto = ROOT / "examples/protos/examples_pb/checkout/v1/payments.proto"
     assert lines(shown) <= lines(proto.read_text())
 
 
 def test_the_table_of_the_demo_is_the_demos():
-    (shown,) = blocks("text")
+    (shown,) = blocks("README.md", "text")
     printed = [line for line in shown.splitlines() if line.startswith("✓")]
     for number, (scene, line) in enumerate(zip(SCENES, printed, strict=True), 1):
         assert line.startswith(row("✓", f"{number} {scene.title}", scene.sent, "", "", "").rstrip())

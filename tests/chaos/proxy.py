@@ -104,7 +104,7 @@ class Proxy:
         with suppress(OSError):
             while data := await reader.read(65536):
                 if plan.fate is Fate.SLOW:
-                    await asyncio.sleep(plan.delay / 4)
+                    await asyncio.sleep(plan.delay / 4)  # the fault itself
                 if passed + len(data) >= plan.after:
                     match plan.fate:
                         case Fate.CUT_ON_THE_WAY_THERE | Fate.CUT_ON_THE_WAY_BACK if plan.fate is not cut:
@@ -118,7 +118,8 @@ class Proxy:
                             return
                         case fate:
                             self.met[fate] += 1
-                            await asyncio.sleep(plan.delay * 10 if fate is Fate.SWALLOWED else 0)
+                            if fate is Fate.SWALLOWED:
+                                await asyncio.sleep(plan.delay * 10)  # the fault itself: silence
                             return
                 passed += len(data)
                 writer.write(data)

@@ -66,7 +66,7 @@ class Servicer(ledger_pb2_grpc.LedgerServiceServicer):
         yield from self.ServerStream(first, context)
 
     def _wait(self) -> None:
-        threading.Event().wait(self._book.pause())
+        threading.Event().wait(self._book.pause())  # the work of the handler
 
 
 class AsyncServicer(ledger_pb2_grpc.LedgerServiceServicer):
@@ -100,4 +100,4 @@ class AsyncServicer(ledger_pb2_grpc.LedgerServiceServicer):
             yield response
 
     async def _wait(self) -> None:
-        await asyncio.sleep(self._book.pause())
+        await asyncio.sleep(self._book.pause())  # the work of the handler

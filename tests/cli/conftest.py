@@ -1,4 +1,4 @@
-"""A store with known records, and the command: in this process, and as users start it."""
+"""A store, and the command: in this process, and as users start it."""
 
 import subprocess
 import sys
@@ -18,7 +18,7 @@ Run = Callable[..., Result]
 
 @pytest.fixture
 def run() -> Run:
-    """Runs the command in this process; ``input`` is what a person types."""
+    """Run the command in this process; ``input`` is what the user types."""
 
     def run(*arguments: object, input: str = "", env: Mapping[str, str] | None = None) -> Result:
         result = CliRunner().invoke(app, [str(one) for one in arguments], input=input, env=env)
@@ -29,7 +29,7 @@ def run() -> Run:
 
 
 def start(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run the entry point as it is installed."""
+    """Run the installed entry point."""
     command = [ENTRY, *map(str, arguments)]
     return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
 
@@ -47,7 +47,7 @@ def place(request, tmp_path):
 
 @pytest.fixture
 def store(place):
-    """The same store, for the test's own use."""
+    """The same store, opened by the test."""
     with open_store(place[1], namespace=place[3]) as store:
         store.check()  # which makes the file
         yield store

@@ -32,7 +32,7 @@ TOKEN = Record(state=State.OPEN, binding=Binding.of("pay", SCOPE))
 
 
 def write(store, key, record, *, ttl=TTL):
-    """Put a record under a client's own key, and return its name in the store."""
+    """Put a record under a client key, and return its name in the store."""
     name = store_key(store.namespace, OPERATION, SCOPE.encode(), key)
     return put(store, name, record.to_bytes(), ttl)
 

@@ -1,4 +1,4 @@
-"""The command as it is installed: its help, its statuses, and what it never shows."""
+"""The installed command: its help, its exit statuses, and the secrets that it never shows."""
 
 import os
 import subprocess
@@ -35,13 +35,13 @@ def test_every_command_has_help(run, command):
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_shells_are_told_how_to_complete(shell):
+def test_completion_scripts_for_shells(shell):
     env = os.environ | {"_IDEM_GRPC_COMPLETE": f"{shell}_source"}
     ended = subprocess.run([ENTRY], env=env, capture_output=True, text=True, check=True)
     assert "_IDEM_GRPC_COMPLETE" in ended.stdout
 
 
-def test_completion_knows_commands_and_choices(run):
+def test_commands_and_choices_are_completed(run):
     def complete(words, at):
         env = {"_IDEM_GRPC_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(at)}
         ended = subprocess.run([ENTRY], env=os.environ | env, capture_output=True, text=True, check=True)
@@ -69,9 +69,7 @@ def test_a_store_can_be_named_by_the_environment(run, place, store):
         ("redis://user:hunter2@127.0.0.1:1/0", 3, "the store did not answer: redis://127.0.0.1:1/0"),
     ],
 )
-def test_a_store_that_cannot_be_used_is_told_without_its_password(
-    run, tmp_path, monkeypatch, url, status, says
-):
+def test_the_error_of_a_store_does_not_show_its_password(run, tmp_path, monkeypatch, url, status, says):
     monkeypatch.chdir(tmp_path)
     for command in (("list",), ("inspect", "k", *KEY), ("forget", "--yes", "k", *KEY)):
         result = run(*command, "--store", url)
@@ -96,7 +94,7 @@ def test_a_wrong_password_is_not_shown():
         server.stop()
 
 
-def test_a_file_that_is_another_programs_is_left_alone(run, tmp_path):
+def test_a_file_of_another_program_is_left_alone(run, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     result = run("list", "--store", f"sqlite:///{tmp_path}/notes.txt")
     assert (result.exit_code, "not a SQLite file" in result.stderr) == (2, True)

@@ -73,7 +73,7 @@ def classes(result):
     return {one["method"].partition(".v1.")[2]: one["class"] for one in json.loads(result.stdout)}
 
 
-def test_every_class(run, shop):
+def test_every_method_has_a_class(run, shop):
     result = run("lint", "--json", shop)
     assert classes(result) == {
         "Shop/Look": "no_side_effects",
@@ -100,7 +100,7 @@ def test_every_class(run, shop):
     }
 
 
-def test_a_table_for_people(run, shop):
+def test_a_table_without_json(run, shop):
     result = run("lint", shop)
     header, *lines = result.stdout.splitlines()
     column = header.index("CLASS")
@@ -119,7 +119,7 @@ def test_exceptions_are_allowed_by_name_or_pattern(run, shop):
         assert result.stdout.count("allowed") == 2
 
 
-def test_an_exception_that_is_not_needed_is_told(run, shop):
+def test_an_exception_that_is_not_needed_is_reported(run, shop):
     result = run("lint", shop, "--allow", "*", "--allow", "/shop.v1.Gone/*")
     assert result.exit_code == 0
     assert "--allow /shop.v1.Gone/* is not needed" in result.stderr
@@ -147,7 +147,7 @@ def test_a_method_cannot_both_read_only_and_have_a_policy(run, shop):
     assert "Contradictory: shop.proto: /shop.v1.Shop/Look is NO_SIDE_EFFECTS" in result.stderr
 
 
-def test_the_examples_and_our_own_protos():
+def test_the_protos_of_the_examples_and_of_the_library_pass():
     ended = start("lint", "--json", EXAMPLES)
     methods = {one["method"]: one["class"] for one in json.loads(ended.stdout)}
     assert methods["/examples.checkout.v1.PaymentService/GetPayment"] == "no_side_effects"
@@ -159,8 +159,8 @@ def test_the_examples_and_our_own_protos():
     assert ours.returncode == 0
 
 
-def test_options_are_read_whatever_the_pool_and_the_runtime(contract):
-    """Nobody imported the stubs of the contract; protobuf has a runtime in C and one in Python."""
+def test_options_are_read_without_the_stubs_and_in_every_runtime(contract):
+    """The stubs of the contract are not imported; protobuf has a runtime in C and one in Python."""
     script = "from idem_grpc._cli import main; main()"
     for runtime in ("upb", "python"):
         ended = subprocess.run(
@@ -192,7 +192,7 @@ def test_contracts_may_be_several_and_disagree(run, shop, contract, tmp_path):
     assert {"Plain/Add", "Plain/Append", "ContractService/Plain"} <= both.keys()
 
 
-def test_what_is_no_contract_is_told_in_a_sentence(run, shop, tmp_path):
+def test_an_unreadable_contract_is_refused_with_the_reason(run, shop, tmp_path):
     bare = compiled(shop, "shop.proto", tmp_path / "bare.binpb")
     (tmp_path / "text").write_text("not a descriptor set")
     (tmp_path / "empty").write_bytes(b"")
@@ -214,8 +214,8 @@ def test_what_is_no_contract_is_told_in_a_sentence(run, shop, tmp_path):
         assert says in result.stderr
 
 
-def test_a_contract_without_a_method_is_a_no(run, tmp_path):
-    """Most likely it is another folder than was meant, and CI must not be green over that."""
+def test_a_contract_without_a_method_fails(run, tmp_path):
+    """It is probably the wrong folder, and CI must not pass then."""
     (tmp_path / "messages.proto").write_text('syntax = "proto3"; message M {} service S {}')
     messages = compiled(tmp_path, "messages.proto", tmp_path / "set.binpb")
     for contract in (tmp_path, messages):
@@ -229,7 +229,7 @@ def test_a_contract_without_a_method_is_a_no(run, tmp_path):
     assert (result.exit_code, result.stdout) == (1, "")
 
 
-def test_without_a_compiler_a_folder_is_told_what_to_do(shop):
+def test_without_a_compiler_the_error_says_what_to_install(shop):
     script = "import sys; sys.modules['grpc_tools'] = None; from idem_grpc._cli import main; main()"
     command = [sys.executable, "-c", script, "lint", str(shop)]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -237,7 +237,7 @@ def test_without_a_compiler_a_folder_is_told_what_to_do(shop):
     assert "pip install grpcio-tools; or give a descriptor set" in ended.stderr
 
 
-def test_imports_of_a_folder_may_be_elsewhere(run, shop, tmp_path):
+def test_imports_may_be_in_other_folders(run, shop, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
     (other / "common.proto").write_text('syntax = "proto3"; message Common {}')
@@ -253,7 +253,7 @@ def config(result):
     return [tuple(name.values()) for name in method_config["name"]], method_config["retryPolicy"]
 
 
-def test_service_config_has_what_the_contract_lets_be_retried(run, shop):
+def test_service_config_has_the_methods_that_may_be_retried(run, shop):
     names, policy = config(run("service-config", shop))
     assert names == [
         ("shop.v1.Shop", "Look"),
@@ -286,7 +286,7 @@ def test_service_config_leaves_request_streams_out(run, shop):
     assert ("shop.v1.Streams",) not in names
 
 
-def test_service_config_says_no_rather_than_everything(run, shop, contract):
+def test_service_config_fails_if_it_would_have_no_method(run, shop, contract):
     (shop / "shop.proto").write_text('syntax = "proto3"; message M {} service S { rpc Do(M) returns (M); }')
     for arguments, status, says in (
         ((shop,), 1, "no method's contract"),

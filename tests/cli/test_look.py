@@ -25,10 +25,10 @@ from tests.cli.records import (
 
 def test_a_run_is_shown_with_its_lease(run, place, store):
     name = write(store, "k", RUNNING)
-    told = json.loads(run("inspect", *place, "k", *KEY, "--json").stdout)
-    assert 0 <= told.pop("silent_seconds") < LEASE
-    assert TTL - LEASE < told.pop("ttl_seconds") <= TTL
-    assert told == {
+    shown = json.loads(run("inspect", *place, "k", *KEY, "--json").stdout)
+    assert 0 <= shown.pop("silent_seconds") < LEASE
+    assert TTL - LEASE < shown.pop("ttl_seconds") <= TTL
+    assert shown == {
         "key": name,
         "state": "RUNNING",
         "kind": "key",
@@ -44,40 +44,40 @@ def test_a_run_is_shown_with_its_lease(run, place, store):
     assert "lease of 30 s" in shown
 
 
-def test_a_lease_that_ran_out_is_told(run, place, store):
+def test_a_lease_that_ran_out_is_shown(run, place, store):
     write(store, "k", RUNNING, ttl=TTL - LEASE - 10)
     shown = run("inspect", *place, "k", *KEY).stdout
     assert re.search(r"RUNNING, lease ran out: its owner last wrote 4\d", shown), shown
 
 
-def test_an_answer_is_measured_and_not_shown_unless_asked_for(run, place, store):
+def test_an_answer_is_shown_by_its_size_unless_requested(run, place, store):
     write(store, "k", DONE)
     for extra in ((), ("--json",)):
         shown = run("inspect", *place, "k", *KEY, *extra).stdout
         assert "NOT_FOUND" in shown
         assert "secret" not in shown
         assert "c2VjcmV0" not in shown
-    told = json.loads(run("inspect", *place, "k", *KEY, "--json").stdout)
-    assert told["outcome"] == {
+    shown = json.loads(run("inspect", *place, "k", *KEY, "--json").stdout)
+    assert shown["outcome"] == {
         "code": "NOT_FOUND",
         "messages": 1,
         "bytes": 6,
         "dropped": False,
         "metadata": 2,
     }
-    told = json.loads(run("inspect", *place, "k", *KEY, "--json", "--show-response").stdout)
-    assert told["outcome"]["details"] == "a secret"
-    assert told["outcome"]["messages_base64"] == ["c2VjcmV0"]
-    assert told["outcome"]["trailing_metadata"] == [["x-secret", "one"], ["x-bin", "AA=="]]
+    shown = json.loads(run("inspect", *place, "k", *KEY, "--json", "--show-response").stdout)
+    assert shown["outcome"]["details"] == "a secret"
+    assert shown["outcome"]["messages_base64"] == ["c2VjcmV0"]
+    assert shown["outcome"]["trailing_metadata"] == [["x-secret", "one"], ["x-bin", "AA=="]]
     assert "a secret" in run("inspect", *place, "k", *KEY, "--show-response").stdout
 
 
-def test_an_answer_that_was_not_kept(run, place, store):
+def test_an_answer_that_was_not_kept_is_shown_as_such(run, place, store):
     write(store, "k", replace(DONE, outcome=Outcome(messages_dropped=True)))
     assert "too large, not kept" in run("inspect", *place, "k", *KEY).stdout
 
 
-def test_a_token_and_a_raw_key(run, place, store):
+def test_a_record_is_found_by_token_and_by_raw_key(run, place, store):
     name = write_token(store, "idt_abc", TOKEN)
     shown = run("inspect", *place, "--token", "idt_abc").stdout
     assert "a token of the TokenService" in shown
@@ -86,7 +86,7 @@ def test_a_token_and_a_raw_key(run, place, store):
         assert json.loads(run("inspect", *place, "--raw", raw, "--json").stdout)["key"] == name
 
 
-def test_looking_changes_nothing(run, place, store):
+def test_inspect_and_list_change_nothing(run, place, store):
     write(store, "k", RUNNING)
     before = dict(store.scan())
     run("inspect", *place, "k", *KEY)
@@ -98,7 +98,7 @@ def test_looking_changes_nothing(run, place, store):
     assert all(held.ttl_left <= before[name].ttl_left for name, held in after.items()), "nothing was renewed"
 
 
-def test_what_is_not_there_is_a_no(run, place, store):
+def test_a_missing_record_fails(run, place, store):
     write(store, "k", RUNNING)
     for other in (("k2", *KEY), ("k", *KEY[:3], "tenant-2"), ("k", *KEY[:3], ""), ("--token", "k")):
         result = run("inspect", *place, *other)
@@ -117,17 +117,19 @@ def test_what_is_not_there_is_a_no(run, place, store):
         (("a key", *KEY), "1 to 255 characters"),
     ],
 )
-def test_a_key_is_named_in_one_way(run, place, named, says):
+def test_a_key_must_be_named_in_exactly_one_way(run, place, named, says):
     result = run("inspect", *place, *named)
     assert result.exit_code == 2
     assert says in result.stderr
 
 
 def listed(run, place, *options):
-    return {told["key"]: told["state"] for told in json.loads(run("list", *place, "--json", *options).stdout)}
+    return {
+        shown["key"]: shown["state"] for shown in json.loads(run("list", *place, "--json", *options).stdout)
+    }
 
 
-def test_list_shows_what_runs_or_hangs(run, place, store):
+def test_list_shows_running_and_stuck_records(run, place, store):
     names = {
         "running": write(store, "running", RUNNING),
         "dead": write(store, "dead", RUNNING, ttl=TTL - LEASE - 1),
@@ -151,7 +153,7 @@ def test_list_shows_what_runs_or_hangs(run, place, store):
     assert found("--limit", "2")[1] == 2
 
 
-def test_list_is_a_table(run, place, store):
+def test_list_prints_a_table(run, place, store):
     name = write(store, "dead", RUNNING, ttl=TTL - LEASE - 10)
     header, line = run("list", *place).stdout.splitlines()
     assert header.split()[:4] == ["KEY", "STATE", "ATTEMPT", "RUN"]
@@ -160,7 +162,7 @@ def test_list_is_a_table(run, place, store):
     assert re.match(r"4\d", line[header.index("SILENT") :]), line
 
 
-def test_an_empty_list_says_so(run, place, store):
+def test_an_empty_list_is_reported(run, place, store):
     write(store, "done", DONE)
     assert run("list", *place).stdout == "Nothing in these states.\n"
     assert run("list", *place, "--json").stdout == "[]\n"

@@ -1,4 +1,4 @@
-"""``idem-grpc revoke``, ``resolve`` and ``forget``: they ask, and change what they showed or nothing."""
+"""``idem-grpc revoke``, ``resolve`` and ``forget``: they ask first, and change only what they showed."""
 
 import subprocess
 from dataclasses import replace
@@ -33,7 +33,7 @@ DEAD = TTL - LEASE - 1
 
 @pytest.fixture
 def found(store):
-    """The record under key "k", and how long it has left to live."""
+    """The record under key "k", and its remaining TTL."""
 
     def found():
         held, record = look(store, store_key(store.namespace, OPERATION, SCOPE.encode(), "k"))
@@ -42,7 +42,7 @@ def found(store):
     return found
 
 
-def test_forget_asks_and_a_no_changes_nothing(run, place, store, found):
+def test_forget_asks_first_and_no_changes_nothing(run, place, store, found):
     write(store, "k", DONE)
     for answer in ("n\n", "\n", ""):
         result = run("forget", *place, "k", *KEY, input=answer)
@@ -55,7 +55,7 @@ def test_forget_asks_and_a_no_changes_nothing(run, place, store, found):
 
 
 @pytest.mark.parametrize("record", [DONE, OPEN, UNKNOWN])
-def test_forget_drops_what_does_not_run(run, place, store, found, record):
+def test_forget_drops_a_record_that_does_not_run(run, place, store, found, record):
     write(store, "k", record)
     assert run("forget", *place, "k", *KEY, "--yes").exit_code == 0
     assert found()[0].state is State.ABSENT
@@ -70,7 +70,7 @@ def test_forget_leaves_a_live_run_alone_unless_forced(run, place, store, found):
     assert found()[0].state is State.ABSENT
 
 
-def test_forget_drops_a_dead_run_and_what_nobody_can_read(run, place, store, found):
+def test_forget_drops_dead_runs_and_unreadable_records(run, place, store, found):
     write(store, "k", RUNNING, ttl=DEAD)
     assert run("forget", *place, "k", *KEY, "--yes").exit_code == 0
     assert found()[0].state is State.ABSENT
@@ -119,14 +119,14 @@ def test_resolve_takes_a_run_whose_lease_ran_out(run, place, store, found):
     ("record", "says"),
     [(RUNNING, "its owner lives"), (DONE, "nothing to settle"), (OPEN, "nothing to settle")],
 )
-def test_resolve_takes_nothing_that_is_clear(run, place, store, found, record, says):
+def test_resolve_refuses_records_that_are_not_unknown(run, place, store, found, record, says):
     write(store, "k", record)
     result = run("resolve", *place, "k", *KEY, "--rerun", "--yes")
     assert (result.exit_code, says in result.stderr) == (1, True)
     assert found()[0] == record
 
 
-def test_resolve_takes_nothing_that_nobody_can_read(run, place, store):
+def test_resolve_refuses_unreadable_records(run, place, store):
     name = put(store, b"u" * 32, b"\xff\xff")
     result = run("resolve", *place, "--raw", name, "--rerun", "--yes")
     assert (result.exit_code, "'forget' drops it" in result.stderr) == (1, True)
@@ -145,7 +145,7 @@ def test_resolve_takes_nothing_that_nobody_can_read(run, place, store):
         ("--outcome-code", "ABORTED", "--retention", "0"),
     ],
 )
-def test_resolve_is_told_one_thing(run, place, store, found, how):
+def test_resolve_takes_exactly_one_valid_outcome(run, place, store, found, how):
     write(store, "k", UNKNOWN)
     assert run("resolve", *place, "k", *KEY, *how, "--yes").exit_code == 2
     assert found()[0] == UNKNOWN
@@ -167,14 +167,14 @@ def test_revoke_leaves_a_used_token_alone(run, place, store, record):
     assert look(store, token_key(store.namespace, "idt_a"))[1] == used
 
 
-def test_revoke_is_for_tokens(run, place, store, found):
+def test_revoke_refuses_client_keys(run, place, store, found):
     write(store, "k", OPEN)
     result = run("revoke", *place, "k", *KEY, "--yes")
     assert (result.exit_code, "'forget'" in result.stderr) == (1, True)
     assert found()[0] == OPEN
 
 
-def test_revoke_does_not_guess_what_it_cannot_read(run, place, store):
+def test_revoke_refuses_unreadable_records(run, place, store):
     put(store, token_key(store.namespace, "idt_a"), b"\xff\xff")
     result = run("revoke", *place, "--token", "idt_a", "--yes")
     assert (result.exit_code, "no token" in result.stderr) == (1, False)
@@ -183,13 +183,13 @@ def test_revoke_does_not_guess_what_it_cannot_read(run, place, store):
 
 
 @pytest.mark.parametrize("command", [("revoke",), ("forget",), ("resolve", "--rerun")])
-def test_what_is_not_there_is_a_no(run, place, store, command):
+def test_a_missing_record_fails(run, place, store, command):
     result = run(*command, *place, "--token", "none", "--yes")
     assert (result.exit_code, "never seen" in result.stderr) == (1, True)
 
 
 def asked(*arguments):
-    """The command as a process of its own, once it has asked its question."""
+    """Start the command as a process, and wait until it has asked its question."""
     process = subprocess.Popen(
         [ENTRY, *arguments],
         stdin=subprocess.PIPE,
@@ -208,7 +208,7 @@ def asked(*arguments):
 
 
 @pytest.mark.parametrize("command", [("forget",), ("resolve", "--rerun")])
-def test_what_moves_between_question_and_answer_is_left_alone(place, store, found, command):
+def test_a_record_that_changes_before_the_answer_is_left_alone(place, store, found, command):
     name = write(store, "k", UNKNOWN).encode()
     process = asked(*command, *place, "k", *KEY)
     late = DONE.to_bytes()  # its owner was alive after all
@@ -220,7 +220,7 @@ def test_what_moves_between_question_and_answer_is_left_alone(place, store, foun
 
 
 @pytest.mark.parametrize("command", [("forget",), ("resolve", "--rerun")])
-def test_an_owner_that_renews_its_lease_meanwhile_is_left_alone(place, store, found, command):
+def test_a_record_that_is_renewed_before_the_answer_is_left_alone(place, store, found, command):
     name = write(store, "k", RUNNING, ttl=DEAD).encode()
     process = asked(*command, *place, "k", *KEY)
     same = RUNNING.to_bytes()

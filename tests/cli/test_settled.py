@@ -1,4 +1,4 @@
-"""What a person settles with the command is what a server then answers."""
+"""A server answers what a person settled with the command."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,7 +12,7 @@ KEY = ("order-1", "--operation", METHOD, "--scope", "")
 
 
 class Payments:
-    """A server whose handler fails, until ``works``."""
+    """A server whose handler fails until ``works`` is set."""
 
     def __init__(self, store):
         self.runs, self.works = 0, False
@@ -34,7 +34,7 @@ class Payments:
         return b"charged by a run"
 
     def call(self):
-        """The answer, or the status code of the failure."""
+        """Make a call, and return the answer, or the status code of the failure."""
         try:
             metadata = (("idempotency-key", "order-1"),)
             charge: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self.channel.unary_unary(METHOD)
@@ -58,18 +58,18 @@ def payments(place):
         payments.close()
 
 
-def test_the_unknown_is_listed_and_found_by_its_key(run, place, payments):
+def test_an_unknown_record_is_listed_and_found_by_its_key(run, place, payments):
     assert "UNKNOWN" in run("list", *place, "--state", "unknown").stdout
     assert "UNKNOWN: nobody knows" in run("inspect", *place, *KEY).stdout
 
 
-def test_it_is_run_again(run, place, payments):
+def test_resolved_to_run_again(run, place, payments):
     assert run("resolve", *place, *KEY, "--rerun", "--yes").exit_code == 0
     assert [payments.call(), payments.call()] == [b"charged by a run"] * 2
     assert payments.runs == 2
 
 
-def test_it_is_answered(run, place, payments, tmp_path):
+def test_resolved_to_an_answer(run, place, payments, tmp_path):
     (tmp_path / "response").write_bytes(b"charged, says the provider")
     done = run("resolve", *place, *KEY, "--response-file", tmp_path / "response", "--unchecked", "--yes")
     assert done.exit_code == 0
@@ -77,14 +77,14 @@ def test_it_is_answered(run, place, payments, tmp_path):
     assert payments.runs == 1
 
 
-def test_it_is_answered_with_a_failure(run, place, payments):
+def test_resolved_to_a_failure(run, place, payments):
     code = ("--outcome-code", "ABORTED", "--details", "not charged, says the provider")
     assert run("resolve", *place, *KEY, *code, "--yes").exit_code == 0
     assert payments.call() is grpc.StatusCode.ABORTED
     assert payments.runs == 1
 
 
-def test_it_is_forgotten(run, place, payments):
+def test_forgotten(run, place, payments):
     assert run("forget", *place, *KEY, "--yes").exit_code == 0
     assert payments.call() == b"charged by a run"
     assert payments.runs == 2

@@ -1,4 +1,4 @@
-"""Columns and lengths of time, as people read them."""
+"""Tables, and durations as text."""
 
 import math
 
@@ -22,11 +22,11 @@ from idem_grpc._cli.facts import span, table
         (math.inf, "without end"),
     ],
 )
-def test_a_span(seconds, shown):
+def test_durations_as_text(seconds, shown):
     assert span(seconds) == shown
 
 
-def test_a_table_is_aligned_and_has_no_blanks_at_the_end():
+def test_a_table_is_aligned_without_trailing_blanks():
     assert table([("A", "LONG", "C"), ("aaa", "b", ""), ("a", "b", "ccc")]) == [
         "A    LONG  C",
         "aaa  b",

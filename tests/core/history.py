@@ -1,5 +1,5 @@
-"""A flow at one point of its life. A generator cannot be copied, so what stands for it is
-the history of its events, and a new history is replayed from the start, once."""
+"""A flow at one point of its life. A generator cannot be copied, so a flow is represented by
+the history of its events, and each new history is replayed once from the start."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -26,10 +26,10 @@ Flow = Callable[[Call], Steps]
 
 @dataclass(eq=False)
 class Node:
-    """Where a flow stands after a history of events; equal histories are one node.
+    """The state of a flow after a history of events; equal histories are one node.
 
     ``step`` is what it asks for, None at its end. Replies and pauses ask for nothing,
-    and are gone through at once; ``paused`` tells that one was between.
+    and are passed at once; ``paused`` says whether a pause was among them.
     """
 
     run: Flow

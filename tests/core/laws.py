@@ -1,4 +1,4 @@
-"""What must hold on every path of a walk, whatever went wrong on it."""
+"""The laws that hold on every path of a walk, with any faults on it."""
 
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -108,7 +108,7 @@ class Laws:
         if isinstance(reply.answer, Problem):
             self._refuses(at, number, node, reply.answer.reason)
         elif reply.answer.code is Code.RESOURCE_EXHAUSTED:
-            assert number not in at.started, f"{number} ran, and is told that it had too many keys"
+            assert number not in at.started, f"{number} ran, and is refused for too many keys"
         elif reply.answer.code in DECIDED_CODES and not at.wiped and not _runs_unseen(at, reply):
             kept = read(at.store.value)
             is_kept = kept.state is State.DONE and kept.outcome == reply.answer
@@ -123,15 +123,15 @@ class Laws:
         if reason is Reason.STORE_UNAVAILABLE:
             assert number not in at.started, f"{number} ran, and says that nothing was run"
         if reason is Reason.OUTCOME_PENDING:
-            assert any(is_decided(run) for run in at.nodes), f"{number} says that it ran, and nobody did"
+            assert any(is_decided(run) for run in at.nodes), f"{number} reports a run, and no call ran"
         if reason is Reason.OUTCOME_UNKNOWN:
             assert node.replies[0].owner != node.call.owner, f"{number} is refused for its own claim"
             rules = [call.call.rules.on_unclear for call in at.nodes]
-            assert OnUnclear.FAIL in rules, f"{number} is told OUTCOME_UNKNOWN where runs are repeated"
+            assert OnUnclear.FAIL in rules, f"{number} gets OUTCOME_UNKNOWN where runs are repeated"
 
 
 def _runs_unseen(at: "At", reply: Reply) -> bool:
-    """Whether a reply tells of a run that began without its claim, as OnOutage.RUN allows."""
+    """Whether a reply is of a run that began without its claim, as OnOutage.RUN allows."""
     return any(run.unacknowledged and run.call.owner == reply.owner for run in at.nodes)
 
 

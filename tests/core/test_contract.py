@@ -1,4 +1,4 @@
-"""What a contract declares, and who has the last word where code says something else."""
+"""What a contract declares, and whether code or contract decides where they differ."""
 
 from datetime import timedelta
 
@@ -33,13 +33,13 @@ def rules(method, policies=None, default=None):
     return found
 
 
-def test_a_method_that_says_nothing_has_what_its_service_says():
+def test_a_method_without_options_has_the_options_of_its_service():
     plain = rules("Plain")
     assert (plain.key, plain.retention, plain.on_unclear) == (KeyRule.REQUIRED, 600, OnUnclear.FAIL)
     assert plain.operation == CONTRACT + "Plain"
 
 
-def test_all_that_a_contract_can_say():
+def test_every_option_of_a_contract():
     full = rules("Full")
     assert full.operation == "tests.full"
     assert full.key is KeyRule.TOKEN
@@ -49,7 +49,7 @@ def test_all_that_a_contract_can_say():
     assert full.max_response_bytes == 0
 
 
-def test_fields_are_decided_one_by_one_and_code_goes_first():
+def test_policies_in_code_override_the_contract_field_by_field():
     policies = {
         CONTRACT + "Full": Policy(wait=2),
         CONTRACT + "*": Policy(wait=3, lease=4, max_run=100),
@@ -59,7 +59,7 @@ def test_fields_are_decided_one_by_one_and_code_goes_first():
     assert (full.retention, full.max_response_bytes) == (900, 0)
 
 
-def test_the_default_goes_after_the_contract():
+def test_the_contract_overrides_the_default_policy():
     assert rules("Plain", default=Policy(retention=timedelta(hours=1))).retention == 600
     assert rules("Plain", default=Policy(wait=1)).wait == 1
 
@@ -73,11 +73,11 @@ def test_code_cannot_weaken_a_declared_key_rule(method, weaker):
         Methods({CONTRACT + method: Policy(key=weaker)}, Policy(), services=["tests.v1.ContractService"])
 
 
-def test_code_can_strengthen_it():
+def test_code_can_strengthen_a_declared_key_rule():
     assert rules("Plain", {CONTRACT + "Plain": Policy(key=KeyRule.TOKEN)}).key is KeyRule.TOKEN
 
 
-def test_a_key_is_made_of_the_fields_that_have_that_role():
+def test_a_key_is_made_of_the_fields_with_role_key():
     source = rules("FromFields").key_fields
     assert source is not None
     request = contract_pb2.FromFieldsRequest(request_id="a:b", amount=3)
@@ -86,7 +86,7 @@ def test_a_key_is_made_of_the_fields_that_have_that_role():
         source(Outgoing(CONTRACT + "FromFields", contract_pb2.FromFieldsRequest(), ()))
 
 
-def test_ignored_fields_are_found_inside_messages_and_a_type_inside_itself_ends():
+def test_ignored_fields_are_found_in_nested_and_recursive_messages():
     assert list(ignored_fields(contract_pb2.FromFieldsRequest.DESCRIPTOR)) == [
         "trace",
         "part.seen_by",
@@ -100,7 +100,7 @@ def test_ignored_fields_are_found_inside_messages_and_a_type_inside_itself_ends(
     )
 
 
-def test_methods_without_side_effects_pass_through():
+def test_methods_without_side_effects_have_no_rules():
     assert Methods({}, Policy()).rules(CONTRACT + "Read") is None
 
 
@@ -108,19 +108,19 @@ def test_methods_without_side_effects_pass_through():
     ("method", "says"),
     [("Stream", "ROLE_KEY"), ("Short", "four leases"), ("Code", "NOT_A_CODE")],
 )
-def test_a_contradiction_names_file_and_method(method, says):
+def test_a_contradiction_in_a_contract_names_its_file_and_method(method, says):
     with pytest.raises(ValueError, match=rf"^tests_pb/v1/contract\.proto: {CONTRADICTION}{method}") as error:
         Methods({}, Policy()).rules(CONTRADICTION + method)
     assert says in str(error.value)
 
 
-def test_a_contradiction_that_code_makes_alone_is_not_laid_on_the_contract():
+def test_a_contradiction_in_code_alone_does_not_name_a_proto_file():
     unary = "/tests.v1.LedgerService/Unary"
     with pytest.raises(ValueError, match=rf"^{unary}: .*four leases"):
         Methods({unary: Policy(retention=10, lease=5)}, Policy()).rules(unary)
 
 
-def test_moving_a_field_about_in_its_proto_does_not_change_the_key():
+def test_the_order_of_fields_in_a_proto_does_not_change_the_key():
     file = FileDescriptorProto(name="moved.proto", package="moved", syntax="proto3")
     message = file.message_type.add(name="Message")
     for number, name in ((2, "second"), (1, "first")):
@@ -134,7 +134,7 @@ def test_moving_a_field_about_in_its_proto_does_not_change_the_key():
 
 
 def declared(**policy):
-    """A method of a contract that is made on the spot."""
+    """A method with this policy, of a file that is compiled for the test."""
     file = FileDescriptorProto(name="made.proto", package="made", syntax="proto3")
     file.message_type.add(name="Message")
     method = file.service.add(name="Service").method.add(name="Method")
@@ -154,12 +154,12 @@ def declared(**policy):
         ({"lease": Duration(seconds=-1)}, "give between"),
     ],
 )
-def test_what_makes_no_sense_is_refused_and_not_taken_for_unsaid(policy, says):
+def test_a_contract_with_invalid_values_is_refused_and_not_ignored(policy, says):
     with pytest.raises(ValueError, match=rf"made\.proto: .*{says}"):
         declared_rules(declared(**policy))
 
 
-def test_types_that_contain_each_other_are_walked_only_where_that_leads_to_ignored_fields():
+def test_recursive_types_are_searched_only_if_they_lead_to_ignored_fields():
     file = FileDescriptorProto(name="tangle.proto", package="tangle", syntax="proto3")
     names = [f"Type{number}" for number in range(12)]
     for name in names:  # 12! paths between them
@@ -178,12 +178,12 @@ def test_types_that_contain_each_other_are_walked_only_where_that_leads_to_ignor
     assert list(ignored_fields(pool.FindMessageTypeByName("tangle.Root"))) == ["trace"]
 
 
-def test_a_service_that_is_listed_is_checked_whole_at_the_start():
+def test_all_methods_of_a_listed_service_are_checked_at_the_start():
     with pytest.raises(ValueError, match=r"tests\.v1\.ContradictionService"):
         Methods({}, Policy(), services=["tests.v1.ContradictionService"])
 
 
-def test_what_a_client_learns_of_a_method():
+def test_clients_read_key_rule_and_key_fields_from_the_contract():
     assert declared_key_rule(find_method(CONTRACT + "Plain")) is KeyRule.REQUIRED
     assert key_fields(find_method(CONTRACT + "Plain")) is None
     assert key_fields(find_method(CONTRACT + "FromFields")) is not None

@@ -1,4 +1,4 @@
-"""Names of records, which callers can neither make collide nor read a person from."""
+"""Names of records, which callers cannot make collide and which show no personal data."""
 
 import re
 import uuid
@@ -20,23 +20,23 @@ names = st.tuples(words, words, st.binary(max_size=3), words)
 
 
 @given(some_parts, some_parts)
-def test_no_two_lists_of_parts_meet(one, other):
+def test_different_lists_of_parts_have_different_digests(one, other):
     assert (digest("test", *one) == digest("test", *other)) == (one == other)
 
 
-def test_a_part_cannot_pass_for_another_and_its_frame():
+def test_a_part_that_looks_like_two_framed_parts_has_another_digest():
     framed = b"ab" + (1).to_bytes(8, "big") + b"c"
     assert digest("test", b"ab", b"c") != digest("test", framed)
     assert digest("test", b"ab", b"c") != digest("test", b"a", b"bc")
     assert digest("test", b"a") != digest("testa")
 
 
-def test_uses_differ():
+def test_different_uses_have_different_digests():
     assert digest("one", b"a") != digest("other", b"a")
 
 
 @given(some_parts, st.integers(1, 32))
-def test_a_digest_can_be_told_before_all_parts_are_there(parts, size):
+def test_a_rolling_digest_equals_the_digest_of_the_parts_so_far(parts, size):
     rolling = Digest("test")
     for count, part in enumerate(parts):
         assert rolling.so_far(size) == digest("test", *parts[:count], size=size)
@@ -46,28 +46,28 @@ def test_a_digest_can_be_told_before_all_parts_are_there(parts, size):
 
 
 @given(names, names)
-def test_no_two_keys_have_one_name(one, other):
+def test_different_keys_have_different_names(one, other):
     assert (store_key(*one) == store_key(*other)) == (one == other)
 
 
 @given(st.tuples(words, words), st.tuples(words, words))
-def test_no_two_tokens_have_one_name(one, other):
+def test_different_tokens_have_different_names(one, other):
     assert (token_key(*one) == token_key(*other)) == (one == other)
 
 
-def test_names_stay_what_they_are():
-    """Written down, for another release must find what this one wrote."""
+def test_names_are_the_same_in_every_release():
+    """The names are literals here: another release must find what this one wrote."""
     assert store_key("idem", "/a.B/C", b"scope", "key") == b"-OtjC8Dz-8RSaLGbl_rvH9cLAg2L80L9"
     assert token_key("idem", "token") == b"Uf7oP_hytn0N0IGCcDzfq3G-aFFyERyQ"
 
 
-def test_names_tell_nothing():
+def test_names_show_nothing_of_the_key():
     assert re.fullmatch(rb"[A-Za-z0-9_-]{32}", store_key("shop", "/a.B/C", b"tenant", "uid123"))
     assert re.fullmatch(rb"[A-Za-z0-9_-]{32}", token_key("shop", "uid123"))
 
 
 @given(st.integers(0, 2**128 - 1), st.sampled_from([7, 8]))
-def test_uuids(bits, version):
+def test_uuids_have_the_version_and_all_other_bits(bits, version):
     made = uuid.UUID(as_uuid(bits, version))
     assert (made.version, made.variant) == (version, uuid.RFC_4122)
     untouched = ~(0xF << 76 | 0b11 << 62)
@@ -82,7 +82,7 @@ def execution(attempt: int, key: bytes = b"name", raw: bytes = b"raw") -> Run:
     return run
 
 
-def test_a_derived_id_is_the_same_in_every_attempt_and_for_no_other_request():
+def test_derived_ids_are_the_same_in_every_attempt_and_differ_between_requests():
     first = execution(1)
     assert first.derive("charge") == execution(2).derive("charge")
     others = [first.derive("mail"), execution(1, b"other").derive("charge")]

@@ -1,4 +1,4 @@
-"""The classes of a handler's end, code by code."""
+"""The class of ending that each status code belongs to."""
 
 import pytest
 
@@ -18,17 +18,17 @@ CLASSES = {
 
 
 @pytest.mark.parametrize("code", Code, ids=lambda code: code.name)
-def test_every_code_has_one_class(code):
+def test_every_code_has_one_ending(code):
     classes = [ending for ending, codes in CLASSES.items() if code.name in codes.split()]
     assert classes == [ending_of(Outcome(code), DEFAULT)]
 
 
 @pytest.mark.parametrize("code", Code, ids=lambda code: code.name)
-def test_a_policy_may_keep_any_error(code):
+def test_a_policy_can_keep_any_error(code):
     assert ending_of(Outcome(code), frozenset({code})) is Ending.DECIDED
 
 
-def test_a_policy_may_keep_no_error():
+def test_a_policy_can_keep_no_error():
     assert ending_of(Outcome(Code.NOT_FOUND), frozenset()) is Ending.UNCLEAR
     assert ending_of(Outcome(Code.OK), frozenset()) is Ending.DECIDED
 

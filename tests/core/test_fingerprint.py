@@ -1,4 +1,4 @@
-"""The same request is known again, through retries, versions and ignored fields; another is not."""
+"""Fingerprints match for the same request, across retries, versions and ignored fields, and for no other."""
 
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -33,7 +33,7 @@ def test_another_request_or_another_method_does_not_match():
     assert not of(order()).matches(of(order(), method="/tests.Orders/Cancel"))
 
 
-def test_the_same_retry_at_an_old_and_a_new_server_matches():
+def test_servers_with_an_old_and_a_new_schema_match_the_same_bytes():
     raw = v2.Order(customer="uid123", currency="EUR", amount=456).SerializeToString()
     old = fingerprint(METHOD, raw, v1.Order.FromString(raw))
     new = fingerprint(METHOD, raw, v2.Order.FromString(raw))
@@ -42,8 +42,8 @@ def test_the_same_retry_at_an_old_and_a_new_server_matches():
     assert new.matches(old)
 
 
-def test_a_request_without_new_fields_matches_between_versions_even_if_an_ignored_field_differs():
-    """As when an old client retries through a proxy that stamps the time."""
+def test_schema_versions_match_a_request_without_new_fields_if_an_ignored_field_differs():
+    """For example, an old client retries through a proxy that stamps the time."""
     old_request = order(sent_at=Timestamp(seconds=1))
     raw = order(sent_at=Timestamp(seconds=2)).SerializeToString()
     old = of(old_request, ["sent_at"])
@@ -52,7 +52,7 @@ def test_a_request_without_new_fields_matches_between_versions_even_if_an_ignore
     assert old.matches(new)
 
 
-def test_a_field_that_this_server_does_not_know_still_tells_requests_apart():
+def test_unknown_fields_make_a_different_request():
     euros, dollars = (
         v1.Order.FromString(v2.Order(customer="uid123", currency=currency).SerializeToString())
         for currency in ("EUR", "USD")
@@ -60,7 +60,7 @@ def test_a_field_that_this_server_does_not_know_still_tells_requests_apart():
     assert not same(euros, dollars)
 
 
-def test_fields_that_came_in_another_order_make_the_same_request():
+def test_fields_in_another_order_make_the_same_request():
     first, second = v1.Order(customer="uid123"), v1.Order(amount=456)
     swapped = second.SerializeToString() + first.SerializeToString()
     assert swapped != order().SerializeToString()
@@ -74,7 +74,7 @@ def test_the_order_of_a_map_does_not_matter(entries):
     assert fingerprint(METHOD, wire, request).matches(of(v1.Order(counts={"a": 1, "b": 2, "c": 3, "d": 4})))
 
 
-def test_what_is_not_protobuf_is_known_by_its_bytes_alone():
+def test_what_is_not_protobuf_is_compared_by_its_bytes():
     known = fingerprint(METHOD, b'{"amount": 456}', {"amount": 456})
     assert known.canonical == b""
     assert known.matches(fingerprint(METHOD, b'{"amount": 456}', {"amount": 456}))
@@ -114,7 +114,7 @@ OTHER = v1.OrderLine(article="rum", trace="1")
         ("counts", order(counts={"a": 1}), order(counts={"b": 2}), order(amount=1)),
     ],
 )
-def test_ignored_fields_do_not_tell_requests_apart(path, first, retry, other):
+def test_ignored_fields_make_no_difference(path, first, retry, other):
     check_ignored(v1.Order.DESCRIPTOR, [path])
     before = first.SerializeToString(deterministic=True)
     assert not same(first, retry)
@@ -123,7 +123,7 @@ def test_ignored_fields_do_not_tell_requests_apart(path, first, retry, other):
     assert first.SerializeToString(deterministic=True) == before
 
 
-def test_an_ignored_path_through_a_field_that_is_not_set_changes_nothing():
+def test_an_ignored_path_through_an_unset_field_makes_no_difference():
     assert same(order(), order(), ["sent_at.nanos", "lines.trace", "notes.trace"])
     assert of(order(), ["sent_at.nanos"]) == of(order())
 
@@ -131,7 +131,7 @@ def test_an_ignored_path_through_a_field_that_is_not_set_changes_nothing():
 @pytest.mark.parametrize(
     "path", ["nothing", "customer.name", "lines.nothing", "notes.key", "counts.value", "tags.x", "", "lines."]
 )
-def test_a_path_that_names_no_field_is_refused(path):
+def test_an_ignored_path_that_names_no_field_is_refused(path):
     with pytest.raises(ValueError, match=r"tests\.v1\.Order has no field"):
         check_ignored(v1.Order.DESCRIPTOR, ["customer", path])
     with pytest.raises(ValueError, match=r"tests\.v1\.Order has no field"):  # of a method that is not known
@@ -145,7 +145,7 @@ def stream(*requests, whole=False):
     return rolling.so_far(whole=whole)
 
 
-def test_a_stream_is_known_by_its_messages_in_order():
+def test_streams_match_if_they_have_the_same_messages_in_the_same_order():
     one, two = order(amount=1), order(amount=2)
     assert stream(one, two).matches(stream(one, two, whole=True))
     assert not stream(one, two).matches(stream(two, one))
@@ -156,7 +156,7 @@ def test_a_stream_is_known_by_its_messages_in_order():
 
 
 @given(st.binary(min_size=1), st.binary(min_size=1))
-def test_the_edge_between_two_messages_of_a_stream_counts(one, two):
+def test_boundaries_between_messages_of_a_stream_count(one, two):
     streams = []
     for parts in ([one, two], [one + two], [one + two, b""]):
         rolling = StreamFingerprint(METHOD)
@@ -168,15 +168,15 @@ def test_the_edge_between_two_messages_of_a_stream_counts(one, two):
 
 @pytest.fixture
 def restless():
-    """Threads that take turns as often as they can."""
+    """Make the interpreter switch threads as often as it can."""
     usual = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     yield
     sys.setswitchinterval(usual)
 
 
-def test_a_stream_may_be_looked_at_while_another_thread_reads_it(restless):
-    """As when a handler reads on one thread and answers on another: what it sees is that of some moment."""
+def test_a_stream_fingerprint_can_be_read_while_another_thread_adds_to_it(restless):
+    """A handler may read on one thread and answer on another: each result is that of some prefix."""
     orders = [order(amount=amount) for amount in range(2000)]
     rolling, moments = StreamFingerprint(METHOD), [StreamFingerprint(METHOD).so_far()]
     for each in orders:

@@ -1,4 +1,4 @@
-"""What holds of every flow, one rule of the design at a time, driven by hand."""
+"""The rules of the flow, one at a time; each test drives a flow by hand."""
 
 import math
 from dataclasses import replace
@@ -6,29 +6,27 @@ from dataclasses import replace
 import pytest
 
 from idem_grpc._core.fingerprint import Fingerprint
-from idem_grpc._core.flow import LONGEST_PAUSE, MOST_STARTS, flow
+from idem_grpc._core.flow import LONGEST_PAUSE, MOST_STARTS
 from idem_grpc._core.judge import UNKNOWN_TTL
-from idem_grpc._core.outcome import Code, Outcome
+from idem_grpc._core.outcome import Outcome
 from idem_grpc._core.policy import OnOutage
 from idem_grpc._core.problem import Problem, Reason
 from idem_grpc._core.record import OnUnclear, Record, State
 from idem_grpc._core.steps import (
     Ended,
     Ending,
-    Event,
     Execute,
     Full,
     Outage,
     Pause,
     Reply,
-    Step,
     TakeOver,
     TooLate,
     Wait,
     Waited,
 )
-from idem_grpc._core.swap import Held, Swap, Swapped
-from tests.core.test_judge import (
+from idem_grpc._core.swap import Held, Swapped
+from tests.core.calls import (
     ALIVE,
     ANSWER,
     DEAD,
@@ -43,46 +41,11 @@ from tests.core.test_judge import (
     held,
     mine,
 )
+from tests.core.driven import DECIDED, FAILURE, UNCLEAR, Driven, running
 
-FAILURE = Outcome(Code.UNKNOWN, "the handler's own")
-UNCLEAR = Ended(FAILURE, Ending.UNCLEAR)
-DECIDED = Ended(ANSWER, Ending.DECIDED)
 MY_REPLY = Reply(ANSWER, b"me", requests=ME.fingerprint)
 NOTHING = Held(None, 0.0)
 TRUSTING = replace(ME, rules=replace(ME.rules, on_outage=OnOutage.RUN))
-
-
-class Driven:
-    """A flow that a test takes by the hand. ``step`` is what it asks for; None when it is over."""
-
-    def __init__(self, call=ME) -> None:
-        self._steps = flow(call)
-        self.step: Step | None = None
-        self.then(None)
-
-    def then(self, *events: Event) -> "Driven":
-        """Answer the steps one by one."""
-        for event in events:
-            try:
-                self.step = self._steps.send(event)
-            except StopIteration:
-                self.step = None
-        return self
-
-    def swap(self) -> Swap:
-        assert isinstance(self.step, Swap)
-        return self.step
-
-    def record(self) -> Record:
-        """The record that the flow wants to write."""
-        return Record.from_bytes(self.swap().new)
-
-
-def running(call=ME) -> Driven:
-    """A flow whose handler runs."""
-    flow = Driven(call).then(Swapped(0.0))
-    assert isinstance(flow.step, Execute)
-    return flow
 
 
 def test_a_call_is_claimed_executed_kept_and_answered():
@@ -100,13 +63,13 @@ def test_a_call_is_claimed_executed_kept_and_answered():
 class TestAfterExecuteAFlowNeverClaimsAgain:
     @pytest.mark.parametrize("there", [NOTHING, held(OPEN), held(RUNNING), held(DONE), held(UNKNOWN)])
     @pytest.mark.parametrize("ending", [Ending.UNCLEAR, Ending.NOT_NOW, Ending.FIXABLE])
-    def test_a_release_whose_swap_is_lost_returns_the_calls_own_failure(self, there, ending):
+    def test_a_release_that_conflicts_returns_the_calls_own_failure(self, there, ending):
         flow = running().then(Ended(FAILURE, ending), there)
         assert flow.step == Reply(FAILURE, b"me", requests=ME.fingerprint)
         assert flow.then(None).step is None
 
     @pytest.mark.parametrize("there", [NOTHING, held(OPEN), held(mine(UNKNOWN))])
-    def test_what_nobody_else_ran_becomes_done_with_my_outcome(self, there):
+    def test_the_outcome_is_kept_if_no_other_call_ran(self, there):
         flow = running().then(DECIDED, there)
         assert (flow.swap().expected, flow.record().state) == (there.value, State.DONE)
         assert flow.record().outcome == ANSWER
@@ -140,7 +103,7 @@ class TestAfterExecuteAFlowNeverClaimsAgain:
         flow.then(Swapped(DEAD), held(UNKNOWN))
         assert flow.step == Reply(Problem(Reason.OUTCOME_UNKNOWN), b"other")
 
-    def test_another_request_by_now_is_not_answered_with_its_answer(self):
+    def test_the_answer_to_another_request_is_not_replayed(self):
         theirs = replace(DONE, fingerprint=Fingerprint(b"another"))
         flow = running().then(DECIDED, held(theirs))
         assert flow.step == Reply(Problem(Reason.RESPONSE_NOT_KEPT), b"other")
@@ -159,7 +122,7 @@ class TestNoOutcomeLeavesTheProcessBeforeItsDoneIsAcknowledged:
         assert pauses[-1] == Pause(LONGEST_PAUSE)
         assert flow.then(None, Swapped(1.0)).step is None
 
-    def test_a_tombstone_is_kept_and_the_first_caller_has_the_whole_answer(self):
+    def test_a_tombstone_is_kept_and_the_first_caller_gets_the_whole_answer(self):
         small = replace(ME, rules=replace(ME.rules, max_response_bytes=5))
         flow = running(small).then(DECIDED)
         assert flow.record().outcome == replace(ANSWER, messages=(), messages_dropped=True)
@@ -179,7 +142,7 @@ class TestACallerWhoWaitedForAnAttemptAndSeesItFailGetsThatFailure:
         assert flow.then(None).step is None
 
     @pytest.mark.parametrize("left_behind", [NOTHING, held(OPEN), held(replace(OPEN, fingerprint=None))])
-    def test_in_another_process_it_is_told_to_send_the_call_again(self, left_behind):
+    def test_in_another_process_the_call_is_in_progress_and_its_key_is_free(self, left_behind):
         flow = self.waiting().then(Waited(), left_behind)
         assert isinstance(flow.step, Reply)
         assert flow.step.answer == Problem(Reason.IN_PROGRESS, is_free=True)
@@ -188,19 +151,19 @@ class TestACallerWhoWaitedForAnAttemptAndSeesItFailGetsThatFailure:
     def test_the_answer_is_replayed(self):
         assert self.waiting().then(Waited(), held(DONE)).step == Reply(ANSWER, b"other", replayed=True)
 
-    def test_a_wait_that_is_too_long_ends_in_progress(self):
+    def test_a_wait_that_runs_out_ends_in_progress(self):
         flow = self.waiting().then(Waited(more=False))
         assert flow.step == Reply(Problem(Reason.IN_PROGRESS), b"other")
 
-    def test_a_run_that_died_is_another_matter(self):
+    def test_a_run_that_died_is_taken_over(self):
         flow = self.waiting().then(Waited(), held(RUNNING, DEAD), Waited())
         assert (flow.record().attempt, flow.swap().max_left) == (2, DEAD)
 
-    def test_to_look_changes_nothing(self):
+    def test_reading_the_store_again_changes_nothing(self):
         look = self.waiting().then(Waited()).swap()
         assert look.expected == look.new
 
-    def test_it_asks_ever_more_rarely_and_when_the_lease_ends(self):
+    def test_it_asks_with_growing_pauses_and_when_the_lease_ends(self):
         flow = Driven()
         waits = []
         for left in (*[ALIVE] * 12, DEAD + 0.01):
@@ -218,13 +181,13 @@ class TestOnlyTheDeathOfAProcessLeavesRunningBehind:
         assert flow.step == Reply(Problem(Reason.STORE_UNAVAILABLE))
         return flow.then(None)
 
-    def test_a_claim_whose_reply_never_came_is_undone(self):
+    def test_a_claim_whose_reply_was_lost_is_undone(self):
         flow = self.refused()
         assert flow.swap().expected == ME.first_claim().swap.new
         assert (flow.record().state, flow.record().attempt) == (State.OPEN, 1)
         assert flow.then(Swapped(ALIVE)).step is None
 
-    def test_a_claim_that_may_still_come_is_fenced_off(self):
+    def test_a_claim_that_may_still_land_is_fenced_off(self):
         flow = self.refused().then(NOTHING)
         assert (flow.swap().expected, flow.record().state) == (None, State.OPEN)
         assert flow.then(Swapped(0.0)).step is None
@@ -235,16 +198,16 @@ class TestOnlyTheDeathOfAProcessLeavesRunningBehind:
         assert flow.then(Swapped(RETENTION)).step is None
 
     @pytest.mark.parametrize("there", [held(OPEN), held(RUNNING), held(DONE), held(UNKNOWN)])
-    def test_what_others_wrote_is_left_alone(self, there):
+    def test_the_record_of_another_call_is_left_alone(self, there):
         assert self.refused().then(there).step is None
 
-    def test_a_takeover_that_may_still_come_is_fenced_off_until_its_owner_has_moved_on(self):
+    def test_a_takeover_that_may_still_land_is_fenced_off_until_the_owner_has_moved_on(self):
         flow = Driven().then(held(RUNNING, DEAD), Waited(), Outage(), None, held(RUNNING, RETENTION))
         assert (flow.swap().expected, flow.swap().max_left) == (RUNNING.to_bytes(), DEAD)
         assert isinstance(flow.then(held(RUNNING, RETENTION)).step, Pause)
         assert flow.then(None, held(DONE)).step is None
 
-    def test_it_goes_on_until_the_store_answers(self):
+    def test_undoing_a_claim_is_repeated_until_the_store_answers(self):
         flow = self.refused()
         undo = flow.swap()
         for _ in range(20):
@@ -252,7 +215,7 @@ class TestOnlyTheDeathOfAProcessLeavesRunningBehind:
             assert flow.then(None).step == undo
 
     @pytest.mark.parametrize("call", [ME, STRICT])
-    def test_a_release_is_sent_until_the_store_answers(self, call):
+    def test_a_release_is_repeated_until_the_store_answers(self, call):
         flow = running(call).then(UNCLEAR)
         release = flow.swap()
         assert flow.then(Outage()).step == Reply(FAILURE, b"me", requests=ME.fingerprint)
@@ -273,17 +236,17 @@ class TestOnlyTheDeathOfAProcessLeavesRunningBehind:
         assert flow.then(None).step is None
 
     @pytest.mark.parametrize("call", [ME, STRICT, TRUSTING])
-    def test_a_call_for_which_there_is_no_room_runs_nothing_and_gives_nothing_back(self, call):
+    def test_a_call_over_the_bound_runs_nothing_and_gives_nothing_back(self, call):
         flow = Driven(call).then(Full())
         assert flow.step == Reply(Problem(Reason.OVERLOADED))
         assert flow.then(None).step is None
 
-    def test_a_call_that_would_take_over_runs_nothing_where_there_is_no_room(self):
+    def test_a_call_over_the_bound_takes_nothing_over(self):
         flow = Driven().then(held(RUNNING, DEAD), Waited(), Full())
         assert flow.step == Reply(Problem(Reason.OVERLOADED))
         assert flow.then(None).step is None
 
-    def test_a_store_that_is_set_up_wrongly_is_not_asked_again(self):
+    def test_a_misconfigured_store_is_not_asked_again(self):
         flow = Driven().then(Outage(misused=True))
         assert flow.step == Reply(Problem(Reason.MISCONFIGURED))
         assert flow.then(None).step is None
@@ -298,19 +261,19 @@ class TestTheEndOfAHandler:
             (STRICT, Ending.NOT_NOW, State.OPEN),
         ],
     )
-    def test_what_it_leaves(self, call, ending, left):
+    def test_the_state_and_retention_that_it_leaves(self, call, ending, left):
         flow = running(call).then(Ended(FAILURE, ending))
         assert (flow.record().state, flow.record().fingerprint) == (left, call.fingerprint)
         assert flow.swap().ttl == (UNKNOWN_TTL if left is State.UNKNOWN else RETENTION)
 
-    def test_a_wrong_request_may_be_mended(self):
+    def test_a_wrong_request_may_be_corrected(self):
         flow = running(STRICT).then(Ended(FAILURE, Ending.FIXABLE))
         assert (flow.record().state, flow.record().fingerprint) == (State.OPEN, None)
 
     @pytest.mark.parametrize(
         ("left", "ttl"), [(900.0, 900.0), (0.0, 0.001), (math.inf, RETENTION), (0.0004, 0.001)]
     )
-    def test_a_token_that_is_given_back_lives_as_long_as_it_would_have(self, left, ttl):
+    def test_a_token_that_is_given_back_keeps_the_life_it_had_left(self, left, ttl):
         flow = Driven(TOKEN).then(Swapped(left), Ended(FAILURE, Ending.FIXABLE))
         assert (flow.swap().ttl, flow.record().binding) == (ttl, TOKEN.binding)
 
@@ -323,39 +286,39 @@ class TestRunningWhileTheStoreIsAway:
         assert flow.then(NOTHING).swap().expected is None
         assert flow.then(Swapped(0.0)).step is None
 
-    def test_its_answer_is_not_protected_even_where_it_is_kept_at_once(self):
+    def test_its_answer_is_unprotected_even_if_it_is_kept_at_once(self):
         flow = Driven(TRUSTING).then(Outage(), DECIDED, Swapped(0.0))
         assert flow.step == replace(MY_REPLY, protected=False)
 
-    def test_who_shares_its_answer_is_told_no_more(self):
+    def test_a_duplicate_that_shares_its_answer_is_unprotected_too(self):
         shared = replace(MY_REPLY, protected=False)
         flow = Driven().then(held(RUNNING), Waited(shared))
         assert flow.step == replace(shared, replayed=True, requests=None)
 
-    def test_the_answer_of_another_run_that_stands_is_protected(self):
+    def test_the_answer_of_another_run_in_the_store_is_protected(self):
         flow = Driven(TRUSTING).then(Outage(), DECIDED, held(DONE))
         assert isinstance(flow.step, Reply)
         assert (flow.step.replayed, flow.step.protected) == (True, True)
 
-    def test_its_own_claim_may_come_late(self):
+    def test_its_own_claim_may_land_late(self):
         flow = Driven(TRUSTING).then(Outage(), DECIDED, NOTHING)
         flow.then(Held(TRUSTING.first_claim().swap.new, RETENTION))
         assert flow.swap().expected == TRUSTING.first_claim().swap.new
         assert flow.then(Swapped(RETENTION)).step == replace(MY_REPLY, protected=False)
 
-    def test_a_claim_of_which_nothing_is_known_is_given_back(self):
+    def test_a_claim_that_may_have_landed_is_given_back(self):
         flow = Driven(TRUSTING).then(Outage(), UNCLEAR, NOTHING)
         assert flow.step == Reply(FAILURE, b"me", requests=ME.fingerprint, protected=False)
         assert flow.then(None).swap().expected == TRUSTING.first_claim().swap.new
         assert flow.then(NOTHING).swap().expected is None
         assert flow.then(Swapped(0.0)).step is None
 
-    def test_it_starts_although_no_lease_protects_it(self):
+    def test_it_starts_without_a_lease(self):
         flow = Driven(TRUSTING).then(Outage())
         assert isinstance(flow.step, Execute)
         assert not flow.step.acknowledged
 
-    def test_one_who_saw_a_run_is_told_so_and_runs_nothing(self):
+    def test_a_call_that_saw_another_run_is_in_progress_and_runs_nothing(self):
         flow = Driven(TRUSTING).then(held(RUNNING), Waited(), Outage())
         assert flow.step == Reply(Problem(Reason.IN_PROGRESS), b"other")
 
@@ -367,7 +330,7 @@ def test_a_dead_run_is_given_up_and_its_calls_are_refused():
     assert flow.then(None).step is None
 
 
-def test_a_dead_run_that_renews_in_the_last_moment_is_waited_for():
+def test_a_run_that_renews_just_before_its_takeover_is_waited_for():
     flow = Driven(STRICT).then(held(RUNNING, DEAD), Waited(), held(RUNNING, RETENTION))
     assert isinstance(flow.step, Wait)
     assert flow.step.seconds > 0
@@ -375,16 +338,16 @@ def test_a_dead_run_that_renews_in_the_last_moment_is_waited_for():
 
 @pytest.mark.parametrize("call", [ME, STRICT])
 class TestARunWhoseLeaseHasRunOut:
-    """It may live all the same, in this process: then only the store was away."""
+    """It may still be alive in this process, if only the store was away."""
 
-    def test_is_asked_after_before_it_is_taken_for_dead(self, call):
+    def test_is_looked_for_in_this_process_before_it_is_taken_over(self, call):
         assert Driven(call).then(held(RUNNING, DEAD)).step == TakeOver(b"other", RUNNING.lease)
 
-    def test_answers_for_itself_if_it_lives_here(self, call):
+    def test_gives_its_reply_if_it_is_alive_in_this_process(self, call):
         pending = Reply(Problem(Reason.OUTCOME_PENDING), b"other")
         assert Driven(call).then(held(RUNNING, DEAD), Waited(pending)).step == pending
 
-    def test_is_not_taken_over_by_one_who_cannot_wait_for_it(self, call):
+    def test_is_not_taken_over_by_a_call_that_cannot_wait(self, call):
         flow = Driven(call).then(held(RUNNING, DEAD), Waited(more=False))
         assert flow.step == Reply(Problem(Reason.IN_PROGRESS), b"other")
 
@@ -413,16 +376,16 @@ class TestAHandlerThatCouldNotStartInTime:
         assert self.late().then(Swapped(DEAD)).step == Execute(claim.record, claim.swap)
 
     @pytest.mark.parametrize("call", [ME, STRICT])
-    def test_claims_again_what_others_took_for_dead(self, call):
+    def test_claims_again_if_others_took_it_for_dead(self, call):
         flow = self.late(call).then(held(mine(UNKNOWN)))
         assert (flow.swap().expected, flow.record().attempt) == (mine(UNKNOWN).to_bytes(), 2)
         assert isinstance(flow.then(Swapped(1.0)).step, Execute)
 
-    def test_waits_for_who_took_it_over(self):
+    def test_waits_for_a_run_that_took_it_over(self):
         flow = self.late().then(held(replace(RUNNING, attempt=2)))
         assert isinstance(flow.step, Wait)
 
-    def test_gives_the_answer_of_who_took_it_over(self):
+    def test_replays_the_answer_of_a_run_that_took_it_over(self):
         assert self.late().then(held(DONE)).step == Reply(ANSWER, b"other", replayed=True)
 
     def test_does_not_repeat_a_run_that_took_it_over_and_failed(self):
@@ -448,7 +411,7 @@ class TestAHandlerThatCouldNotStartInTime:
             ME.first_claim().swap.new,
         )
 
-    def test_runs_without_the_store_where_the_policy_rather_runs(self):
+    def test_runs_without_the_store_under_on_outage_run(self):
         claim = TRUSTING.first_claim()
         flow = self.late(TRUSTING)
         for _ in range(MOST_STARTS - 1):

@@ -1,4 +1,4 @@
-"""The laws of the flow hold in every order of steps, with everything that may go wrong."""
+"""The laws of the flow hold in every order of steps, with every fault."""
 
 import pytest
 
@@ -25,7 +25,7 @@ def topology(processes) -> str:
 
 
 def states(scenario: Scenario) -> int:
-    """Walk a scenario, and tell how many states it has."""
+    """Walk a scenario, and return how many states it has."""
     return Walk(scenario).run().states
 
 
@@ -53,7 +53,7 @@ def test_every_kind_of_failure(on_unclear):
 
 
 @both_modes
-def test_a_business_error_is_an_answer_like_any_other(on_unclear):
+def test_a_business_error_is_an_answer(on_unclear):
     states(Scenario(APART, (on_unclear,) * 2, ONE_OF_EACH, decided=BUSINESS_ERRORS))
 
 
@@ -100,14 +100,14 @@ def test_callers_whose_keys_may_be_too_many(processes, on_unclear, faults):
 
 @both_topologies
 @both_modes
-def test_an_outage_that_all_see_costs_no_second_run(processes, on_unclear):
+def test_an_outage_that_all_calls_see_causes_no_second_run(processes, on_unclear):
     assert states(Scenario(processes, (on_unclear,) * 2, AWAY)) > 500
 
 
 @both_topologies
 @both_modes
 def test_a_store_that_forgets_everything(processes, on_unclear):
-    """Runs can no longer be told apart then; flows end all the same, with one answer each."""
+    """A call may run twice then; every flow still ends with one answer."""
     states(Scenario(processes, (on_unclear,) * 2, WIPED))
 
 

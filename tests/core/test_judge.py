@@ -28,39 +28,30 @@ from idem_grpc._core.judge import (
     judge,
     judge_late,
 )
-from idem_grpc._core.outcome import Code, Outcome
-from idem_grpc._core.policy import KeyRule, Policy, Rules
 from idem_grpc._core.problem import Problem, Reason
 from idem_grpc._core.record import Binding, OnUnclear, Record, State
 from idem_grpc._core.steps import TakeOver
 from idem_grpc._core.swap import Held, Swap
-
-LEASE, RETENTION = 30.0, 120.0
-ALIVE, DEAD = RETENTION - 29, RETENTION - LEASE
-BINDING = Binding(b"operation", b"scope")
-REQUEST, OTHER_REQUEST = Fingerprint(b"raw", b"canonical"), Fingerprint(b"other", b"other")
-ANSWER = Outcome(Code.OK, messages=(b"answer",))
-
-
-def call(*, key=KeyRule.REQUIRED, on_unclear=OnUnclear.RERUN, owner=b"me") -> Call:
-    policy = Policy(key=key, lease=LEASE, retention=RETENTION, on_unclear=on_unclear)
-    binding = BINDING if key is KeyRule.TOKEN else None
-    return Call(b"key", owner, REQUEST, Rules.of("/a.B/C", [policy]), binding)
-
-
-ME = call()
-TOKEN = call(key=KeyRule.TOKEN)
-STRICT = call(on_unclear=OnUnclear.FAIL)
-
-OPEN = Record(state=State.OPEN, attempt=1, owner=b"other", fingerprint=REQUEST)
-RUNNING = replace(OPEN, state=State.RUNNING, lease=LEASE, ttl=RETENTION)
-DONE = replace(OPEN, state=State.DONE, outcome=ANSWER)
-DROPPED = replace(DONE, outcome=Outcome(messages_dropped=True))
-UNKNOWN = replace(OPEN, state=State.UNKNOWN)
-
-
-def held(record: Record | None, left: float = ALIVE) -> Held:
-    return Held(None, 0.0) if record is None else Held(record.to_bytes(), left)
+from tests.core.calls import (
+    ALIVE,
+    ANSWER,
+    BINDING,
+    DEAD,
+    DONE,
+    DROPPED,
+    ME,
+    OPEN,
+    OTHER_REQUEST,
+    REQUEST,
+    RETENTION,
+    RUNNING,
+    STRICT,
+    TOKEN,
+    UNKNOWN,
+    call,
+    held,
+    mine,
+)
 
 
 def found(record: Record | None, left: float = ALIVE, *, by: Call = ME, waited: bool = False) -> Finding:
@@ -85,10 +76,6 @@ def given_up(record: Record = RUNNING) -> Verdict:
     return GiveUp(
         Swap(b"key", record.to_bytes(), unknown, 30 * 24 * 3600.0, DEAD), TakeOver(record.owner, record.lease)
     )
-
-
-def mine(record: Record) -> Record:
-    return replace(record, owner=b"me")
 
 
 ON_ARRIVAL: dict[str, tuple[Finding, Verdict]] = {
@@ -140,7 +127,7 @@ def rule_for(table: tuple[Rule, ...], finding: Finding) -> Rule:
 
 
 @pytest.mark.parametrize(("table", "examples"), [(ARRIVAL, ON_ARRIVAL), (LATE, WHEN_LATE)])
-def test_every_rule_has_an_example_of_which_it_is_the_first_that_fits(table, examples):
+def test_each_rule_is_the_first_that_fits_its_example(table, examples):
     assert len(table) == len(examples)
     for rule, (text, (finding, _)) in zip(table, examples.items(), strict=True):
         assert rule.text.startswith(text)
@@ -153,11 +140,11 @@ def test_what_a_call_does_on_arrival(finding, verdict):
 
 
 @pytest.mark.parametrize(("finding", "verdict"), WHEN_LATE.values(), ids=WHEN_LATE.keys())
-def test_what_a_late_owner_does(finding, verdict):
+def test_what_an_owner_that_comes_late_does(finding, verdict):
     assert judge_late(finding.call, finding.held) == verdict
 
 
-def test_a_late_owner_keeps_its_outcome_where_nothing_is():
+def test_a_late_owner_keeps_its_outcome_if_there_is_no_record():
     assert judge_late(ME, Held(None, 0.0)) == Overwrite(None)
 
 
@@ -182,17 +169,17 @@ def test_every_finding_has_a_rule(record, owner, fingerprint, binding, by, left,
 
 @pytest.mark.parametrize("judged", [judge, judge_late])
 @given(value=st.binary(min_size=1), left=lives)
-def test_whatever_the_store_holds_has_a_rule(judged, value, left):
+def test_any_bytes_in_the_store_have_a_rule(judged, value, left):
     judged(ME, Held(value, left))
 
 
 @pytest.mark.parametrize("table", [ARRIVAL, LATE])
-def test_for_every_state_some_rule_asks_nothing(table):
+def test_every_state_has_a_rule_without_a_condition(table):
     anything = table[-1].when  # the last rule of both tables always fits
     assert {state for rule in table if rule.when is anything for state in rule.states} == set(State)
 
 
-def test_every_state_but_the_unreadable_leads_somewhere():
+def test_every_state_but_unreadable_has_transitions():
     assert TRANSITIONS.keys() == set(State) - {State.UNREADABLE}
 
 
@@ -204,7 +191,7 @@ def test_a_record_without_end_or_with_more_left_than_written_is_never_taken_over
 
 
 @given(left=st.floats(0.001, RETENTION))
-def test_a_record_that_does_not_say_its_ttl_is_never_taken_over(left):
+def test_a_record_without_a_ttl_is_never_taken_over(left):
     assert isinstance(judge(ME, held(replace(RUNNING, ttl=0.0), left)), WaitFor)
 
 
@@ -228,7 +215,7 @@ def test_a_takeover_is_bound_to_the_lease_that_it_saw_run_out(left):
         (OnUnclear.FAIL, OnUnclear.FAIL, GiveUp),
     ],
 )
-def test_where_two_servers_differ_in_on_unclear_the_stricter_applies(theirs, ours, verdict):
+def test_the_stricter_on_unclear_of_two_servers_applies(theirs, ours, verdict):
     record = replace(RUNNING, on_unclear=theirs)
     assert isinstance(judge(call(on_unclear=ours), held(record, DEAD)), verdict)
 
@@ -253,20 +240,20 @@ def test_a_used_token_is_replayed_and_never_claimed_again():
     assert judge(TOKEN, Held(None, 0.0), waited=True) == rejected(Reason.TOKEN_UNKNOWN, b"")
 
 
-def test_a_claim_after_a_failure_stands_for_the_same_request_and_one_attempt_more():
+def test_a_claim_after_a_failure_is_for_the_same_request_and_counts_one_attempt_more():
     seen = Fingerprint(b"raw", b"of another version")
     claim = judge(ME, held(replace(OPEN, fingerprint=seen, attempt=4)))
     assert isinstance(claim, Claim)
     assert (claim.record.fingerprint, claim.record.attempt) == (seen, 5)
 
 
-def test_a_mended_request_may_be_another():
+def test_a_record_without_a_fingerprint_takes_any_request():
     claim = judge(ME, held(replace(OPEN, fingerprint=None)))
     assert isinstance(claim, Claim)
     assert claim.record.fingerprint == REQUEST
 
 
-def test_the_page_on_states_is_what_the_tables_say():
+def test_the_page_on_states_is_up_to_date():
     docs = Path(__file__).parents[2] / "docs"
     printed = subprocess.run(
         [sys.executable, str(docs / "print_states.py")], check=True, capture_output=True, encoding="utf-8"

@@ -1,4 +1,4 @@
-"""Keys that name one business action, one action in a span of time, or one call."""
+"""The keys that the module keys makes: for a business action, for a time window, for one call."""
 
 import math
 import re
@@ -34,17 +34,17 @@ def test_structured():
 
 
 @given(parts, parts)
-def test_structured_keys_tell_all_parts_apart(one, other):
+def test_structured_keys_differ_if_any_part_differs(one, other):
     assert (keys.structured(*one) == keys.structured(*other)) == (one == other)
 
 
 @given(parts)
-def test_structured_keys_may_be_sent(some):
+def test_structured_keys_are_valid(some):
     assert keys.is_valid(keys.structured(*some))
 
 
 @pytest.mark.parametrize("some", [(), ("",), ("a", "", "b"), ("a" * 256,), ("é" * 43,), ("\ud800",)])
-def test_parts_that_make_no_key(some):
+def test_invalid_parts_are_refused(some):
     with pytest.raises(ValueError):  # noqa: PT011 -- the last is what Python itself says
         keys.structured(*some)
 
@@ -52,7 +52,7 @@ def test_parts_that_make_no_key(some):
 @pytest.mark.parametrize(
     "part", [None, True, 1.5, b"bytes", ["list"], UNIQUE], ids=lambda part: type(part).__name__
 )
-def test_what_is_no_part_of_a_key(part):
+def test_parts_of_other_types_are_refused(part):
     with pytest.raises(TypeError, match="give strings and whole numbers"):
         keys.structured("pay", part)
     with pytest.raises(TypeError, match="give strings and whole numbers"):
@@ -66,7 +66,7 @@ def test_a_key_of_255_characters_is_the_longest():
 
 
 @given(st.text(max_size=3))
-def test_what_may_be_sent(key):
+def test_valid_keys_are_1_to_255_printable_characters(key):
     assert keys.is_valid(key) == bool(re.fullmatch(r"[\x21-\x7e]{1,255}", key))
 
 
@@ -105,7 +105,7 @@ windows = st.integers(1, 10**6).map(lambda seconds: timedelta(seconds=seconds))
 
 
 @given(moments, windows, st.integers(-86399, 86399))
-def test_a_window_has_one_key_and_the_next_another(at, window, offset):
+def test_a_key_changes_with_its_window(at, window, offset):
     local = at.astimezone(timezone(timedelta(seconds=offset)))
     start = datetime(1970, 1, 1, tzinfo=UTC) + (at - datetime(1970, 1, 1, tzinfo=UTC)) // window * window
     tick = timedelta(milliseconds=1)
@@ -142,7 +142,7 @@ def test_a_window_may_be_given_in_seconds(seconds):
 
 
 @pytest.mark.parametrize("window", ["1h", None, True])
-def test_a_window_that_is_no_duration(window):
+def test_a_window_must_be_a_duration(window):
     with pytest.raises(TypeError, match="give a timedelta or a whole number of seconds"):
         keys.windowed("task", window=window)
 
@@ -168,7 +168,7 @@ def test_unique_keys_are_uuids_of_version_7_in_the_order_of_their_milliseconds()
 
 
 @pytest.mark.parametrize("key", ["", "a b", "é", "a" * 256])
-def test_a_key_that_may_not_be_sent_cannot_be_used(key):
+def test_an_invalid_key_cannot_be_used(key):
     with pytest.raises(ValueError, match="may not be sent"), keys.using(key):
         pytest.fail("it was used")
 
@@ -178,7 +178,7 @@ def test_only_a_string_can_be_used():
         pytest.fail("it was used")
 
 
-def test_a_context_starts_without_what_another_used():
+def test_a_copied_context_has_no_key_of_a_block_that_ended():
     with keys.using("outer"), keys.using("inner"):
         pass
     copy_context().run(lambda: keys.using("elsewhere").__enter__())

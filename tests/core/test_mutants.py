@@ -1,4 +1,4 @@
-"""The walk finds what it is there to find: rules and steps broken on purpose, one at a time."""
+"""The walk finds faults: rules and steps that are broken on purpose, one at a time."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -115,7 +115,7 @@ TABLES = [
 
 
 @pytest.mark.parametrize(("scenario", "tables", "law"), [m[1:] for m in TABLES], ids=[m[0] for m in TABLES])
-def test_a_broken_table_is_found(monkeypatch, scenario, tables, law):
+def test_a_broken_table_breaks_a_law(monkeypatch, scenario, tables, law):
     for name, table in tables.items():
         monkeypatch.setattr(judge, name, table)
     with pytest.raises(AssertionError, match=law):
@@ -127,7 +127,7 @@ Hear = Callable[[Call, Step, Event], Event]
 
 
 def altered(change: Change = lambda _, step: step, hear: Hear = lambda _, __, event: event) -> Flow:
-    """A flow whose steps, or what it hears of them, are not what they were."""
+    """A flow whose steps, or the answers to them, are changed."""
 
     def mutant(call: Call) -> Steps:
         steps = flow(call)
@@ -143,7 +143,7 @@ def altered(change: Change = lambda _, step: step, hear: Hear = lambda _, __, ev
 
 
 def cut_short(is_over: Callable[[list[Step], list[Event]], bool]) -> Flow:
-    """A flow that stops as soon as it has done enough."""
+    """A flow that stops early."""
 
     def mutant(call: Call) -> Steps:
         steps = flow(call)
@@ -236,7 +236,7 @@ def answers_first(call: Call) -> Steps:
 
 
 def answers_pending_calls(call: Call) -> Steps:
-    """Replies with the outcome where it should say that the store cannot be told."""
+    """Replies with the outcome where it should say that the outcome is not stored yet."""
     outcome = Outcome()
 
     def hear(_: Call, __: Step, event: Event) -> Event:
@@ -361,13 +361,13 @@ FLOWS = [
 
 
 @pytest.mark.parametrize(("scenario", "mutant", "law"), [m[1:] for m in FLOWS], ids=[m[0] for m in FLOWS])
-def test_a_broken_flow_is_found(scenario, mutant, law):
+def test_a_broken_flow_breaks_a_law(scenario, mutant, law):
     with pytest.raises(AssertionError, match=law):
         Walk(scenario, mutant).run()
 
 
-def test_flows_that_are_only_wrapped_pass():
-    """What finds the mutants is their fault, not the wrapping."""
+def test_a_wrapped_flow_without_a_change_passes():
+    """The mutants fail for their changes, not for the wrapping."""
     small = replace(RERUN, faults=Faults(lost=1, lapses=1, failures=1))
     assert Walk(small, altered()).run() == Walk(small, cut_short(lambda _, __: False)).run()
     assert Walk(small, after_its_end(nothing_more)).run() == Walk(small).run()

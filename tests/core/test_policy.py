@@ -1,4 +1,4 @@
-"""Policies: layered field by field, and refused with a reason where they make no sense."""
+"""Policies are layered field by field, and invalid ones are refused with a reason."""
 
 import math
 from datetime import timedelta
@@ -33,7 +33,7 @@ def test_the_defaults():
     assert {field: getattr(rules(), field) for field in defaults} == defaults
 
 
-def test_a_field_is_decided_by_the_first_layer_that_gives_it():
+def test_a_field_is_decided_by_the_first_layer_that_sets_it():
     method = Policy(lease=1, ignore=[])
     wildcard = Policy(lease=2, retention=100, ignore=["trace"])
     default = Policy(lease=3, retention=200, wait=5)
@@ -41,7 +41,7 @@ def test_a_field_is_decided_by_the_first_layer_that_gives_it():
     assert (decided.lease, decided.retention, decided.wait, decided.ignore) == (1, 100, 5, ())
 
 
-def test_nothing_is_a_value_like_any_other():
+def test_zero_and_empty_override_later_layers():
     nothing = Policy(wait=0, max_response_bytes=0, replay_errors=(), ignore=())
     decided = rules(nothing, Policy(wait=7, max_response_bytes=7, replay_errors=["ABORTED"], ignore=["a"]))
     assert (decided.wait, decided.max_response_bytes) == (0, 0)
@@ -74,14 +74,14 @@ def test_durations_are_timedeltas_or_seconds_to_the_millisecond(given, seconds):
         (True, TypeError),
     ],
 )
-def test_what_is_no_duration(field, value, error):
+def test_a_duration_of_another_type_or_range_is_refused(field, value, error):
     with pytest.raises(error, match=f"Policy\\({field}="):
         Policy(**{field: value})
 
 
 @pytest.mark.parametrize("field", ["retention", "lease", "max_run"])
 @pytest.mark.parametrize("value", [0, 0.0004, timedelta(0)])
-def test_only_a_wait_may_last_no_time(field, value):
+def test_only_wait_may_be_zero(field, value):
     assert rules(Policy(wait=value)).wait == 0
     with pytest.raises(ValueError, match=f"Policy\\({field}="):
         Policy(**{field: value})
@@ -111,7 +111,7 @@ def test_only_a_wait_may_last_no_time(field, value):
         ({"replay_errors": [5]}, ValueError, "5 is not"),
     ],
 )
-def test_what_makes_no_sense_is_refused_and_says_what_would(fields, error, says):
+def test_an_invalid_policy_is_refused_and_the_error_says_what_is_valid(fields, error, says):
     with pytest.raises(error, match=says):
         Policy(**fields)
 
@@ -123,11 +123,11 @@ def test_replay_errors_are_codes_or_their_names():
     }
 
 
-def test_ignored_fields_are_told_once_and_in_order():
+def test_ignored_fields_are_sorted_and_unique():
     assert rules(Policy(ignore=["b", "a", "b"])).ignore == ("a", "b")
 
 
-def test_an_operation_is_shared_by_the_methods_that_name_it():
+def test_methods_that_name_an_operation_share_it():
     assert rules(Policy(operation="order")).operation == "order"
 
 
@@ -150,5 +150,5 @@ def test_a_contradiction_between_layers_is_found():
         rules(Policy(on_outage=OnOutage.RUN), Policy(on_unclear=OnUnclear.FAIL))
 
 
-def test_just_enough_is_enough():
+def test_a_retention_of_exactly_four_leases_is_valid():
     assert rules(Policy(retention=120, lease=30, max_run=30)).retention == 120

@@ -1,4 +1,4 @@
-"""Refusals as they stand on the wire, and how they are known again."""
+"""Refusals as they are on the wire, and how clients recognize them."""
 
 import pytest
 from google.protobuf import any_pb2
@@ -64,7 +64,7 @@ def test_the_status_of_every_reason(reason, code):
 
 
 @pytest.mark.parametrize("reason", Reason)
-def test_a_refusal_is_a_rich_status_that_agrees_with_itself(reason):
+def test_a_refusal_has_the_same_code_and_reason_in_its_rich_status(reason):
     outcome = Problem(reason).outcome()
     status = status_pb2.Status.FromString(details(outcome))
     assert (status.code, status.message) == (outcome.code, outcome.details)
@@ -77,14 +77,14 @@ def test_a_refusal_is_a_rich_status_that_agrees_with_itself(reason):
 
 
 @pytest.mark.parametrize("reason", Reason)
-def test_only_what_may_succeed_later_says_when(reason):
+def test_only_retryable_refusals_have_a_retry_delay(reason):
     outcome = Problem(reason).outcome(previous_attempts=1, uniform=lambda low, high: 1.0)
     delays = [info.retry_delay.ToMilliseconds() for info in unpacked(outcome, error_details_pb2.RetryInfo)]
     assert delays == ([1250] if reason.retryable else [])
     assert outcome.trailer(PUSHBACK) == ("1250" if reason.retryable else None)
 
 
-def test_a_sentence_of_its_own():
+def test_a_problem_may_have_its_own_details():
     assert Problem(Reason.KEY_INVALID, "two keys").outcome().details == "two keys"
 
 
@@ -101,30 +101,30 @@ def test_the_pushback_is_jittered_by_a_fifth(attempts):
     assert pushback_ms(attempts, lambda low, high: high) == round(1.2 * middle)
 
 
-def test_a_refusal_is_known_by_our_domain():
+def test_a_refusal_is_recognized_by_the_domain_of_its_error_info():
     assert reason_in(foreign(DOMAIN)) is Reason.IN_PROGRESS
     assert reason_in(foreign("example.com")) is None
     assert not is_refusal(Outcome(trailing_metadata=((STATUS_DETAILS, foreign("example.com")),)))
 
 
-def test_a_reason_of_a_later_version_is_a_refusal_all_the_same():
+def test_an_unknown_reason_is_still_a_refusal():
     later = foreign(DOMAIN, "NOT_THOUGHT_OF_YET")
     assert reason_in(later) is None
     assert is_refusal(Outcome(trailing_metadata=((STATUS_DETAILS, later),)))
 
 
-def test_a_status_without_ours_is_no_refusal():
+def test_a_status_without_error_info_is_no_refusal():
     assert not is_refusal(Outcome(Code.UNAVAILABLE))
     assert not is_refusal(Outcome(trailing_metadata=((STATUS_DETAILS, b""),)))
 
 
-def test_a_broken_detail_is_no_refusal():
+def test_a_malformed_detail_is_no_refusal():
     broken = any_pb2.Any(type_url="type.googleapis.com/google.rpc.ErrorInfo", value=b"\xff")
     status = status_pb2.Status(details=[broken]).SerializeToString()
     assert reason_in(status) is None
 
 
 @given(st.binary())
-def test_whatever_the_bytes_nothing_is_raised(value):
+def test_no_bytes_raise(value):
     reason_in(value)
     is_refusal(Outcome(trailing_metadata=((STATUS_DETAILS, value),)))

@@ -1,4 +1,4 @@
-"""Records and outcomes come back from their bytes as they were, and other bytes do no harm."""
+"""Records and outcomes are restored from their bytes, and malformed bytes are safe to read."""
 
 import re
 from dataclasses import replace
@@ -27,7 +27,7 @@ metadata = st.lists(
 
 @st.composite
 def outcomes(draw):
-    """As servers write them: what is dropped is not there, and all responses have a turn if any has."""
+    """As servers write them: dropped messages are absent, and all responses have a turn if any has."""
     messages, turns = draw(st.lists(small, max_size=3).map(tuple)), list[Turn]()
     is_dropped = not messages and draw(st.booleans())
     if messages and draw(st.booleans()):
@@ -101,7 +101,7 @@ def test_a_record_is_written_as_protobuf_writes_it(record, by_hand):
 
 
 @given(plain)
-def test_an_answer_as_most_are_comes_back_as_it_was(record):
+def test_a_plain_answer_is_restored(record):
     assert Record.from_bytes(record.to_bytes()) == record
 
 
@@ -113,7 +113,7 @@ def by_protobuf(value: bytes) -> Record:
 
 
 @given(plain.map(Record.to_bytes), st.data())
-def test_what_is_not_quite_such_an_answer_is_read_as_protobuf_reads_it(value, data):
+def test_a_changed_plain_answer_is_read_as_protobuf_reads_it(value, data):
     at = data.draw(st.integers(0, min(len(value), 70)), label="where")
     change = data.draw(st.sampled_from(["cut", "other", "more", "appended"]), label="change")
     byte = data.draw(st.binary(min_size=1, max_size=3), label="bytes")
@@ -127,7 +127,7 @@ def test_what_is_not_quite_such_an_answer_is_read_as_protobuf_reads_it(value, da
 
 
 @given(records)
-def test_a_record_comes_back_as_it_was(record):
+def test_a_record_is_restored(record):
     value = record.to_bytes()
     assert value
     assert Record.from_bytes(value) == record
@@ -135,17 +135,17 @@ def test_a_record_comes_back_as_it_was(record):
 
 
 @given(st.binary())
-def test_whatever_the_bytes_nothing_is_raised(value):
+def test_no_bytes_raise(value):
     assert Record.from_bytes(value).state is not State.ABSENT
 
 
 @given(records, st.integers(0, 200), st.binary(max_size=3))
-def test_broken_bytes_of_ours_do_no_harm(record, at, with_what):
+def test_damaged_records_do_not_raise(record, at, with_what):
     value = record.to_bytes()
     Record.from_bytes(value[: at % len(value)] + with_what + value[at % len(value) + 1 :])
 
 
-def test_nothing_is_absent():
+def test_no_bytes_are_an_absent_record():
     assert Record.from_bytes(None) == Record(state=State.ABSENT)
 
 
@@ -164,12 +164,12 @@ def test_nothing_is_absent():
         + b"\x38\x63",  # an on_unclear of one
     ],
 )
-def test_what_no_version_of_ours_wrote_is_unreadable(value):
+def test_bytes_that_are_no_record_are_unreadable(value):
     assert Record.from_bytes(value) == Record(state=State.UNREADABLE)
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_what_nobody_can_act_upon_is_unreadable(change):
+def test_invalid_records_are_unreadable(change):
     outcome = Outcome(messages=(b"1", b"2"), turns=(Turn(Fingerprint(b"raw"), 2),))
     done = Record(
         state=State.DONE, attempt=1, owner=b"owner", fingerprint=Fingerprint(b"raw"), outcome=outcome
@@ -179,11 +179,11 @@ def test_what_nobody_can_act_upon_is_unreadable(change):
     assert Record.from_bytes(message.SerializeToString()) == Record(state=State.UNREADABLE)
 
 
-def test_fields_of_a_later_version_are_passed_over():
+def test_unknown_fields_are_ignored():
     assert Record.from_bytes(LATER + b"\xf8\x07\x01") == Record(state=State.OPEN)
 
 
-def test_an_on_unclear_that_is_not_given_is_rerun():
+def test_an_unset_on_unclear_is_rerun():
     running = Record(state=State.RUNNING, attempt=1, owner=b"owner", lease=30.0, ttl=3600.0)
     value = record_pb2.Record.FromString(running.to_bytes())
     value.ClearField("on_unclear")
@@ -207,11 +207,11 @@ def test_a_tombstone_keeps_all_but_the_messages():
     assert outcome.limited_to(4) == replace(outcome, messages=(), turns=(), messages_dropped=True)
 
 
-def test_an_empty_message_has_a_place_even_where_nothing_larger_has():
+def test_an_empty_message_fits_a_limit_of_zero():
     assert Outcome(messages=(b"",)).limited_to(0) == Outcome(messages=(b"",))
 
 
-def test_the_last_of_several_trailers_counts():
+def test_trailer_returns_the_last_value_of_a_name():
     outcome = Outcome(trailing_metadata=(("a", "1"), ("a", "2")))
     assert outcome.trailer("a") == "2"
     assert outcome.trailer("b") is None

@@ -1,4 +1,4 @@
-"""A replay without the flow is what the flow would have replied."""
+"""replay_at_once returns what the flow would have replied."""
 
 from dataclasses import replace
 
@@ -11,7 +11,7 @@ from idem_grpc._core.outcome import Code, Outcome
 from idem_grpc._core.record import Binding, Record, State
 from idem_grpc._core.steps import Reply
 from idem_grpc._core.swap import Held
-from tests.core.test_judge import ME, TOKEN
+from tests.core.calls import ME, TOKEN
 
 digests = st.sampled_from([b"one", b"other"])
 fingerprints = st.builds(Fingerprint, digests, digests | st.just(b""))
@@ -34,7 +34,7 @@ records = st.builds(
 
 
 @given(records, fingerprints, bindings)
-def test_it_is_the_reply_of_the_flow_or_none(record, shown, binding):
+def test_replay_at_once_is_the_reply_of_the_flow_or_none(record, shown, binding):
     call = replace(ME if binding is None else TOKEN, fingerprint=shown, binding=binding)
     at_once = replay_at_once(record, binding, shown.raw)
     steps = flow(call)

@@ -1,4 +1,4 @@
-"""What settings have in common: durations, scopes and fields that keys are made of."""
+"""Settings that all interceptors share: durations, scopes, and the fields that keys are made of."""
 
 import asyncio
 import math
@@ -15,25 +15,25 @@ from idem_grpc._core.keys import Outgoing
 
 
 @pytest.mark.parametrize("duration", [-1, -0.001, timedelta(seconds=-1), math.nan, math.inf], ids=str)
-def test_a_duration_is_not_negative_and_has_an_end(duration):
+def test_a_duration_is_finite_and_not_negative(duration):
     with pytest.raises(ValueError, match="is not a duration: give 0 seconds or more"):
         in_seconds(duration)
 
 
 @pytest.mark.parametrize("duration", ["10", None, True, b"1"], ids=repr)
-def test_what_is_no_duration(duration):
+def test_a_duration_of_another_type_is_refused(duration):
     with pytest.raises(TypeError, match="give a timedelta or a number of seconds"):
         in_seconds(duration)
 
 
 @pytest.mark.parametrize("name", ["", "X-Tenant", "x tenant", "x-tenant:", "téna", "x\n"])
-def test_what_cannot_be_the_name_of_an_entry(name):
+def test_an_invalid_metadata_name_is_refused(name):
     with pytest.raises(ValueError, match="metadata keys are lower case"):
         metadata(name)
 
 
 @pytest.mark.parametrize("name", [5, None, b"x-tenant-id"], ids=repr)
-def test_the_name_of_an_entry_is_a_string(name):
+def test_a_metadata_name_is_a_string(name):
     with pytest.raises(TypeError, match="give the name of an entry, such as 'x-tenant-id'"):
         metadata(name)
 
@@ -56,7 +56,7 @@ def key_of(template, message):
     ],
     ids=lambda value: getattr(value, "DESCRIPTOR", None) and value.DESCRIPTOR.name,
 )
-def test_a_field_without_presence_that_has_its_default_is_missing(message, field):
+def test_a_key_field_without_presence_is_missing_if_it_has_its_default(message, field):
     with pytest.raises(ValueError, match=f"the request has no value for '{field}'"):
         key_of(f"order:{{{field}}}", message)
 
@@ -72,11 +72,11 @@ def test_a_field_without_presence_that_has_its_default_is_missing(message, field
     ],
     ids=str,
 )
-def test_a_field_that_says_something_is_part_of_the_key(message, field, part):
+def test_a_field_with_another_value_is_part_of_the_key(message, field, part):
     assert key_of(f"order:{{{field}}}", message) == f"order:{part}"
 
 
-def test_where_presence_is_known_zero_is_a_number_like_any_other():
+def test_a_key_field_with_presence_may_be_zero():
     given, silent = options_pb2.Policy(max_response_bytes=0), options_pb2.Policy()
     assert key_of("order:{max_response_bytes}", given) == "order:0"
     with pytest.raises(ValueError, match="has no value for 'max_response_bytes'"):
@@ -86,7 +86,7 @@ def test_where_presence_is_known_zero_is_a_number_like_any_other():
         key_of("order:{name}", empty)
 
 
-def test_a_second_event_loop_is_told_what_to_open(tmp_path):
+def test_the_error_in_a_second_event_loop_says_what_to_open(tmp_path):
     store = idem_grpc.aio.open_store(f"sqlite:///{tmp_path}/idem.db")
     asyncio.run(store.check())
     with pytest.raises(StoreError, match=r"call idem_grpc\.aio\.open_store once for each event loop"):

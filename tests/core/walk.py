@@ -2,13 +2,13 @@
 
 A walk drives real flows against a model of the store: one value, what is left of its
 life, and the rule of ``may_swap``. Orders of steps that lead to the same histories, store
-and faults left are one state, and are gone through once.
+and faults left are one state, which is visited once.
 
 A lost reply leaves its swap in flight: it may land at once, at any later moment, or never.
 A client library may also send a swap again by itself when its reply was lost: then the swap took
 effect at one moment, and its answer is that of a later one.
-A process that dies takes its flows with it. To ask the store again is a step only if its
-answer can be another one, so that waiting is not a path without an end.
+When a process dies, its flows end. Asking the store again is a step only if its answer can be
+another one, so that waiting is not an endless path.
 """
 
 from collections.abc import Iterator
@@ -52,7 +52,7 @@ TOO_DEEP = 200
 
 
 class Faults(NamedTuple):
-    """How many times each thing may still go wrong on a path, and how many things in all."""
+    """How many times each fault may still happen on a path, and how many faults in all."""
 
     lost: int = 0
     resent: int = 0
@@ -124,7 +124,7 @@ class At(NamedTuple):
 
 
 class Move(NamedTuple):
-    """Something that can happen next. ``writer`` is the call whose swap it is, if it is one's."""
+    """Something that can happen next. ``writer`` is the call whose swap it is, if it is a swap."""
 
     text: str
     after: At
@@ -205,7 +205,7 @@ class Walk:
             case Swap() as swap:
                 if not (node.paused and node.last_seen == at.store):
                     reply, store = swapped(swap, at.store)
-                    text = f"{number} {told(swap)}: {told(reply)}"
+                    text = f"{number} {shown(swap)}: {shown(reply)}"
                     after = self._sent(at, number, reply, store=store)
                     yield Move(text, after, number)
                     faults = at.faults.without("late")
@@ -215,11 +215,11 @@ class Walk:
                 if (faults := at.faults.without("resent")) is not None and store_changes(swap, at.store):
                     _, store = swapped(swap, at.store)
                     after = at._replace(faults=faults, store=store)
-                    yield Move(f"{number} {told(swap)}: done, and will be sent again", after, number)
+                    yield Move(f"{number} {shown(swap)}: done, and will be sent again", after, number)
                 if (faults := at.faults.without("lost")) is not None:
                     flying = at.in_flight if swap.expected == swap.new else (*at.in_flight, (number, swap))
                     after = at._replace(faults=faults, in_flight=flying)
-                    yield Move(f"{number} {told(swap)}: lost", self._sent(after, number, Outage()))
+                    yield Move(f"{number} {shown(swap)}: lost", self._sent(after, number, Outage()))
             case TakeOver(owner):
                 local = self._living_with(at, number, owner)
                 if at.settling:
@@ -232,7 +232,7 @@ class Walk:
                 for other in local:
                     if other.replies:
                         heard = Waited(other.replies[0])
-                        yield Move(f"{number} waits: is told", self._sent(at, number, heard))
+                        yield Move(f"{number} waits: gets the reply", self._sent(at, number, heard))
             case Wait(owner):
                 local = self._living_with(at, number, owner)
                 yield Move(f"{number} waits: time is up", self._sent(at, number, Waited(more=False)))
@@ -241,7 +241,7 @@ class Walk:
                 for other in local:
                     if other.replies:
                         heard = Waited(other.replies[0])
-                        yield Move(f"{number} waits: is told", self._sent(at, number, heard))
+                        yield Move(f"{number} waits: gets the reply", self._sent(at, number, heard))
             case Compare():
                 yield Move(f"{number} compares", self._sent(at, number, Compared(same=True)))
             case Execute():
@@ -294,7 +294,7 @@ class Walk:
             _, store = swapped(swap, at.store)
             if store != at.store:
                 left = at.in_flight[:place] + at.in_flight[place + 1 :]
-                yield Move(f"{number} late {told(swap)}", at._replace(store=store, in_flight=left), number)
+                yield Move(f"{number} late {shown(swap)}", at._replace(store=store, in_flight=left), number)
         record = read(at.store.value)
         if record.state is State.RUNNING and at.store.ttl_left > record.ttl - record.lease:
             faults = at.faults.without("lapses")
@@ -329,11 +329,11 @@ class Walk:
         return self._aged(at._replace(lapsed=lapsed), left)
 
     def _away(self, at: At) -> At:
-        """Nobody reaches the store for longer than a lease, and all see that."""
+        """The store is away for longer than a lease, and all processes see that."""
         return self._aged(at._replace(settling=True), at.store.ttl_left - LEASE)
 
     def _settled(self, at: At) -> At:
-        """Whoever has not renewed by now is taken for dead."""
+        """Owners that have not renewed by now are taken for dead."""
         record = read(at.store.value)
         lapsed = at.lapsed
         if record.state is State.RUNNING and at.store.ttl_left <= record.ttl - record.lease:
@@ -368,8 +368,8 @@ def store_changes(swap: Swap, held: Held) -> bool:
     return swapped(swap, held)[1] != held
 
 
-def told(what: Swap | Swapped | Held) -> str:
-    """Something that happened, for a person who reads a path."""
+def shown(what: Swap | Swapped | Held) -> str:
+    """Describe a step for a reader of a path."""
     match what:
         case Swap():
             return f"{_state(what.expected)} -> {_state(what.new)}"

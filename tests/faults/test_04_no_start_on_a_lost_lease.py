@@ -41,14 +41,14 @@ class Slow:
 
     def swap(self, swap):
         seen = self._swap(swap)
-        Event().wait(self._seconds)
+        Event().wait(self._seconds)  # the fault itself
         return seen
 
 
 class AsyncSlow(Slow):
     async def swap(self, swap):
         seen = await self._swap(swap)
-        await asyncio.sleep(self._seconds)
+        await asyncio.sleep(self._seconds)  # the fault itself
         return seen
 
 

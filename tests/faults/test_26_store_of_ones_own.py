@@ -17,15 +17,15 @@ from idem_grpc.stores._protocol import OnLoop
 from idem_grpc.testing import AsyncStoreContract, StoreContract
 from tests.server.harness import FACES
 from tests.server.ledger import order, run
+from tests.support.pages import blocks
 from tests.support.wait import until
-from tests.test_readme import blocks
 from tests.tokens.servers import FACES as WITH_TOKENS
 from tests.tokens.servers import issue
 
 
 def from_the_readme() -> dict[str, Any]:
     names: dict[str, Any] = {"asyncio": asyncio, "idem_grpc": idem_grpc}
-    for block in blocks("python"):
+    for block in blocks("README.md"):
         if any(name in block for name in ("class MyStore(", "class MyAsyncStore(")):
             exec(compile(block, "README.md", "exec"), names)
     return names

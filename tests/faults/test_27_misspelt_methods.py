@@ -10,9 +10,9 @@ import idem_grpc
 import idem_grpc.aio
 from idem_grpc import SHARED, KeyRule, Operation, Policy, keys, service_config
 from idem_grpc._tokens.service import TokenServicer
-from tests.core.test_late_import import LateModule
 from tests.server.client import Kind
 from tests.server.ledger import DEADLINE, SERVICE, order
+from tests.support.late_module import LateModule
 
 CONTRACT = contract_pb2.DESCRIPTOR.services_by_name["ContractService"].full_name
 DID_YOU_MEAN = r"there is no method '/tests\.v1\.LedgerService/Unray': .* has Unary, .*\(did you mean 'Unary'"

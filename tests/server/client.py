@@ -1,7 +1,7 @@
 """One client for all servers and all kinds of method.
 
-It is grpc's own, with nothing of ours in it, and deals in bytes: what tests compare is
-what went over the wire.
+It is a plain grpc client without interceptors, and its messages are bytes: tests compare what was
+sent over the wire.
 """
 
 import threading
@@ -47,14 +47,14 @@ class Kind(Enum):
 
     @property
     def arity(self) -> str:
-        """As grpc calls it: "unary_stream" takes one request and gives many responses."""
+        """The name of the kind in grpc, such as "unary_stream" for one request and many responses."""
         words = {False: "unary", True: "stream"}
         return f"{words[self.has_request_stream]}_{words[self.has_response_stream]}"
 
 
 @dataclass(frozen=True)
 class Answer:
-    """All that came back from one call."""
+    """Everything that a call returned."""
 
     code: grpc.StatusCode
     details: str
@@ -81,7 +81,7 @@ class Answer:
 
     @property
     def essence(self) -> tuple[Any, ...]:
-        """What a replay has in common with the first answer: all but our own trailers, and the run."""
+        """The part of an answer that a replay repeats: all but the library's own trailers, and the run."""
         return self.code, self.details, self.messages, self.initial, self.trailing, self.run
 
     @property
@@ -105,12 +105,12 @@ class Answer:
 
     @property
     def pushback(self) -> float:
-        """Seconds after which the server wants to be asked again."""
+        """The seconds after which the server asks for a retry."""
         value = dict(self.all_trailing)[PUSHBACK]
         return int(value) / 1000
 
     def detail(self, kind: Any) -> Any:
-        """The detail of the rich status that is of ``kind``, or None."""
+        """The detail of the rich status that has this type, or None."""
         for detail in self.status.details:
             found = kind()
             if detail.Unpack(found):
@@ -124,7 +124,7 @@ class Answer:
 
 
 class Pending:
-    """A call on its way."""
+    """A call in flight."""
 
     def __init__(self, rpc: Any, is_stream: bool) -> None:
         self._rpc = rpc
@@ -173,7 +173,7 @@ class Client:
         own = (("grpc.use_local_subchannel_pool", 1), *MESSAGE_SIZE)
         retries = () if any(name == "grpc.enable_retries" for name, _ in options) else (NO_RETRIES,)
         settings = (*own, *retries, *options)
-        self._sent: list[Pending] = []  # grpc cancels a call that nobody holds
+        self._sent: list[Pending] = []  # grpc cancels a call without references
         self.channel = (
             grpc.insecure_channel(address, settings)
             if credentials is None
@@ -205,9 +205,9 @@ class Client:
         return self.begin(kind, request, key, **options).answer()
 
     def persist(self, kind: Kind, request: pb.LedgerRequest, key: str, **options: Any) -> Answer:
-        """Call again for as long as the server says that this may help, when it says so."""
+        """Repeat the call while it is UNAVAILABLE, after the server's pushback."""
         while (answer := self.call(kind, request, key, **options)).code is grpc.StatusCode.UNAVAILABLE:
-            threading.Event().wait(answer.pushback)
+            threading.Event().wait(answer.pushback)  # as the server demands
         return answer
 
 

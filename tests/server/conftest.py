@@ -1,4 +1,4 @@
-"""Servers for a test, on every face and store that it asks for."""
+"""Servers, on every face and store."""
 
 from collections.abc import Callable, Iterator
 from uuid import uuid4
@@ -20,7 +20,7 @@ def face(request) -> str:
 
 @pytest.fixture(params=["memory", "sqlite", "redis"])
 def url(request, tmp_path) -> str:
-    """One of the three stores; those of one test, of whichever server, are the same store."""
+    """The URL of a store; all servers of a test share the store."""
     match request.param:
         case "memory":
             return "memory:"
@@ -39,7 +39,7 @@ def key() -> str:
 def start(face) -> Iterator[Start]:
     """Start a server of this face: ``start(url, **settings)``; see Server for the settings.
 
-    All servers of a test share a namespace, so that on one store they know one another's keys.
+    All servers of a test share a namespace, so that on one store they share their keys.
     """
     namespace = uuid4().hex
     with starting(lambda url: open_store(face, url, namespace), FACES[face]) as start:

@@ -1,7 +1,7 @@
 """Real servers on real ports, of both faces.
 
-A test says which face (sync or aio), which store and which kind of method; the rest is
-the same for all.
+A test chooses the face (sync or aio), the store and the kind of method; everything else is the
+same.
 """
 
 import asyncio
@@ -26,11 +26,11 @@ T = TypeVar("T")
 
 
 class Server:
-    """A server with the ledger and the interceptor. Use ``start`` of the fixtures to get one.
+    """A server with the ledger and the interceptor. Tests get one from the fixture ``start``.
 
-    ``before`` and ``after`` are interceptors outside and inside of ours; ``plain`` gives an
-    aio server handlers that run on threads; ``protected=False`` leaves our interceptor out; the
-    rest is the interceptor's own.
+    ``before`` and ``after`` are interceptors outside and inside of this library's; ``plain`` gives
+    an aio server handlers that run on threads; ``protected=False`` leaves the library's interceptor
+    out; other settings are passed to it.
     """
 
     ledger: Ledger
@@ -65,18 +65,18 @@ class Server:
         self.client = self.new_client()
 
     def new_client(self, *options: tuple[str, Any], credentials: Any = None) -> Client:
-        """A client of this server with a connection of its own, closed with it."""
+        """A client of this server with a connection of its own, which is closed with the server."""
         client = Client(self.address, *options, credentials=credentials)
         self._clients.append(client)
         return client
 
     def record(self, key: str, kind: Kind = Kind.UNARY, scope: str = "") -> Record:
-        """What the store holds under ``key``."""
+        """The record in the store under ``key``."""
         name = store_key(self.store.namespace, kind.path, scope.encode(), key)
         return Record.from_bytes(self.store.read(name).value)
 
     def close(self) -> None:
-        """End it with all that still runs, and close its store."""
+        """Stop it, wait for everything that still runs, and close its store."""
         self.ledger.open_all()
         for client in self._clients:
             client.channel.close()
@@ -139,7 +139,7 @@ class AsyncServer(Server):
     """On ``grpc.aio.server``, with an event loop on a thread of its own."""
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run it on the server's loop, from any other thread."""
+        """Run a coroutine on the server's loop, from another thread."""
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(DEADLINE)
 
     def _start(self) -> None:
@@ -188,17 +188,17 @@ FACES = {"sync": SyncServer, "aio": AsyncServer}
 
 
 def open_store(face: str, url: str, namespace: str) -> Any:
-    """A store of the kind that the face wants."""
+    """A store for a face."""
     opener = idem_grpc.open_store if face == "sync" else idem_grpc.aio.open_store
     return opener(url, namespace=namespace)
 
 
 @contextmanager
 def starting(opening: Callable[[str], Any], serving: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
-    """Gives ``start(url, **settings)``, by which a test starts servers; they end with the block.
+    """Give ``start(url, **settings)``, which starts servers that are stopped at the end of the block.
 
-    ``opening`` makes a store of the URL, unless ``start`` is given a ``store``, and ``serving`` a
-    server of that and the settings.
+    ``opening`` opens a store by its URL, unless ``start`` is given a ``store``, and ``serving`` starts
+    a server on that store with the settings.
     """
     servers: list[Any] = []
 

@@ -8,7 +8,7 @@ from tests.server.client import Kind
 
 
 def kinds(*chosen: Kind) -> Any:
-    """A fixture: ``kind = kinds(Kind.UNARY)`` in a module has its tests run on these alone."""
+    """A fixture: ``kind = kinds(Kind.UNARY)`` in a module runs its tests on these kinds only."""
 
     @pytest.fixture(params=chosen, ids=lambda kind: kind.value)
     def kind(request):

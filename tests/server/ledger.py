@@ -1,7 +1,7 @@
-"""The service behind the tests: its handlers do what the request says, and keep count of their runs.
+"""The service behind the tests: its handlers do what the request says, and count their runs.
 
-The behaviour stands in the request, and may differ from run to run of the same order, so
-the same test drives a handler in this process and one in another.
+The request holds the behaviour, which may differ between runs of the same order. So the same test
+drives a handler in this process or in another one.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ def run(
     trailing: Sequence[tuple[str, str | bytes]] = (),
     **fields: Any,
 ) -> pb.LedgerRun:
-    """What one run shall do: ``run("ABORT", ABORTED, gate="a")``; a code alone means an abort."""
+    """Describe what one run does: ``run("ABORT", ABORTED, gate="a")``; a code alone means an abort."""
     if code is not None and end == "UNSPECIFIED":
         end = "ABORT"
     return pb.LedgerRun(
@@ -46,7 +46,7 @@ def run(
 
 
 def order(*runs: pb.LedgerRun, name: str = "", amount: int = 1299, filler: bytes = b"") -> pb.LedgerRequest:
-    """A request for an order of its own, whose nth attempt does the nth of ``runs``."""
+    """A request for a new order, whose nth attempt does the nth of ``runs``."""
     return pb.LedgerRequest(order=name or uuid4().hex, amount=amount, runs=runs, filler=filler)
 
 
@@ -62,7 +62,7 @@ def pairs(metadata: Iterable[pb.LedgerMetadatum]) -> tuple[tuple[str, str | byte
 
 
 class Gate:
-    """Where handlers wait for the test, and the test for handlers."""
+    """A gate at which handlers wait for the test, and the test for handlers."""
 
     def __init__(self) -> None:
         self.reached = threading.Event()
@@ -70,8 +70,8 @@ class Gate:
         self._opened.set_running_or_notify_cancel()  # a handler that is cancelled does not take it along
 
     def await_arrival(self) -> None:
-        """Wait until a handler stands here."""
-        assert self.reached.wait(DEADLINE), "no handler came to the gate"
+        """Wait until a handler is at the gate."""
+        assert self.reached.wait(DEADLINE), "no handler reached the gate"
 
     def open(self) -> None:
         if not self._opened.done():
@@ -88,7 +88,7 @@ class Gate:
 
 @dataclass(slots=True)
 class Run:
-    """One run of a handler, as the test may look at it afterwards."""
+    """One run of a handler, for the test to look at."""
 
     request: pb.LedgerRequest
     plan: pb.LedgerRun
@@ -105,7 +105,7 @@ class Run:
         return pb.LedgerResponse(entry=self.entry, order=self.request.order, part=part, filler=filler)
 
     def look_around(self) -> None:
-        """What the handler sees of its caller, now."""
+        """Record what the handler sees of its caller."""
         context = self.context
         self.is_active = context.is_active() if hasattr(context, "is_active") else not context.cancelled()
         self.time_remaining = context.time_remaining()
@@ -127,23 +127,23 @@ class RichStatus(grpc.Status):
 
 
 class Ledger:
-    """The runs of all handlers that serve it, and the gates that they wait at.
+    """The runs of all handlers, and the gates that they wait at.
 
-    ``tell`` is called with every event of which a test in another process wants to know.
+    ``report`` is called with every event that a test in another process waits for.
     """
 
-    def __init__(self, tell: Callable[[str], None] = lambda event: None) -> None:
+    def __init__(self, report: Callable[[str], None] = lambda event: None) -> None:
         self.all_runs: list[Run] = []
         self._gates: dict[str, Gate] = {}
         self._lock = threading.Lock()
-        self._tell = tell
+        self._report = report
 
     def gate(self, name: str) -> Gate:
         with self._lock:
             return self._gates.setdefault(name, Gate())
 
     def open_all(self) -> None:
-        """Let every handler go, so that no server waits for one when the test is over."""
+        """Open all gates, so that no server waits for a handler at the end of the test."""
         with self._lock:
             gates = list(self._gates.values())
         for gate in gates:
@@ -154,7 +154,7 @@ class Ledger:
         return [run for run in self.all_runs if run.request.order == request.order]
 
     def start(self, request: pb.LedgerRequest, context: Any) -> Run:
-        """Note a run, and do what comes first in it; the initial metadata is the caller's to send."""
+        """Record a run, and do the first part of it. The caller sends the initial metadata."""
         execution = current()
         with self._lock:
             number = len(self.runs(request)) if execution is None else execution.attempt - 1
@@ -170,18 +170,18 @@ class Ledger:
             elif plan.mark == pb.LEDGER_MARK_RELEASE:
                 execution.release()
         run.look_around()
-        self._tell(f"run {request.order} {attempt}")
+        self._report(f"run {request.order} {attempt}")
         return run
 
     def at(self, run: Run, responses: int) -> Gate | None:
-        """The gate that stands before the run goes on, ``responses`` having been sent."""
+        """The gate to wait at after this number of responses, or None."""
         if not run.plan.gate or run.plan.responses_before_gate != responses:
             return None
-        self._tell(f"gate {run.plan.gate}")
+        self._report(f"gate {run.plan.gate}")
         return self.gate(run.plan.gate)
 
     def finish(self, run: Run) -> Any:
-        """Note the end of a run. Returns its response, unless it ends by an abort."""
+        """Record the end of a run. Returns its response, unless it ends with an abort."""
         run.look_around()
         run.is_over = True
         trailing = pairs(run.plan.trailing_metadata)

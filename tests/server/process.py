@@ -1,9 +1,9 @@
 """A server as a process of its own: ``python -m tests.server.process FACE URL NAMESPACE SETTINGS``.
 
-SETTINGS is JSON: the interceptor's, with ``default`` as the fields of a Policy. Unless they say otherwise,
-it keeps no answers, so that it sees what a test does to its store at once. It says its
-port first, then every event of its ledger, one a line; it opens the gates that it is told
-to on its standard input, echoes what it is asked to, and ends when that does.
+SETTINGS is JSON: those of the interceptor, with ``default`` as the fields of a Policy. The default of
+``cache_bytes`` is 0, so that the server sees at once what a test does to its store. It prints its port,
+then each event of its ledger on a line. It reads lines from its standard input: the name of a gate to
+open, or ``echo`` and a text to print; and it ends at the end of that.
 """
 
 import json
@@ -31,7 +31,7 @@ def settings(given: str) -> dict[str, Any]:
 
 def main(face: str, url: str, namespace: str, given: str) -> None:
     eager.obey_environment()
-    ledger = Ledger(tell=say)
+    ledger = Ledger(report=say)
     server = FACES[face](open_store(face, url, namespace), ledger=ledger, **settings(given))
     say(f"port {server.address.rpartition(':')[2]}")
     for line in sys.stdin:

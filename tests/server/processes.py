@@ -1,4 +1,4 @@
-"""Servers that are processes of their own, to be killed as a machine kills them."""
+"""Servers in processes of their own, which a test may kill and pause."""
 
 import json
 import os
@@ -24,9 +24,9 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 
 
 class ServerProcess:
-    """A server of tests.server.process. Raises AssertionError if it does not come up.
+    """A server of tests.server.process. Raises AssertionError if it does not start.
 
-    ``within`` is put before its command, such as one that makes a container.
+    ``within`` is put before its command, such as a command that makes a container.
     """
 
     def __init__(
@@ -64,14 +64,14 @@ class ServerProcess:
         return self._client
 
     def attempts(self, request: pb.LedgerRequest) -> list[int]:
-        """The attempts at an order that ran here, of all that was told by now."""
+        """The attempts at an order that ran here, of the events reported so far."""
         if self._process.poll() is None:
             self._hear()
-        told = [event.split() for event in list(self._events)]
-        return [int(words[2]) for words in told if words[:2] == ["run", request.order]]
+        events = [event.split() for event in list(self._events)]
+        return [int(words[2]) for words in events if words[:2] == ["run", request.order]]
 
     def _hear(self) -> None:
-        """Wait until all that the process has said is heard: its answers travel on another way."""
+        """Wait until all events printed so far are read, since they may arrive after the answers of calls."""
         assert self._process.stdin is not None
         echo = f"echo {uuid4().hex}"
         self._process.stdin.write(echo + "\n")
@@ -79,7 +79,7 @@ class ServerProcess:
         until(lambda: echo in self._events)
 
     def await_gate(self, name: str) -> None:
-        """Wait until a handler stands at a gate."""
+        """Wait until a handler is at a gate."""
         until(lambda: f"gate {name}" in self._events)
 
     def open(self, gate: str) -> None:
@@ -88,7 +88,7 @@ class ServerProcess:
         self._process.stdin.flush()
 
     def pause(self) -> None:
-        """SIGSTOP, and wait until all of its threads stand still."""
+        """SIGSTOP, and wait until all of its threads are stopped."""
         self._process.send_signal(signal.SIGSTOP)
         threads = Path(f"/proc/{self._process.pid}/task")
         until(lambda: all(_stands_still(thread) for thread in threads.iterdir()))
@@ -98,7 +98,7 @@ class ServerProcess:
         self._process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
-        """SIGKILL, and all that it had said before is heard."""
+        """SIGKILL, after reading all events printed before."""
         self._process.kill()
         self._process.wait()
         self._reader.join()

@@ -1,4 +1,4 @@
-"""Stores that tell a test what is asked of them: real ones, with a look at what goes by."""
+"""Real stores that record their swaps."""
 
 import threading
 
@@ -7,7 +7,7 @@ from idem_grpc.stores._protocol import AsyncStore, Store
 
 
 class Watched(Store):
-    """Notes every swap that goes to ``inner``."""
+    """Records every swap that goes to ``inner``."""
 
     def __init__(self, inner: Store) -> None:
         self.namespace = inner.namespace
@@ -31,7 +31,7 @@ class Watched(Store):
 
 
 class AsyncWatched(AsyncStore):
-    """The same for asyncio. What the keeper's thread asks is noted too."""
+    """The same for asyncio. Swaps of the keeper's thread are recorded too."""
 
     def __init__(self, inner: AsyncStore) -> None:
         self.namespace = inner.namespace

@@ -1,4 +1,4 @@
-"""Duplicates that come soon are answered by the process that has just had the answer, for a few seconds."""
+"""The cache: a process answers duplicates itself for a few seconds after the answer."""
 
 import grpc
 import pytest
@@ -23,11 +23,11 @@ kind = kinds(Kind.UNARY, Kind.SERVER_STREAM)
 
 @pytest.fixture
 def store(face):
-    """One that counts, and does not say that it is in this process."""
+    """A store that records its swaps, and is not known to be in this process."""
     return watched(open_store(face, "memory:", "cache"))
 
 
-def test_a_duplicate_that_comes_soon_asks_no_store(start, store, kind, key):
+def test_a_duplicate_that_comes_soon_does_not_use_the_store(start, store, kind, key):
     server, request = start(store=store), order()
     first = server.client.call(kind, request, key)
     swaps = len(store.swaps)
@@ -38,7 +38,7 @@ def test_a_duplicate_that_comes_soon_asks_no_store(start, store, kind, key):
 
 
 @pytest.mark.parametrize("code", [grpc.StatusCode.NOT_FOUND, grpc.StatusCode.FAILED_PRECONDITION])
-def test_nor_one_of_an_error_that_is_an_answer(start, store, kind, key, code):
+def test_a_duplicate_of_a_decided_error_does_not_use_the_store(start, store, kind, key, code):
     server, request = start(store=store), order(run(code=code))
     first = server.client.call(kind, request, key)
     swaps = len(store.swaps)
@@ -47,7 +47,7 @@ def test_nor_one_of_an_error_that_is_an_answer(start, store, kind, key, code):
     assert len(store.swaps) == swaps
 
 
-def test_a_failure_is_not_kept(start, store, kind, key):
+def test_a_failure_is_not_cached(start, store, kind, key):
     server, request = start(store=store), order(run(code=grpc.StatusCode.ABORTED), run())
     assert server.client.call(kind, request, key).code is grpc.StatusCode.ABORTED
     assert server.client.call(kind, request, key).ok
@@ -59,7 +59,7 @@ def test_another_request_under_the_key_is_refused(start, store, kind, key):
     assert server.client.call(kind, order(), key).reason is Reason.KEY_REUSED
 
 
-def test_0_bytes_turn_it_off(start, store, kind, key):
+def test_cache_bytes_0_turns_it_off(start, store, kind, key):
     server, request = start(store=store, cache_bytes=0), order()
     server.client.call(kind, request, key)
     swaps = len(store.swaps)
@@ -67,7 +67,7 @@ def test_0_bytes_turn_it_off(start, store, kind, key):
     assert len(store.swaps) == swaps + 1
 
 
-def test_what_is_forgotten_elsewhere_is_noticed(start, store, kind, key, monkeypatch):
+def test_a_record_that_another_process_deleted_is_not_replayed(start, store, kind, key, monkeypatch):
     monkeypatch.setattr(cache, "LONGEST", 0.2)
     server, request = start(store=store), order(run(), run())
     assert server.client.call(kind, request, key).ok
@@ -77,7 +77,7 @@ def test_what_is_forgotten_elsewhere_is_noticed(start, store, kind, key, monkeyp
     assert len(server.ledger.runs(request)) == 2
 
 
-def test_nothing_is_kept_longer_than_its_retention(start, store, kind, key):
+def test_no_answer_is_cached_longer_than_its_retention(start, store, kind, key):
     policy = Policy(retention=0.4, lease=0.1, max_run=60)
     server, request = start(store=store, default=policy), order(run(), run())
     assert server.client.call(kind, request, key).ok
@@ -91,7 +91,7 @@ def record_of(size: int) -> bytes:
     return done.to_bytes()
 
 
-def test_it_has_a_bound_in_bytes_and_drops_the_oldest_first():
+def test_the_cache_is_bounded_in_bytes_and_drops_the_oldest_first():
     kept, now = Cache(100_000), elapsed()
     for number in range(100):
         swap = Swap(b"%d" % number, None, record_of(9_000), 60.0)
@@ -101,7 +101,7 @@ def test_it_has_a_bound_in_bytes_and_drops_the_oldest_first():
     assert 5 <= len(there) <= 11
 
 
-def test_an_answer_that_is_larger_than_the_bound_is_not_kept_nor_in_the_way():
+def test_an_answer_larger_than_the_bound_is_not_cached_and_drops_no_other():
     kept, now = Cache(100_000), elapsed()
     kept.update(Swap(b"small", None, record_of(10), 60.0), Swapped(0.0), now)
     kept.update(Swap(b"large", None, record_of(100_000), 60.0), Swapped(0.0), now)
@@ -109,7 +109,7 @@ def test_an_answer_that_is_larger_than_the_bound_is_not_kept_nor_in_the_way():
     assert kept.get(b"small") is not None
 
 
-def test_only_answers_are_kept():
+def test_only_answers_are_cached():
     kept, now = Cache(100_000), elapsed()
     running = Record(state=State.RUNNING, attempt=1, owner=b"me", lease=1.0, ttl=60.0).to_bytes()
     kept.update(Swap(b"running", None, running, 60.0), Swapped(0.0), now)
@@ -118,7 +118,7 @@ def test_only_answers_are_kept():
     assert [kept.get(key) for key in (b"running", b"absent", b"foreign")] == [None] * 3
 
 
-def test_what_the_store_said_10_seconds_ago_does_not_count():
+def test_a_swap_that_began_10_seconds_ago_is_not_cached():
     kept, now = Cache(100_000), elapsed()
     kept.update(Swap(b"old", None, record_of(10), 60.0), Swapped(0.0), now - cache.LONGEST)
     kept.update(Swap(b"short", None, b"-", 60.0), Held(record_of(10), 0.0), now)

@@ -1,4 +1,4 @@
-"""What a call costs on Redis: two scripts for the first, one for each duplicate."""
+"""How many Redis commands a call takes: two scripts for the first, one for each duplicate."""
 
 from uuid import uuid4
 
@@ -15,7 +15,7 @@ COMMANDS = ("evalsha", "eval", "script|load")
 
 @pytest.fixture
 def server(start, own_redis_server):
-    """One that is connected to a Redis of its own, which knows the script."""
+    """A server that is connected to a Redis of its own, which has loaded the script."""
     server = start(own_redis_server.url, cache_bytes=0)
     for kind in Kind:
         server.client.call(kind, order(), uuid4().hex)
@@ -24,7 +24,7 @@ def server(start, own_redis_server):
 
 @pytest.fixture
 def spent(own_redis_server):
-    """What a call makes Redis do, by command. A script's own commands are counted as well, elsewhere."""
+    """Count the commands that Redis runs for a call, by name, without those of scripts."""
 
     def counts():
         with own_redis_server.client() as client:
@@ -62,13 +62,13 @@ def test_a_refusal_is_one_script(server, spent, kind, key):
     assert spent(lambda: server.client.call(kind, order(), key))["evalsha"] == 1
 
 
-def test_what_is_not_protected_costs_nothing(server, spent, kind, key):
+def test_calls_that_are_not_protected_take_no_command(server, spent, kind, key):
     free = {"evalsha": 0, "eval": 0, "script|load": 0}
     assert spent(lambda: server.client.call(kind, order())) == free
     assert spent(lambda: server.client.call(Kind.READ, order(), key)) == free
 
 
-def test_a_redis_that_forgot_the_script_is_told_again(server, own_redis_server, kind, key):
+def test_the_script_is_loaded_again_if_redis_lost_it(server, own_redis_server, kind, key):
     request = order()
     with own_redis_server.client() as client:
         client.script_flush()

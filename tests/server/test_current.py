@@ -1,4 +1,4 @@
-"""What a handler learns of its run, and says of it, through current()."""
+"""The execution that current() gives a handler."""
 
 import uuid
 
@@ -17,7 +17,7 @@ def runs(server, request):
     return server.ledger.runs(request)
 
 
-def test_it_tells_what_the_key_stands_for(start, kind, key):
+def test_current_has_the_key_operation_and_scope(start, kind, key):
     server = start(scope=metadata("x-tenant-id"), policies={kind.path: Policy(operation="pay")})
     request = order()
     assert server.client.call(kind, request, key, metadata=[("x-tenant-id", "acme")]).ok
@@ -34,11 +34,11 @@ def test_the_operation_is_the_method_unless_the_policy_names_one(start, kind, ke
     assert runs(server, request)[0].execution.operation == kind.path
 
 
-def test_there_is_none_outside_of_a_handler():
+def test_current_is_none_outside_of_a_handler():
     assert current() is None
 
 
-def test_attempts_are_counted_and_derived_ids_stay(start, kind, key):
+def test_attempts_are_counted_and_derived_ids_are_the_same(start, kind, key):
     server = start()
     again = [run(code=grpc.StatusCode.ABORTED), run("RAISE"), run(code=grpc.StatusCode.UNAVAILABLE), run()]
     request = order(*again)
@@ -60,7 +60,7 @@ def test_derived_ids_differ_by_key_tenant_method_and_name(start, kind):
 
 @pytest.mark.parametrize("url", ["sqlite", "redis"], indirect=True)
 @pytest.mark.parametrize("kind", [Kind.UNARY, Kind.SERVER_STREAM], indirect=True)
-def test_a_run_longer_than_max_run_is_told_that_it_lost_its_lease(start, url, kind, key):
+def test_a_run_longer_than_max_run_loses_its_lease(start, url, kind, key):
     one, other = start(url, default=SHORT), start(url, default=SHORT)
     request = order(run(gate="slow"), run())
     first = one.client.begin(kind, request, key)
@@ -79,7 +79,7 @@ def test_a_run_longer_than_max_run_is_told_that_it_lost_its_lease(start, url, ki
     assert one.record(key, kind).attempt == 2, "a late owner never overwrites its successor"
 
 
-def test_past_its_max_run_its_own_server_takes_it_for_dead_too(start, kind, key):
+def test_a_run_past_max_run_is_taken_over_on_its_own_server_too(start, kind, key):
     server, request = start(default=SHORT), order(run(gate="slow"), run())
     first = server.client.begin(kind, request, key)
     server.ledger.gate("slow").await_arrival()
@@ -91,7 +91,7 @@ def test_past_its_max_run_its_own_server_takes_it_for_dead_too(start, kind, key)
     assert server.client.call(kind, request, key).essence == second.essence
 
 
-def test_a_run_whose_lease_was_lost_to_nobody_is_kept(start, kind, key):
+def test_the_answer_of_a_run_that_lost_its_lease_is_kept_if_no_other_ran(start, kind, key):
     server, request = start(default=SHORT), order(run(gate="slow"))
     first = server.client.begin(kind, request, key)
     server.ledger.gate("slow").await_arrival()

@@ -1,4 +1,4 @@
-"""A server that stops loses nothing: what it still has to run or to store, drain waits for."""
+"""drain waits for everything that a stopped server still has to run or to store."""
 
 import subprocess
 import sys
@@ -21,12 +21,12 @@ AT_WORK = "at work"
 
 @pytest.fixture
 def gate(kind):
-    """Where a run stands whose request has arrived whole, so that it goes on without its caller."""
+    """A gate at which the request has arrived completely, so that the run goes on without its caller."""
     return run(gate=AT_WORK, responses_before_gate=3 if kind is Kind.BIDI else 0)
 
 
 def in_the_background(call):
-    """Call it on a thread; returns what waits for its result."""
+    """Call it on a thread, and return a function that waits for its result."""
     results = []
     thread = threading.Thread(target=lambda: results.append(call()))
     thread.start()
@@ -52,14 +52,14 @@ def test_drain_waits_for_a_run_whose_server_was_stopped(start, url, kind, key, g
     assert len(server.ledger.runs(request)) == 1
 
 
-def test_drain_of_an_idle_server_is_over_at_once(start, kind, key):
+def test_drain_of_an_idle_server_returns_at_once(start, kind, key):
     server = start()
     assert server.client.call(kind, order(), key).ok
     until(lambda: server.drain(0) == 0)
 
 
 @pytest.mark.parametrize("kind", [Kind.UNARY], indirect=True)
-def test_drain_waits_for_what_the_store_was_not_told_yet(own_redis_server, start, kind, key, gate):
+def test_drain_waits_for_outcomes_that_are_not_stored_yet(own_redis_server, start, kind, key, gate):
     server = start(own_redis_server.url + "?socket_timeout=1")
     request = order(gate)
     call = server.client.begin(kind, request, key)

@@ -1,4 +1,4 @@
-"""What becomes of a key is decided by how its run ended."""
+"""The state of a key after each way in which a run can end."""
 
 from typing import Any
 
@@ -30,17 +30,17 @@ def strict(start):
     return start(default=Policy(on_unclear=OnUnclear.FAIL))
 
 
-def is_told_apart(server, kind, request, key):
-    """Another request is refused. A stream is compared with an answer, and here is none."""
-    return kind.has_request_stream or server.client.call(kind, mended(request), key).reason is REUSED
+def refuses_another_request(server, kind, request, key):
+    """Whether another request is refused. A stream is only compared if there is an answer."""
+    return kind.has_request_stream or server.client.call(kind, corrected(request), key).reason is REUSED
 
 
 def codes(*names):
     return pytest.mark.parametrize("code", [grpc.StatusCode[name] for name in names], ids=lambda c: c.name)
 
 
-def mended(request):
-    """Another request for the same order."""
+def corrected(request):
+    """Another request for the same order, as a caller corrects it."""
     other = type(request)()
     other.CopyFrom(request)
     other.amount += 1
@@ -52,33 +52,33 @@ def attempts(server, request):
 
 
 @codes(*DECIDED)
-def test_decided(server, kind, key, code):
+def test_a_decided_outcome_is_kept(server, kind, key, code):
     request = order(run(code=code, details="no"))
     first, second = (server.client.call(kind, request, key) for _ in range(2))
     assert (first.code, first.details) == (code, "no")
     assert second.essence == first.essence
     assert attempts(server, request) == [1]
-    assert server.client.call(kind, mended(request), key).reason is Reason.KEY_REUSED
+    assert server.client.call(kind, corrected(request), key).reason is Reason.KEY_REUSED
 
 
 @codes(*MENDABLE)
-def test_a_wrong_request_may_be_mended_under_its_key(server, kind, key, code):
+def test_a_wrong_request_may_be_corrected_under_its_key(server, kind, key, code):
     request = order(run(code=code, details="a typo"), run())
     first = server.client.call(kind, request, key)
     assert (first.code, first.details, first.replayed) == (code, "a typo", False)
-    second = server.client.call(kind, mended(request), key)
+    second = server.client.call(kind, corrected(request), key)
     assert second.ok
     assert attempts(server, request) == [1, 2]
     assert server.client.call(kind, request, key).reason is Reason.KEY_REUSED
-    assert server.client.call(kind, mended(request), key).essence == second.essence
+    assert server.client.call(kind, corrected(request), key).essence == second.essence
 
 
 @codes(*NOT_NOW)
-def test_not_now(server, kind, key, code):
+def test_a_retryable_failure_gives_the_key_back(server, kind, key, code):
     request = order(run(code=code, details="later"), run())
     first = server.client.call(kind, request, key)
     assert (first.code, first.details, first.replayed) == (code, "later", False)
-    assert is_told_apart(server, kind, request, key)
+    assert refuses_another_request(server, kind, request, key)
     second = server.client.call(kind, request, key)
     assert second.ok
     assert second.run != first.run
@@ -86,17 +86,17 @@ def test_not_now(server, kind, key, code):
 
 
 @codes(*UNCLEAR)
-def test_unclear_is_run_again(server, kind, key, code):
+def test_an_unclear_end_is_run_again(server, kind, key, code):
     request = order(run(code=code, details="hm"), run())
     first = server.client.call(kind, request, key)
     assert (first.code, first.details, first.replayed) == (code, "hm", False)
-    assert is_told_apart(server, kind, request, key)
+    assert refuses_another_request(server, kind, request, key)
     assert server.client.call(kind, request, key).ok
     assert attempts(server, request) == [1, 2]
 
 
 @codes(*UNCLEAR)
-def test_unclear_is_not_run_again_where_the_policy_forbids_it(strict, kind, key, code):
+def test_an_unclear_end_is_not_run_again_under_fail(strict, kind, key, code):
     request = order(run(code=code, details="hm"), run())
     first = strict.client.call(kind, request, key)
     assert (first.code, first.details) == (code, "hm")
@@ -111,7 +111,7 @@ def test_unclear_is_not_run_again_where_the_policy_forbids_it(strict, kind, key,
 
 
 @codes(*NOT_NOW, *MENDABLE)
-def test_a_failure_that_did_nothing_is_run_again_whatever_the_policy(strict, kind, key, code):
+def test_a_failure_without_effect_is_run_again_under_every_policy(strict, kind, key, code):
     request = order(run(code=code), run())
     assert strict.client.call(kind, request, key).code is code
     assert strict.client.call(kind, request, key).ok
@@ -132,7 +132,7 @@ def test_an_exception_is_unclear(server, strict, kind):
 
 @pytest.mark.parametrize("kind", ALL, indirect=True)
 @pytest.mark.parametrize("end", ["NONE", "WRONG_TYPE"])
-def test_what_is_not_a_response_is_internal_and_unclear(server, strict, kind, end):
+def test_a_value_that_is_no_response_is_internal_and_unclear(server, strict, kind, end):
     for its_server, name in ((server, "one"), (strict, "two")):
         request = order(run(end), run())
         first = its_server.client.call(kind, request, name)
@@ -142,7 +142,7 @@ def test_what_is_not_a_response_is_internal_and_unclear(server, strict, kind, en
 
 
 @codes("NOT_FOUND", "INVALID_ARGUMENT", "ABORTED", "INTERNAL")
-def test_a_code_that_is_set_counts_as_one_that_is_aborted_with(server, kind, key, code):
+def test_set_code_counts_as_an_abort(server, kind, key, code):
     request = order(run("SET_CODE", code, details="no"), run())
     first = server.client.call(kind, request, key)
     assert (first.code, first.details) == (code, "no")
@@ -151,7 +151,7 @@ def test_a_code_that_is_set_counts_as_one_that_is_aborted_with(server, kind, key
     assert second.ok is (code is not grpc.StatusCode.NOT_FOUND)
 
 
-def test_a_set_code_of_ok_is_a_success(server, kind, key):
+def test_set_code_ok_is_a_success(server, kind, key):
     request = order(run("SET_CODE", grpc.StatusCode.OK, details="fine"))
     first, second = (server.client.call(kind, request, key) for _ in range(2))
     assert first.ok
@@ -160,7 +160,7 @@ def test_a_set_code_of_ok_is_a_success(server, kind, key):
 
 
 @codes("OK", "INVALID_ARGUMENT", "ABORTED", "INTERNAL", "UNAVAILABLE")
-def test_keep_makes_an_answer_of_any_code(server, kind, key, code):
+def test_keep_keeps_any_code(server, kind, key, code):
     request = order(run("SET_CODE", code, mark="KEEP", details="so be it"), run())
     first, second = (server.client.call(kind, request, key) for _ in range(2))
     assert first.code is code
@@ -170,7 +170,7 @@ def test_keep_makes_an_answer_of_any_code(server, kind, key, code):
 
 
 @codes("OK", "NOT_FOUND", "INTERNAL")
-def test_release_keeps_no_answer_of_any_code(strict, kind, key, code):
+def test_release_keeps_no_code(strict, kind, key, code):
     request = order(run("SET_CODE", code, mark="RELEASE"), run())
     first, second = (strict.client.call(kind, request, key) for _ in range(2))
     assert first.code is code
@@ -198,7 +198,7 @@ def test_replay_errors_are_the_policys_choice(start, kind, key):
 
 
 def test_a_refusal_passed_on_from_downstream_is_not_kept(start, key):
-    """Its status would be an answer to keep, had the handler thought of it itself."""
+    """Its status would be kept if it was the handler's own."""
     downstream = start(default=Policy(max_response_bytes=0))
     assert downstream.client.call(Kind.UNARY, order(name="parcel"), "downstream").ok
     passed_on = []
@@ -219,7 +219,7 @@ def test_a_refusal_passed_on_from_downstream_is_not_kept(start, key):
 
 
 @pytest.mark.parametrize("kind", ALL, indirect=True)
-def test_malformed_bytes_are_internal_and_leave_no_trace(server, kind, key):
+def test_a_malformed_request_is_internal_and_leaves_no_record(server, kind, key):
     answer = server.client.call(kind, b"\xff\xff\xff", key)
     assert answer.code is grpc.StatusCode.INTERNAL
     assert not server.ledger.all_runs

@@ -1,4 +1,4 @@
-"""A store belongs to the process that opened it: a server that was forked later is told so."""
+"""A store belongs to the process that opened it: a server in a forked process refuses its calls."""
 
 import subprocess
 import sys
@@ -29,7 +29,7 @@ os._exit(0)
 """
 
 
-def test_a_store_opened_before_a_fork_refuses_and_says_so(face, url):
+def test_a_store_opened_before_a_fork_refuses_calls_with_the_reason(face, url):
     command = [sys.executable, "-c", FORKED, face, url]
     done = subprocess.run(
         command, timeout=60, cwd=ROOT, env=ENVIRONMENT, check=False, capture_output=True, text=True

@@ -1,4 +1,4 @@
-"""A caller that goes away, by deadline or by cancel, loses nothing: the retry gets the answer."""
+"""Callers that leave, by deadline or by cancel: their retries get the answer."""
 
 import grpc
 import pytest
@@ -21,7 +21,7 @@ def server(start):
 
 @pytest.fixture(params=["deadline", "cancel"])
 def leave(request, kind, key):
-    """Send a call whose caller is gone by the time this returns, with the handler at its gate."""
+    """Send a call, and return once its caller has left and its handler is at its gate."""
 
     def leave_by_cancel(server, message):
         call = server.client.begin(kind, message, key, timeout=None)
@@ -42,7 +42,7 @@ def leave(request, kind, key):
 
 
 def at_work(kind):
-    """The run stands at its gate once its request has arrived whole; before, there is nothing to finish."""
+    """A run that waits at its gate once its request has arrived completely, so that it can finish."""
     return {"gate": "at work", "responses_before_gate": 3 if kind is Kind.BIDI else 0}
 
 
@@ -64,7 +64,7 @@ def test_the_retry_gets_the_answer(start, url, kind, key, leave):
     assert [run.entry for run in server.ledger.runs(request)] == [answer.entry]
 
 
-def test_the_retry_may_come_before_the_answer(server, kind, key, leave):
+def test_a_retry_before_the_answer_waits_for_it(server, kind, key, leave):
     request = order(run(**at_work(kind)))
     leave(server, request)
     retry = server.client.begin(kind, request, key)
@@ -110,14 +110,14 @@ def test_a_failure_gives_the_key_back(server, kind, key, leave):
     assert [run.execution.attempt for run in server.ledger.runs(request)] == [1, 2]
 
 
-def test_the_deadline_of_a_caller_who_is_there_is_told(server, kind, key):
+def test_the_handler_sees_the_deadline_of_a_caller_that_stays(server, kind, key):
     request = order(run())
     assert server.client.call(kind, request, key, timeout=50).ok
     (only,) = server.ledger.runs(request)
     assert 0 < only.time_remaining < NO_DEADLINE
 
 
-def test_a_waiter_does_not_outstay_its_deadline(start, kind, key):
+def test_a_duplicate_that_waits_ends_at_its_deadline(start, kind, key):
     server, request = start(default=Policy(wait=600)), order(run(**at_work(kind)))
     first = server.client.begin(kind, request, key, timeout=None)
     server.ledger.gate("at work").await_arrival()

@@ -1,4 +1,4 @@
-"""A peer that is not ours, nor built on gRPC's core: grpclib, an HTTP/2 client in pure Python."""
+"""grpclib, a client in pure Python that does not use gRPC's core."""
 
 import asyncio
 from typing import Any
@@ -21,7 +21,7 @@ METHODS: dict[Kind, Any] = {
 
 
 def call(server, kind, request, key):
-    """The responses and the trailers of a call, or the GRPCError that it ended with."""
+    """Make a call. Returns its responses and trailers, or the GRPCError that it ended with."""
 
     async def send():
         host, _, port = server.address.partition(":")
@@ -52,7 +52,7 @@ def test_a_duplicate_gets_the_first_answer(start, kind, key):
     assert len(server.ledger.runs(request)) == 1
 
 
-def test_a_refusal_says_why(start, kind, key):
+def test_a_refusal_has_its_reason(start, kind, key):
     server = start()
     call(server, kind, order(), key)
     with pytest.raises(grpclib.GRPCError) as refused:

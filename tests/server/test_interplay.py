@@ -1,4 +1,4 @@
-"""Other interceptors, outside of ours and inside."""
+"""Other interceptors, outside and inside of the library's."""
 
 from contextvars import ContextVar
 
@@ -27,7 +27,7 @@ def behavior_of(handler):
 
 
 class Auth(grpc.ServerInterceptor):
-    """Rejects by metadata, as one does who knows his callers."""
+    """Rejects callers by their metadata."""
 
     def intercept_service(self, continuation, details):
         handler = continuation(details)
@@ -53,7 +53,7 @@ class AsyncAuth(grpc.aio.ServerInterceptor):
 
 
 class Names(grpc.ServerInterceptor):
-    """Says in a context variable who calls, around all that is inside of it."""
+    """Sets a context variable to the caller, for everything inside of it."""
 
     def intercept_service(self, continuation, details):
         handler = continuation(details)
@@ -78,7 +78,7 @@ class AsyncNames(grpc.aio.ServerInterceptor):
 
 
 class Asks(grpc.ServerInterceptor):
-    """Notes who calls, from as far inside as it gets."""
+    """Records the caller that it sees in the context variable."""
 
     def __init__(self):
         self.seen = []
@@ -123,7 +123,7 @@ def denied(answer):
     return (answer.code, answer.details) == (grpc.StatusCode.UNAUTHENTICATED, "who are you?")
 
 
-def test_who_is_rejected_outside_gets_nothing_of_ours(start, interceptor, kind, key):
+def test_a_caller_that_is_rejected_outside_gets_no_replay(start, interceptor, kind, key):
     server, request = start(before=[interceptor("auth")]), order()
     stranger = server.client.call(kind, request, key)
     assert denied(stranger)
@@ -131,11 +131,11 @@ def test_who_is_rejected_outside_gets_nothing_of_ours(start, interceptor, kind, 
     assert server.record(key, kind).state is State.ABSENT
     answer = server.client.call(kind, request, key, metadata=GOOD)
     assert answer.ok
-    assert denied(server.client.call(kind, request, key)), "a replay is not for strangers either"
+    assert denied(server.client.call(kind, request, key)), "nor does a stranger get a replay"
     assert server.client.call(kind, request, key, metadata=GOOD).essence == answer.essence
 
 
-def test_who_is_rejected_inside_keeps_the_key(start, interceptor, kind, key):
+def test_a_caller_that_is_rejected_inside_may_use_its_key_again(start, interceptor, kind, key):
     server, request = start(after=[interceptor("auth")]), order()
     assert denied(server.client.call(kind, request, key))
     assert not server.ledger.all_runs

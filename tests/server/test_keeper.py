@@ -1,4 +1,4 @@
-"""A store that takes its time: what is due meanwhile goes to it together."""
+"""The keeper sends the swaps that are due while the store is busy in one batch."""
 
 import math
 import threading
@@ -17,7 +17,7 @@ from tests.support.wait import until
 
 
 class SlowStore(MemoryStore):
-    """Answers nothing before the gate is open, and notes how many swaps came together."""
+    """Answers nothing before the gate is open, and records the size of each batch."""
 
     def __init__(self):
         super().__init__()
@@ -40,7 +40,7 @@ class SlowStore(MemoryStore):
 
 
 class OneByOne(MemoryStore):
-    """Has no batches. Answers for a key once its gate is open."""
+    """A store without batches, which answers for a key once its gate is open."""
 
     def __init__(self):
         super().__init__()
@@ -54,7 +54,7 @@ class OneByOne(MemoryStore):
 
 
 class Running:
-    """A run whose lease has to be renewed at once, and is lost until then."""
+    """A run whose lease is due for renewal, and lost until it is renewed."""
 
     def __init__(self, keeper, store, key):
         claim = Swap(key, None, b"mine", 60.0)
@@ -100,7 +100,7 @@ def test_leases_that_are_due_together_are_renewed_together(store, begin):
     assert set(store.batches[1]) >= set(keys(BATCH // 2))
 
 
-def test_a_batch_has_its_limit(store, begin):
+def test_batches_are_bounded(store, begin):
     begin(b"first")
     until(lambda: store.batches)
     others = begin(*keys(BATCH + 10))
@@ -109,7 +109,7 @@ def test_a_batch_has_its_limit(store, begin):
     assert len(store.batches[1]) == BATCH
 
 
-def test_a_lease_that_cannot_be_renewed_takes_no_other_with_it(store, begin):
+def test_a_lease_that_cannot_be_renewed_fails_no_other(store, begin):
     store.fault = StoreError("too large")
     begin(b"first")
     until(lambda: store.batches)
@@ -141,7 +141,7 @@ def test_a_store_that_does_not_answer_is_asked_for_one_lease_at_a_time(store, be
     assert all(run.lease.is_lost for run in others)
 
 
-def test_what_failed_is_sent_again_together_as_soon_as_the_store_is_back(store, begin):
+def test_failed_swaps_are_sent_again_in_one_batch_once_the_store_is_back(store, begin):
     store.fault = StoreUnavailable("away")
     begin(b"first")
     until(lambda: store.batches)
@@ -153,7 +153,7 @@ def test_what_failed_is_sent_again_together_as_soon_as_the_store_is_back(store, 
     assert any(len(batch) >= 10 for batch in store.batches[2:])
 
 
-def test_without_batches_each_lease_is_renewed_as_its_answer_comes():
+def test_without_batches_each_lease_is_renewed_when_its_answer_comes():
     store = OneByOne()
     keeper = Keeper(store)
     runs = [Running(keeper, store, b"first")]
@@ -169,8 +169,8 @@ def test_without_batches_each_lease_is_renewed_as_its_answer_comes():
         run.end()
 
 
-def test_quick_runs_wake_nobody(monkeypatch):
-    """The thread looks at the leases once a second: most runs are over by then, and cost it nothing."""
+def test_short_runs_do_not_wake_the_keeper(monkeypatch):
+    """The thread looks at the leases once a second, and most runs are over by then."""
     keeper, woken = Keeper(MemoryStore()), []
 
     def run():

@@ -1,4 +1,4 @@
-"""Which calls need a key, which keys are good, and whose they are."""
+"""Which calls need a key, which keys are valid, and which scope they are in."""
 
 import grpc
 import pytest
@@ -15,7 +15,7 @@ kind = kinds(*FIRST_AND_LAST)
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 
 
-def test_a_required_key_is_required(start, kind):
+def test_a_call_without_a_required_key_is_refused(start, kind):
     server, request = start(default=Policy(key=KeyRule.REQUIRED)), order()
     answer = server.client.call(kind, request)
     assert (answer.code, answer.reason) == (INVALID, Reason.KEY_REQUIRED)
@@ -23,7 +23,7 @@ def test_a_required_key_is_required(start, kind):
     assert server.client.call(kind, request, "key").ok
 
 
-def test_a_token_rule_takes_no_key_of_the_callers_own(start, kind, key):
+def test_a_token_method_refuses_client_keys(start, kind, key):
     server, request = start(default=Policy(key=KeyRule.TOKEN)), order()
     assert server.client.call(kind, request).reason is Reason.KEY_REQUIRED
     answer = server.client.call(kind, request, key)
@@ -36,7 +36,7 @@ BAD_KEYS = {"empty": [""], "long": ["x" * 256], "two": ["one", "two"], "blank": 
 
 @pytest.mark.parametrize("keys", BAD_KEYS.values(), ids=BAD_KEYS)
 @pytest.mark.parametrize("rule", [KeyRule.OPTIONAL, KeyRule.REQUIRED], ids=lambda rule: rule.value)
-def test_a_bad_key_is_refused(start, kind, keys, rule):
+def test_an_invalid_key_is_refused(start, kind, keys, rule):
     server, request = start(default=Policy(key=rule)), order()
     answer = server.client.call(kind, request, keys)
     assert (answer.code, answer.reason) == (INVALID, Reason.KEY_INVALID)
@@ -44,7 +44,7 @@ def test_a_bad_key_is_refused(start, kind, keys, rule):
 
 
 @pytest.mark.parametrize("good", ["x", "x" * 255, "!~:%/+=", "Order-1"])
-def test_a_good_key_is_taken(start, kind, good):
+def test_a_valid_key_is_accepted(start, kind, good):
     server, request = start(), order()
     first, second = (server.client.call(kind, request, good) for _ in range(2))
     assert first.ok
@@ -52,7 +52,7 @@ def test_a_good_key_is_taken(start, kind, good):
 
 
 def test_the_same_key_twice_is_one_key(start, kind, key):
-    """As a proxy may send it that adds what is there already."""
+    """A proxy may add the header that is already there."""
     server, request = start(), order()
     first = server.client.call(kind, request, [key, key])
     assert first.ok
@@ -73,7 +73,7 @@ def tenant(name):
     return [("x-tenant-id", name)]
 
 
-def test_tenants_do_not_meet(start, url, kind, key):
+def test_tenants_do_not_share_keys(start, url, kind, key):
     server, request = start(url, scope=metadata("x-tenant-id")), order()
     first = server.client.call(kind, request, key, metadata=tenant("acme"))
     other = server.client.call(kind, order(amount=1), key, metadata=tenant("emca"))
@@ -84,14 +84,14 @@ def test_tenants_do_not_meet(start, url, kind, key):
 
 
 @pytest.mark.parametrize("pairs", [[], tenant(""), tenant("one") + tenant("two")], ids=["no", "empty", "two"])
-def test_a_call_that_does_not_tell_its_tenant_is_refused(start, kind, key, pairs):
+def test_a_call_without_a_tenant_is_refused(start, kind, key, pairs):
     server = start(scope=metadata("x-tenant-id"))
     answer = server.client.call(kind, order(), key, metadata=pairs)
     assert (answer.code, answer.reason) == (grpc.StatusCode.UNAUTHENTICATED, Reason.SCOPE_UNKNOWN)
     assert not server.ledger.all_runs
 
 
-def test_a_scope_that_raises_refuses_the_call(start, kind, key):
+def test_a_scope_function_that_raises_refuses_the_call(start, kind, key):
     def scope(call):
         raise KeyError(call.method)
 
@@ -100,7 +100,7 @@ def test_a_scope_that_raises_refuses_the_call(start, kind, key):
     assert not server.ledger.all_runs
 
 
-def test_a_scope_of_ones_own_sees_the_call(start, kind, key):
+def test_a_scope_function_gets_the_call(start, kind, key):
     seen = []
 
     def scope(call):
@@ -121,7 +121,7 @@ def test_an_unauthenticated_peer_has_no_scope(start, kind, key):
     assert not server.ledger.all_runs
 
 
-def test_authenticated_peers_do_not_meet(start, kind, key):
+def test_authenticated_peers_do_not_share_keys(start, kind, key):
     server, request = start(scope=PEER, credentials=server_credentials()), order()
     alice, alice_again, bob = (
         server.new_client(("grpc.ssl_target_name_override", "localhost"), credentials=who)

@@ -1,4 +1,4 @@
-"""An event loop that ends: what it still runs on threads, and who waits for it, end with it."""
+"""An event loop that ends while handlers run on its threads, or while drain waits."""
 
 import asyncio
 import threading
@@ -20,7 +20,7 @@ TURNS = 200  # of the loop; what a cancelled flow does with a store in memory ta
 
 
 class Ending:
-    """A loop that ends while a plain handler stands at a gate, which opens only after that."""
+    """A loop that ends while a plain handler is at a gate, which opens after that."""
 
     def __init__(self, store):
         self.store = store
@@ -62,7 +62,7 @@ class Ending:
 
 
 def test_a_thread_that_outlives_its_loop_keeps_its_run():
-    """No cancel stops a thread: to call its run ended would have it run once more beside itself."""
+    """A thread cannot be cancelled: if its run counted as ended, a retry would run at the same time."""
     ending = Ending(idem_grpc.aio.open_store("memory:"))
     asyncio.run(ending.main())
     assert ending.seen == [State.RUNNING]
@@ -71,7 +71,7 @@ def test_a_thread_that_outlives_its_loop_keeps_its_run():
 
 @pytest.mark.parametrize("face", ["aio"], indirect=True)
 def test_a_drain_that_is_cancelled_leaves_no_thread(start, key):
-    """A thread that waits on keeps the process from exiting."""
+    """A thread that still waits would keep the process from exiting."""
     server = start()
     server.client.begin(Kind.UNARY, order(run(gate=AT_WORK)), key)
     server.ledger.gate(AT_WORK).await_arrival()
@@ -91,7 +91,7 @@ def test_a_drain_that_is_cancelled_leaves_no_thread(start, key):
 
 
 class DrainAtOnce(grpc.aio.ServerInterceptor):
-    """Drains in the very turn of the loop in which a call has arrived."""
+    """Drains in the same turn of the loop in which a call has arrived."""
 
     def __init__(self):
         self.ours: Any = None
@@ -110,7 +110,7 @@ class DrainAtOnce(grpc.aio.ServerInterceptor):
 
 
 @pytest.mark.parametrize("face", ["aio"], indirect=True)
-def test_drain_knows_a_flow_that_has_not_begun(start, key):
+def test_drain_waits_for_a_flow_that_has_not_begun(start, key):
     outside = DrainAtOnce()
     server = start(before=[outside])
     outside.ours = server.interceptor

@@ -1,4 +1,4 @@
-"""The store goes away: before a call, in the middle of its run, or in the middle of a word."""
+"""The store goes away: before a call, during its run, or in the middle of a reply."""
 
 from functools import partial
 
@@ -29,12 +29,12 @@ def redis(own_redis_server):
 
 @pytest.fixture
 def serve(redis, start):
-    """Start a server on that Redis, which it will not wait for long."""
+    """Start a server on that Redis, with short timeouts."""
     return partial(start, redis.url + SOON)
 
 
 def refused(answer, reason):
-    """Whether an answer is a refusal that says when to come back."""
+    """Whether an answer is a refusal that says when to retry."""
     retry_info = answer.detail(error_details_pb2.RetryInfo)
     return (
         (answer.code, answer.reason) == (grpc.StatusCode.UNAVAILABLE, reason)
@@ -44,18 +44,18 @@ def refused(answer, reason):
 
 
 def begun(server, kind, request, key):
-    """A call whose handler stands at its gate."""
+    """Begin a call, and wait until its handler is at its gate."""
     call = server.client.begin(kind, request, key)
     server.ledger.gate(AT_WORK).await_arrival()
     return call
 
 
 def state(server, kind, key):
-    """The state that the store tells, once it tells anything."""
+    """The state of the record, once the store answers."""
     return server.record(key, kind).state
 
 
-def test_a_store_that_is_away_refuses_and_nothing_runs(redis, serve, kind, key):
+def test_calls_are_refused_while_the_store_is_away(redis, serve, kind, key):
     server, request = serve(), order()
     redis.kill()
     for _ in range(2):
@@ -69,7 +69,7 @@ def test_a_store_that_is_away_refuses_and_nothing_runs(redis, serve, kind, key):
 
 
 def test_a_claim_whose_reply_was_lost_is_given_back(redis, serve, kind, key):
-    """The store was asked, and did as it was told, but nobody heard it."""
+    """The swap took effect, and its reply was lost."""
     server, request = serve(), order()
     assert server.client.call(kind, order(), "warm-up").ok
     redis.pause()
@@ -84,7 +84,7 @@ def test_a_claim_whose_reply_was_lost_is_given_back(redis, serve, kind, key):
 
 
 @pytest.mark.parametrize("kind", [Kind.UNARY, Kind.SERVER_STREAM], indirect=True)
-def test_an_outcome_that_cannot_be_stored_yet_is_not_told_yet(redis, serve, kind, key):
+def test_an_outcome_that_cannot_be_stored_yet_is_pending(redis, serve, kind, key):
     server, request = serve(), order(run(gate=AT_WORK))
     first = begun(server, kind, request, key)
     redis.pause()
@@ -100,7 +100,7 @@ def test_an_outcome_that_cannot_be_stored_yet_is_not_told_yet(redis, serve, kind
     assert [run.entry for run in server.ledger.runs(request)] == [answer.entry]
 
 
-def test_an_outcome_is_stored_in_a_redis_that_forgot_its_claim(redis, serve, kind, key):
+def test_an_outcome_is_stored_in_a_redis_that_lost_its_claim(redis, serve, kind, key):
     server, request = serve(), order(run(gate=AT_WORK))
     first = begun(server, kind, request, key)
     redis.kill()
@@ -113,7 +113,7 @@ def test_an_outcome_is_stored_in_a_redis_that_forgot_its_claim(redis, serve, kin
     assert [run.entry for run in server.ledger.runs(request)] == [answer.entry]
 
 
-def test_duplicates_who_wait_are_not_told_either(redis, serve, kind, key):
+def test_duplicates_that_wait_do_not_get_an_outcome_that_is_not_stored(redis, serve, kind, key):
     server, request = serve(), order(run(gate=AT_WORK))
     first = begun(server, kind, request, key)
     duplicate = server.client.begin(kind, request, key)
@@ -126,7 +126,7 @@ def test_duplicates_who_wait_are_not_told_either(redis, serve, kind, key):
     assert len(server.ledger.runs(request)) == 1
 
 
-def test_a_failure_is_told_although_its_key_cannot_be_given_back_yet(redis, serve, kind, key):
+def test_a_failure_is_returned_before_its_key_is_given_back(redis, serve, kind, key):
     request = order(run(code=grpc.StatusCode.ABORTED, details="busy", gate=AT_WORK), run())
     server = serve()
     first = begun(server, kind, request, key)
@@ -140,7 +140,7 @@ def test_a_failure_is_told_although_its_key_cannot_be_given_back_yet(redis, serv
     assert len(server.ledger.runs(request)) == 2
 
 
-def test_a_policy_may_rather_run_than_refuse(redis, serve, kind, key):
+def test_a_policy_may_run_calls_while_the_store_is_away(redis, serve, kind, key):
     server, request = serve(default=Policy(on_outage=OnOutage.RUN)), order()
     redis.kill()
     first = server.client.call(kind, request, key)
@@ -156,7 +156,7 @@ def test_a_policy_may_rather_run_than_refuse(redis, serve, kind, key):
     assert len(server.ledger.runs(request)) == 1
 
 
-def test_a_run_whose_lease_cannot_be_renewed_is_told(redis, serve, kind, key):
+def test_a_run_whose_lease_cannot_be_renewed_has_lost_it(redis, serve, kind, key):
     server = serve(default=Policy(lease=0.3, retention=600))
     request = order(run(gate=AT_WORK))
     first = begun(server, kind, request, key)

@@ -1,4 +1,4 @@
-"""What a run has earned outlives an outage of the store, whatever else the server goes through."""
+"""Outcomes of runs outlive an outage of the store."""
 
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,7 +18,7 @@ DEADLINE = 60
 
 
 class LeavingStore(MemoryStore):
-    """A store that can go away, and come back with all that it held."""
+    """A store that can go away, and come back with its records."""
 
     is_away = False
 
@@ -28,13 +28,13 @@ class LeavingStore(MemoryStore):
         return super().swap(swap)
 
     def left(self, key: str) -> float:
-        """What a record has left to live, in seconds, also while the store is away."""
+        """The remaining TTL of a record in seconds, also while the store is away."""
         name = store_key(self.namespace, "/t.T/Pay", b"", key)
         return self.read(name).ttl_left
 
 
 class Server:
-    """A server of plain functions of bytes, by the names of their methods."""
+    """A server whose methods are functions of bytes."""
 
     def __init__(self, store, behaviors, default, **settings):
         self.store = store
@@ -50,14 +50,14 @@ class Server:
         return self.channel.unary_unary(f"/t.T/{method}").future(request, metadata=metadata, timeout=DEADLINE)
 
     def answer(self, key, request=b"1", method="Pay"):
-        """The body, or the error."""
+        """Make a call, and return the response or the error."""
         try:
             return self.call(key, request, method).result()
         except grpc.RpcError as error:
             return error
 
     def persist(self, key):
-        """Call until it is answered for good."""
+        """Repeat the call until it is neither pending nor in progress."""
         while reason(answer := self.answer(key)) in (Reason.OUTCOME_PENDING, Reason.IN_PROGRESS):
             pass
         return answer
@@ -78,7 +78,7 @@ def serving(*args, **settings):
 
 
 class Work:
-    """A handler that waits to be let go, and counts its runs."""
+    """A handler that waits for ``go``, and counts its runs."""
 
     def __init__(self):
         self.runs = 0
@@ -146,7 +146,7 @@ def test_metadata_that_cannot_be_stored_is_the_handlers_error_and_leaves_the_key
     assert len(runs) == 2
 
 
-def test_two_methods_of_one_operation_share_a_key_and_no_answer():
+def test_two_methods_of_one_operation_share_keys_but_no_answers():
     work = Work()
 
     def pay_many(requests, context):
@@ -168,8 +168,8 @@ def test_two_methods_of_one_operation_share_a_key_and_no_answer():
     assert work.runs == 1
 
 
-def test_a_lease_is_lost_by_the_clock_however_long_the_store_is_silent():
-    told: Future[bool] = Future()
+def test_a_lease_is_lost_by_the_clock_while_the_store_is_silent():
+    is_lost: Future[bool] = Future()
     hung = threading.Event()
 
     class Silent(MemoryStore):
@@ -182,11 +182,11 @@ def test_a_lease_is_lost_by_the_clock_however_long_the_store_is_silent():
         execution = current()
         assert execution is not None
         until(lambda: execution.lease_lost)
-        told.set_result(True)
+        is_lost.set_result(True)
         return b"paid"
 
     with serving(Silent(), {"Pay": (UNARY, pay)}, SHORT) as server:
         call = server.call("key")
-        assert told.result(DEADLINE)
+        assert is_lost.result(DEADLINE)
         hung.set()
         assert call.result() == b"paid"

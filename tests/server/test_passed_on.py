@@ -1,4 +1,4 @@
-"""A handler that passes metadata of a call downstream on to its caller does not speak for us."""
+"""Metadata of a downstream call that a handler passes on does not replace the library's own."""
 
 import grpc
 import pytest
@@ -16,7 +16,7 @@ def values(metadata, name):
 
 
 @pytest.mark.parametrize("code", KEPT)
-def test_what_is_said_of_the_run_is_said_by_us(start, kind, key, code):
+def test_the_metadata_about_a_run_is_only_that_of_the_library(start, kind, key, code):
     server = start()
     request = order(run(code=code, trailing=THEIRS, initial=((RUN, "theirs"), ("own", "kept"))))
     first, second = (server.client.call(kind, request, key) for _ in range(2))
@@ -32,7 +32,7 @@ def test_what_is_said_of_the_run_is_said_by_us(start, kind, key, code):
 
 
 @pytest.mark.parametrize("code", FAILURES)
-def test_when_to_come_back_after_a_failure_is_for_the_handler_to_say(start, kind, key, code):
+def test_the_pushback_of_a_failure_is_that_of_the_handler(start, kind, key, code):
     server = start()
     request = order(run(code=code, trailing=THEIRS))
     answer = server.client.call(kind, request, key)

@@ -1,4 +1,4 @@
-"""Several server processes on one store, and what is left when one of them is killed."""
+"""Several server processes on one store, one of which may be killed."""
 
 from concurrent.futures import ThreadPoolExecutor
 from uuid import uuid4
@@ -23,7 +23,7 @@ kind = kinds(*FIRST_AND_LAST)
 
 @pytest.fixture
 def processes(face, url):
-    """Start so many servers on that store, all at once."""
+    """Return ``processes(count)``, which starts servers on the store."""
     started = []
     namespace = uuid4().hex
 
@@ -40,7 +40,7 @@ def processes(face, url):
 
 
 def half_way(kind):
-    """Where a run stands that has sent a part of its answer."""
+    """Settings of a run that waits at a gate once it has sent a part of its answer."""
     return {"gate": AT_WORK, "responses_before_gate": 1 if kind.has_response_stream else 0}
 
 
@@ -66,7 +66,7 @@ def test_200_duplicates_at_once_are_one_run(processes, url, kind, key):
     assert attempts(servers, request) == [1]
 
 
-def test_when_a_server_is_killed_in_mid_call_another_runs_it_again(processes, kind, key):
+def test_after_a_kill_during_a_call_another_server_runs_it_again(processes, kind, key):
     one, other = processes(2, default=SHORT)
     request = order(run(**half_way(kind)), run())
     call = one.client.begin(kind, request, key)
@@ -83,7 +83,7 @@ def test_when_a_server_is_killed_in_mid_call_another_runs_it_again(processes, ki
     assert again.replayed
 
 
-def test_when_a_server_is_killed_in_mid_call_none_runs_it_again_where_that_is_forbidden(processes, kind, key):
+def test_after_a_kill_during_a_call_no_server_runs_it_again_under_fail(processes, kind, key):
     one, other = processes(2, default={**SHORT, "on_unclear": "FAIL"})
     request = order(run(**half_way(kind)), run())
     one.client.begin(kind, request, key)

@@ -1,4 +1,4 @@
-"""A duplicate gets the first answer, whole, and the handler ran once."""
+"""A duplicate gets the complete first answer, and the handler runs once."""
 
 import grpc
 import pytest
@@ -15,7 +15,7 @@ def server(start, url):
 
 
 def twice(server, kind, request, key):
-    """The answers to a call and to its duplicate, which are one."""
+    """Make a call and its duplicate, and return both answers, which are the same."""
     first = server.client.call(kind, request, key)
     second = server.client.call(kind, request, key)
     assert second.essence == first.essence
@@ -100,7 +100,7 @@ def test_metadata_of_a_success_is_replayed_whole(server, kind, key):
     first, _ = twice(server, kind, order(run(initial=metadata, trailing=metadata)), key)
     assert first.ok
     assert list(first.trailing) == metadata
-    own = [pair for pair in first.initial if pair[0] != "idempotency-run"]  # streams tell it there as well
+    own = [pair for pair in first.initial if pair[0] != "idempotency-run"]  # streams have it there as well
     assert own == metadata
 
 
@@ -110,7 +110,7 @@ def test_an_empty_message_is_an_answer(server, kind, key):
     assert second.messages[-1] == b"" or kind.has_response_stream
 
 
-def test_an_answer_over_the_limit_is_told_once(start, url, kind, key):
+def test_an_answer_over_the_limit_is_given_to_the_first_caller_only(start, url, kind, key):
     server = start(url, default=Policy(max_response_bytes=1000))
     request = order(run(filler_bytes=1001))
     first = server.client.call(kind, request, key)
@@ -136,7 +136,7 @@ def test_large_messages(start, url, kind, key):
 
 
 @pytest.mark.parametrize("url", ["sqlite", "redis"], indirect=True)
-def test_an_answer_is_every_servers(start, url, kind, key):
+def test_another_server_replays_the_answer(start, url, kind, key):
     request, one, other = order(), start(url), start(url)
     first = one.client.call(kind, request, key)
     one.stop(grace=0)

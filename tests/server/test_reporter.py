@@ -1,4 +1,4 @@
-"""A reporter is told of every keyed call, and of leases that were lost, and no call depends on it."""
+"""Reporters get every keyed call and every lost lease, and cannot fail a call."""
 
 import threading
 
@@ -20,7 +20,7 @@ SHORT = Policy(lease=0.3, retention=600)
 
 
 class Notes(Reporter):
-    """All that was told, in order."""
+    """Records all events, in order."""
 
     def __init__(self):
         self.replies = []
@@ -34,16 +34,16 @@ class Notes(Reporter):
 
 
 class Broken(Reporter):
-    """Counts how often it was told, and raises."""
+    """Counts its events, and raises."""
 
-    told = 0
+    events = 0
 
     def replied(self, event):
-        self.told += 1
+        self.events += 1
         raise RuntimeError("no room left on the dashboard")
 
     def lease_lost(self, method, run):
-        self.told += 1
+        self.events += 1
         raise RuntimeError("no room left on the dashboard")
 
 
@@ -52,13 +52,13 @@ def notes():
     return Notes()
 
 
-def test_it_is_told_of_every_keyed_call(start, notes, kind, key):
+def test_every_keyed_call_is_reported(start, notes, kind, key):
     server, request = start(reporter=notes), order()
     first = server.client.call(kind, request, key)
     assert server.client.call(kind, request, key).replayed
     assert server.client.call(kind, order(), key).reason is Reason.KEY_REUSED
     assert server.client.call(kind, request, " ").reason is Reason.KEY_INVALID
-    assert server.client.call(kind, request).ok  # is not keyed, and nobody's business
+    assert server.client.call(kind, request).ok  # has no key, and is not reported
     failed = server.client.call(kind, order(run(code=grpc.StatusCode.NOT_FOUND)), "other")
     assert notes.replies == [
         Replied(kind.path, Code.OK, replayed=False, reason=None, run=first.run),
@@ -70,7 +70,7 @@ def test_it_is_told_of_every_keyed_call(start, notes, kind, key):
     assert notes.lost == []
 
 
-def test_it_is_told_once_of_a_lease_that_was_lost(start, notes, kind, key):
+def test_a_lost_lease_is_reported_once(start, notes, kind, key):
     server = start(reporter=notes, default=Policy(lease=0.1, max_run=1, retention=600))
     call = server.client.begin(kind, order(run(gate="slow")), key)
     until(lambda: notes.lost)
@@ -82,8 +82,8 @@ def test_it_is_told_once_of_a_lease_that_was_lost(start, notes, kind, key):
     assert notes.lost == [(kind.path, answer.run)]
 
 
-def test_a_renewal_that_the_end_of_its_run_overtakes_is_no_lease_lost(face, start, notes, kind, key):
-    """It finds the answer where its own record was: that is no other's doing."""
+def test_a_renewal_after_the_end_of_its_run_is_no_lost_lease(face, start, notes, kind, key):
+    """The renewal finds the answer in place of its claim, which the run itself wrote."""
     held_back, may_go = threading.Event(), threading.Event()
     renewals = []
 
@@ -108,14 +108,14 @@ def test_a_renewal_that_the_end_of_its_run_overtakes_is_no_lease_lost(face, star
 
 
 @pytest.mark.parametrize("kind", list(Kind)[:4], indirect=True, ids=lambda kind: kind.value)
-def test_one_that_raises_changes_no_answer(start, kind, key):
+def test_a_reporter_that_raises_changes_no_answer(start, kind, key):
     broken = Broken()
     server = start(reporter=broken, default=Policy(lease=0.1, max_run=1, retention=600))
     request = order(run(gate="slow"))
     call = server.client.begin(kind, request, key)
-    until(lambda: broken.told)
+    until(lambda: broken.events)
     server.ledger.gate("slow").open()
     first = call.answer()
     assert first.ok
     assert server.client.call(kind, request, key).essence == first.essence
-    assert broken.told == 3
+    assert broken.events == 3

@@ -1,4 +1,4 @@
-"""Wrong settings fail at construction, saying how to mend them; what slips through refuses its calls."""
+"""Wrong settings fail at construction and say how to fix them; those found later refuse their calls."""
 
 import asyncio
 from datetime import timedelta
@@ -22,7 +22,7 @@ SHORT_RETENTION = Policy(retention=timedelta(minutes=1))
 
 @pytest.fixture
 def build(face):
-    """Make an interceptor of this face on a store in memory."""
+    """Return a function that makes an interceptor of this face on a store in memory."""
     its = {"sync": idem_grpc, "aio": idem_grpc.aio}[face]
 
     def build(**settings):
@@ -122,7 +122,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
-def test_a_fault_found_at_the_first_call_refuses_it(start, kind, key, fault):
+def test_a_wrong_setting_found_at_the_first_call_refuses_it(start, kind, key, fault):
     server = start(policies={kind.path: fault})
     for keys in (key, key, None):
         answer = server.client.call(kind, order(), keys)
@@ -141,14 +141,14 @@ def test_a_drain_takes_a_duration(build, face, timeout, error):
         drain()
 
 
-def test_a_call_without_a_token_is_told_what_it_needs(start, kind):
+def test_the_refusal_of_a_call_without_a_token_says_what_it_needs(start, kind):
     server = start(policies={kind.path: Policy(key=KeyRule.TOKEN)})
     answer = server.client.call(kind, order(), None)
     assert (answer.code, answer.reason) == (grpc.StatusCode.INVALID_ARGUMENT, Reason.KEY_REQUIRED)
     assert "needs a token of the TokenService" in answer.details
 
 
-def test_a_method_that_no_descriptor_knows_is_protected_by_the_default(start, key):
+def test_a_method_without_a_descriptor_has_the_default_policy(start, key):
     calls = []
 
     def pay(request, context):
@@ -165,7 +165,7 @@ def test_a_method_that_no_descriptor_knows_is_protected_by_the_default(start, ke
     assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
-def test_a_wrong_field_is_found_where_no_descriptor_knows_the_method(start, key):
+def test_a_wrong_field_of_a_method_without_a_descriptor_refuses_its_calls(start, key):
     def pay(request, context):
         raise AssertionError("a method whose policy is at fault runs")
 
@@ -182,7 +182,7 @@ def test_a_wrong_field_is_found_where_no_descriptor_knows_the_method(start, key)
     assert "idempotency is misconfigured" in (refused.value.details() or "")
 
 
-def test_ignored_fields_tell_no_request_from_another(start, kind, key):
+def test_requests_that_differ_in_ignored_fields_are_the_same(start, kind, key):
     server = start(policies={kind.path: Policy(ignore=["amount"])})
     request = order(amount=1)
     first = server.client.call(kind, request, key)

@@ -1,4 +1,4 @@
-"""What is kept of a response stream has room for the smallest of messages and turns, and no more."""
+"""The limit of a kept response stream counts empty messages and turns too."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ def outgoing(turns):
 
 
 @pytest.mark.parametrize(("turns", "most"), [(False, LIMIT // 16), (True, (LIMIT + 64) // (16 + 64))])
-def test_empty_messages_and_turns_count_for_what_they_take_up(turns, most):
+def test_empty_messages_and_turns_count_with_their_size_in_the_record(turns, most):
     for count, is_kept in ((most, True), (most + 1, False)):
         incoming, sent = outgoing(turns)
         for _ in range(count):
@@ -34,7 +34,7 @@ def test_empty_messages_and_turns_count_for_what_they_take_up(turns, most):
         assert len(outcome.turns) == (count if is_kept and turns else 0)
 
 
-def test_responses_of_one_turn_are_told_together():
+def test_responses_of_one_turn_are_counted_together():
     incoming, sent = outgoing(turns=True)
     incoming.take(b"ping")
     sent.add(b"pong")

@@ -1,4 +1,4 @@
-"""What runs as if the interceptor were not there."""
+"""Calls that the interceptor leaves alone."""
 
 import grpc
 import pytest
@@ -20,7 +20,7 @@ def test_an_optional_call_without_a_key_runs_each_time(start, any_kind):
 
 
 @pytest.mark.parametrize("any_kind", Kind, ids=lambda kind: kind.value)
-def test_an_optional_call_without_a_key_fails_as_it_would(start, any_kind):
+def test_an_optional_call_without_a_key_fails_with_its_own_status(start, any_kind):
     server, request = start(), order(run("ABORT_WITH_STATUS", grpc.StatusCode.NOT_FOUND, details="no card"))
     answer = server.client.call(any_kind, request)
     assert (answer.code, answer.details) == (grpc.StatusCode.NOT_FOUND, "no card")
@@ -36,8 +36,8 @@ def test_a_method_without_side_effects_takes_a_key_and_ignores_it(start, key):
     assert first.run is None
 
 
-def test_health_is_left_alone(start, own_redis_server, key):
-    """With the store away and a key in the call, as a proxy may put one into all calls."""
+def test_health_checks_are_left_alone(start, own_redis_server, key):
+    """Also if the store is away, and if a proxy puts a key into all calls."""
     calls = []
 
     def check(request, context):

@@ -1,4 +1,4 @@
-"""Duplicates of a running call: who waits, where, how long, and for what."""
+"""Duplicates of a running call, and how they wait for its answer."""
 
 from collections import Counter
 from functools import partial
@@ -20,7 +20,7 @@ PATIENT = Policy(wait=600)
 
 @pytest.fixture
 def at_work(kind, key):
-    """Start a call whose handler stands at its gate when this returns."""
+    """Start a call, and return once its handler is at its gate."""
 
     def at_work(server, request):
         call = server.client.begin(kind, request, key)
@@ -31,7 +31,7 @@ def at_work(kind, key):
 
 
 def serve_others(server):
-    """Unrelated calls, one after the other: those who came before have long begun to wait."""
+    """Make unrelated calls, one after the other, so that calls that came before have begun to wait."""
     for _ in range(OTHERS):
         other = order()
         assert server.client.call(Kind.UNARY, other, other.order).ok
@@ -41,14 +41,14 @@ def settled(calls):
     return sum(call.done() for call in calls)
 
 
-def test_duplicates_in_one_process_wait_without_asking_the_store(face, start, kind, key, at_work):
+def test_duplicates_in_one_process_wait_without_reading_the_store(face, start, kind, key, at_work):
     store = watched(open_store(face, "memory:", "waiting"))
     server, request = start(store=store, max_waiters=20, default=PATIENT), order(run(gate="at work"))
     first = at_work(server, request)
     duplicates = [server.client.begin(kind, request, key) for _ in range(20)]
-    until(lambda: len(store.swaps) == 21)  # each has come to the store once, and been told
+    until(lambda: len(store.swaps) == 21)  # each has read the store once
     serve_others(server)
-    assert len(store.swaps) == 21 + 2 * OTHERS, "nobody looks again"
+    assert len(store.swaps) == 21 + 2 * OTHERS, "no call reads it again"
     server.ledger.gate("at work").open()
     answers = [call.answer() for call in duplicates]
     assert {answer.essence for answer in answers} == {first.answer().essence}
@@ -57,7 +57,7 @@ def test_duplicates_in_one_process_wait_without_asking_the_store(face, start, ki
     assert len(server.ledger.runs(request)) == 1
 
 
-def test_a_caller_who_waited_and_sees_it_fail_gets_that_failure(face, start, kind, key, at_work):
+def test_a_duplicate_that_waited_for_a_failure_gets_that_failure(face, start, kind, key, at_work):
     store = watched(open_store(face, "memory:", "waiting"))
     server = start(store=store, max_waiters=20, default=PATIENT)
     request = order(run(code=grpc.StatusCode.ABORTED, details="busy", gate="at work"))
@@ -73,7 +73,7 @@ def test_a_caller_who_waited_and_sees_it_fail_gets_that_failure(face, start, kin
 
 
 @pytest.mark.parametrize("url", ["sqlite", "redis"], indirect=True)
-def test_in_another_process_it_is_told_in_progress(face, start, url, kind, key, at_work):
+def test_a_duplicate_that_waited_in_another_process_is_in_progress(face, start, url, kind, key, at_work):
     one = start(url, default=PATIENT)
     store = watched(open_store(face, url, one.store.namespace))
     other = start(store=store, max_waiters=5, default=PATIENT)
@@ -94,7 +94,7 @@ def test_in_another_process_it_is_told_in_progress(face, start, url, kind, key, 
 
 
 @pytest.mark.parametrize("url", ["sqlite", "redis"], indirect=True)
-def test_across_processes_it_is_waited_for_by_looking(start, url, kind, key, at_work):
+def test_a_duplicate_in_another_process_waits_by_reading_the_store(start, url, kind, key, at_work):
     one, other = start(url, default=PATIENT), start(url, default=PATIENT)
     request = order(run(gate="at work"))
     first = at_work(one, request)
@@ -107,21 +107,21 @@ def test_across_processes_it_is_waited_for_by_looking(start, url, kind, key, at_
 
 
 @pytest.mark.parametrize("url", ["sqlite"], indirect=True)
-def test_who_leaves_looks_no_more_for_what_runs_in_another_process(face, start, url, kind, key, at_work):
+def test_a_duplicate_that_left_stops_reading_the_store(face, start, url, kind, key, at_work):
     one = start(url, default=PATIENT)
     store = watched(open_store(face, url, one.store.namespace))
     other = start(store=store, default=PATIENT)
     request = order(run(gate="at work"))
     first = at_work(one, request)
     leaving = other.client.begin(kind, request, key, timeout=None)
-    until(lambda: len(store.swaps) >= 2)  # it was told to wait, and looks again from time to time
+    until(lambda: len(store.swaps) >= 2)  # it waits, and reads the store from time to time
     leaving.cancel()
     until(lambda: other.drain(0) == 0)
     one.ledger.gate("at work").open()
     assert first.answer().ok
 
 
-def test_who_waits_is_told_when_the_wait_is_over(start, kind, key, at_work):
+def test_a_duplicate_is_in_progress_when_its_wait_is_over(start, kind, key, at_work):
     server, request = start(default=Policy(wait=0.1)), order(run(gate="at work"))
     first = at_work(server, request)
     answer = server.client.call(kind, request, key)
@@ -132,7 +132,7 @@ def test_who_waits_is_told_when_the_wait_is_over(start, kind, key, at_work):
 
 @pytest.mark.parametrize("face", ["sync"], indirect=True)
 def test_duplicates_do_not_starve_the_pool(start, kind, key, at_work):
-    """24 of them press on 8 threads, of which the run has one and those who may wait have two."""
+    """24 duplicates come to 8 threads, of which the run has one and those that wait have two."""
     server = start(workers=8, max_waiters=2, default=PATIENT)
     request = order(run(gate="at work"))
     first = at_work(server, request)
@@ -149,7 +149,7 @@ def test_duplicates_do_not_starve_the_pool(start, kind, key, at_work):
     assert len(server.ledger.runs(request)) == 1
 
 
-def test_a_place_to_wait_is_given_back(face, start, kind, key, at_work):
+def test_a_waiting_place_is_given_back(face, start, kind, key, at_work):
     store = watched(open_store(face, "memory:", "waiting"))
     server, request = start(store=store, max_waiters=1, default=PATIENT), order(run(gate="at work"))
     first = at_work(server, request)

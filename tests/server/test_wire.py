@@ -1,4 +1,4 @@
-"""What a refusal looks like on the wire, so that a client that is not ours knows what to do."""
+"""Refusals on the wire, for clients that do not use this library."""
 
 import json
 
@@ -95,7 +95,7 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("reason", REFUSALS, ids=str)
-def test_a_refusal_says_why(start, kind, reason):
+def test_a_refusal_has_its_reason(start, kind, reason):
     refuse, code = REFUSALS[reason]
     answer = refuse(start, kind)
     assert answer.code is code
@@ -109,7 +109,7 @@ def test_a_refusal_says_why(start, kind, reason):
     assert not answer.initial, "initial metadata would end the retries of grpc itself"
 
 
-def test_in_progress_says_when_to_come_back(start, kind):
+def test_in_progress_says_when_to_retry(start, kind):
     answer = in_progress(start, kind)
     retry_info = answer.detail(error_details_pb2.RetryInfo)
     assert retry_info.retry_delay.ToMilliseconds() == int(dict(answer.all_trailing)[PUSHBACK])
@@ -117,7 +117,7 @@ def test_in_progress_says_when_to_come_back(start, kind):
     assert answer.run
 
 
-def test_each_attempt_is_told_to_wait_longer(start, kind):
+def test_the_pushback_grows_with_each_attempt(start, kind):
     server, request = start(max_waiters=0), order(run(gate="at work"))
     server.client.begin(kind, request, "key")
     server.ledger.gate("at work").await_arrival()
@@ -132,9 +132,9 @@ def test_each_attempt_is_told_to_wait_longer(start, kind):
 
 @pytest.mark.parametrize("kind", [Kind.UNARY, Kind.SERVER_STREAM], ids=lambda kind: kind.value)
 def test_a_stock_client_converges(start, kind, key):
-    """With nothing but a service config: grpc's own retries, spaced by our pushback.
+    """With only a service config: grpc's own retries, after the server's pushback.
 
-    Of a request stream they lose messages: benchmarks/native.py.
+    They lose messages of request streams: see benchmarks/native.py.
     """
     server, request = start(max_waiters=0), order(run(gate="at work"))
     first = server.client.begin(kind, request, key)
@@ -158,7 +158,7 @@ def test_every_keyed_answer_names_its_run(start, kind):
     assert server.client.call(kind, order()).run is None
 
 
-def test_a_stream_names_its_run_with_its_first_message_and_never_earlier(start, kind, key):
+def test_a_stream_names_its_run_with_its_first_message_and_not_earlier(start, kind, key):
     server = start()
     first = server.client.call(kind, order(), key)
     assert dict(first.initial).get(RUN) == (first.run if kind.has_response_stream else None)

@@ -1,4 +1,4 @@
-"""A process that counts up in a store, and says each number once it is acknowledged."""
+"""A process that counts up in a store, and prints each number once it is acknowledged."""
 
 import sys
 from uuid import uuid4

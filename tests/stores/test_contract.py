@@ -1,4 +1,4 @@
-"""The one contract, on every store that comes with the library, opened as a user opens it."""
+"""The store contract, on every store of the library, opened by its URL."""
 
 from uuid import uuid4
 
@@ -9,7 +9,7 @@ from idem_grpc.testing import AsyncStoreContract, StoreContract
 
 
 class OnRedis:
-    """A namespace of its own on the shared server, and a hand that writes past the store."""
+    """Uses a namespace of its own on the shared server, and a client that writes past the store."""
 
     @pytest.fixture(autouse=True)
     def _server(self, redis_server):

@@ -1,7 +1,7 @@
-"""Every store does what a dict and the words of the protocol say, whatever the order of swaps.
+"""Every store does what a dict with the rules of the protocol does, in any order of swaps.
 
-Time enters in two ways, both certain: what was written with minutes to live is
-still there, and what was written with a moment to live is waited for to go.
+Tests depend on time in two ways, both certain: a record written with minutes to live is still
+there, and a record written with a millisecond to live is waited for until it has expired.
 """
 
 import math
@@ -25,7 +25,7 @@ BOUNDS = st.sampled_from([None, -1.0, 0.0, 500.0, 2000.0, 4000.0, math.inf])
 
 
 class Machine(RuleBasedStateMachine):
-    """A store beside a dict of (value, ttl)."""
+    """A store, and a dict of (value, ttl) as its model."""
 
     @staticmethod
     def make_store():
@@ -88,7 +88,7 @@ class Adapted(AsyncStoreContract):
 
 @pytest.fixture(params=["memory", "sqlite", "redis"])
 def make_url(request, tmp_path):
-    """A maker of URLs of stores that are all empty."""
+    """Return a function that returns the URL of an empty store."""
     match request.param:
         case "memory":
             return lambda: "memory:"
@@ -111,11 +111,11 @@ def run(make_store, examples):
     )
 
 
-def test_a_store_is_its_model(make_url):
+def test_a_store_does_what_its_model_does(make_url):
     run(lambda: open_store(make_url(), namespace=uuid4().hex), 40)
 
 
-def test_an_async_store_is_its_model(make_url):
+def test_an_async_store_does_what_its_model_does(make_url):
     def make_store():
         return Adapted(open_async_store(make_url(), namespace=uuid4().hex))._open()
 

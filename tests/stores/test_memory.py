@@ -1,4 +1,4 @@
-"""What only a store in memory can be asked: to forget in time, and to stay small."""
+"""The store in memory: records expire, and its memory is given back."""
 
 import gc
 import sys
@@ -13,7 +13,7 @@ from idem_grpc.stores._memory import MemoryStore
 
 @pytest.fixture
 def hasty():
-    """Threads that take turns at nearly every step."""
+    """Make the interpreter switch threads at nearly every step."""
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-7)
     yield
@@ -28,7 +28,7 @@ class Clock:
         return self.now
 
 
-def test_time_is_the_clocks():
+def test_records_expire_by_the_clock_of_the_store():
     clock = Clock()
     with MemoryStore(clock=clock) as store:
         store.swap(Swap(b"key", None, b"one", 10))
@@ -40,8 +40,8 @@ def test_time_is_the_clocks():
         assert store.swap(Swap(b"key", b"two", b"three", 10)) == Held(None, 0)
 
 
-def test_memory_is_given_back():
-    """Not for what lives, but for what has expired, was deleted, or was overwritten."""
+def test_the_memory_of_dead_records_is_given_back():
+    """Dead are records that have expired, were deleted, or were overwritten."""
     clock = Clock()
     with MemoryStore(clock=clock) as store:
         for number in range(1000):
@@ -60,7 +60,7 @@ def test_memory_is_given_back():
         assert store.swap(Swap(b"0", None, b"again", 10)) == Swapped(0)
 
 
-def test_what_lives_is_not_purged():
+def test_live_records_are_not_purged():
     clock = Clock()
     with MemoryStore(clock=clock) as store:
         store.swap(Swap(b"renewed", None, b"one", 10))

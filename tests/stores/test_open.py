@@ -1,4 +1,4 @@
-"""URLs: what each opens, and what is said of one that opens nothing."""
+"""URLs of stores: what each opens, and the errors of invalid ones."""
 
 import subprocess
 import sys
@@ -38,7 +38,7 @@ def test_opening_does_no_io(url, kind, async_kind):
 
 
 @pytest.mark.parametrize("scheme", ["redis+sentinel", "redis+cluster"])
-def test_what_is_yet_to_come_says_so(scheme):
+def test_sentinel_and_cluster_are_not_supported_yet(scheme):
     with pytest.raises(ValueError, match="not supported yet"):
         open_store(f"{scheme}://:{SECRET}@host")
 
@@ -86,7 +86,7 @@ def test_what_is_yet_to_come_says_so(scheme):
     ],
 )
 @pytest.mark.parametrize("open_it", [open_store, open_async_store])
-def test_a_url_that_opens_nothing_says_why(open_it, url, sentence):
+def test_an_invalid_url_is_refused_with_the_reason(open_it, url, sentence):
     with pytest.raises(ValueError) as caught:  # noqa: PT011 -- the sentences say what is expected
         open_it(url)
     said = str(caught.value)
@@ -98,7 +98,7 @@ def test_a_url_that_opens_nothing_says_why(open_it, url, sentence):
 
 @pytest.mark.parametrize("namespace", ["", " ", "a b", "a:b", "{a}", "ä", "a\n", "a" * 101])
 @pytest.mark.parametrize("url", ["memory:", "sqlite:///a.db", "redis://"])
-def test_a_namespace_that_keeps_nothing_apart_is_refused(url, namespace):
+def test_an_invalid_namespace_is_refused(url, namespace):
     with pytest.raises(ValueError, match="namespace is"):
         open_store(url, namespace=namespace)
     with pytest.raises(ValueError, match="namespace is"):
@@ -113,7 +113,7 @@ def test_a_namespace_that_keeps_nothing_apart_is_refused(url, namespace):
         f"unix://u:{SECRET}@/s?password={SECRET}",
     ],
 )
-def test_no_password_is_shown(url):
+def test_passwords_are_not_shown(url):
     with open_store(url) as store:
         assert SECRET not in repr(store)
         assert "RedisStore('" in repr(store)
@@ -122,7 +122,7 @@ def test_no_password_is_shown(url):
     async_store.blocking.close()
 
 
-def test_a_store_is_imported_when_it_is_asked_for():
+def test_the_module_of_a_store_is_imported_when_it_is_opened():
     script = """
 import sys
 from idem_grpc.stores import open_store
@@ -141,7 +141,7 @@ def test_two_stores_in_memory_share_nothing():
 
 
 @pytest.mark.parametrize("opening", [open_store, open_async_store])
-def test_what_is_no_text_is_told_what_to_give(opening):
+def test_a_url_or_namespace_that_is_no_string_is_refused(opening):
     with pytest.raises(TypeError, match="give a URL"):
         opening(5)
     with pytest.raises(ValueError, match="namespace is 5, and must be"):

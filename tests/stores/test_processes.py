@@ -78,11 +78,11 @@ def run(script, *arguments):
     subprocess.run([sys.executable, "-c", script, *arguments], check=True, timeout=60)
 
 
-def test_a_store_opened_before_a_fork_says_so(url):
+def test_a_store_opened_before_a_fork_is_refused_with_the_reason(url):
     run(FORK, url)
 
 
-def test_an_async_store_opened_before_a_fork_says_so(url):
+def test_an_async_store_opened_before_a_fork_is_refused_with_the_reason(url):
     run(ASYNC_FORK, url)
 
 

@@ -1,4 +1,4 @@
-"""What only a server can be asked: to lose its scripts, to die, to fall silent, to say no."""
+"""The store on a Redis server that loses its scripts, dies, falls silent or refuses commands."""
 
 import asyncio
 import socket
@@ -24,7 +24,7 @@ def server(own_redis_server):
 
 @pytest.fixture
 def silent():
-    """The URL of a port that takes connections and never says a word."""
+    """The URL of a port that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield f"redis://127.0.0.1:{listener.getsockname()[1]}"
 
@@ -78,7 +78,7 @@ def test_an_async_swap_is_one_script(server):
     assert "cmdstat_script|load" not in ran
 
 
-def test_a_server_that_lost_its_scripts_is_told_again(server):
+def test_the_script_is_loaded_again_if_the_server_lost_it(server):
     with open_store(server.url) as store, server.client() as client:
         store.swap(Swap(b"key", None, b"one", TTL))
         client.script_flush()
@@ -86,7 +86,7 @@ def test_a_server_that_lost_its_scripts_is_told_again(server):
         assert store.read(b"key").value == b"two"
 
 
-def test_an_async_store_tells_it_again_too(server):
+def test_the_script_is_loaded_again_in_an_async_store(server):
     async def swaps(store):
         async with store:
             await store.swap(Swap(b"key", None, b"one", TTL))
@@ -97,7 +97,7 @@ def test_an_async_store_tells_it_again_too(server):
     assert isinstance(asyncio.run(swaps(open_async_store(server.url))), Swapped)
 
 
-def test_a_server_that_died_is_back_when_it_is_back(server):
+def test_a_store_works_again_when_its_server_has_restarted(server):
     with open_store(server.url) as store:
         store.swap(Swap(b"key", None, b"one", TTL))
         server.kill()
@@ -110,7 +110,7 @@ def test_a_server_that_died_is_back_when_it_is_back(server):
         assert store.swap(Swap(b"key", None, b"one", TTL)) == Swapped(0)
 
 
-def test_an_async_store_lives_through_it_too(server):
+def test_an_async_store_works_again_when_its_server_has_restarted(server):
     async def swaps(store):
         async with store:
             await store.swap(Swap(b"key", None, b"one", TTL))
@@ -124,14 +124,14 @@ def test_an_async_store_lives_through_it_too(server):
     assert asyncio.run(swaps(open_async_store(server.url))) == Swapped(0)
 
 
-def test_a_restart_between_two_swaps_is_not_noticed(server):
+def test_a_restart_between_two_swaps_fails_no_swap(server):
     with open_store(server.url) as store:
         store.swap(Swap(b"key", None, b"one", TTL))
         server.restart()
         assert store.swap(Swap(b"key", None, b"one", TTL)) == Swapped(0)
 
 
-def test_a_silent_server_is_given_up(silent):
+def test_a_silent_server_is_unavailable(silent):
     with open_store(f"{silent}?socket_timeout=0.2") as store:
         started = time.monotonic()
         with pytest.raises(StoreUnavailable, match=ADDRESS):
@@ -139,7 +139,7 @@ def test_a_silent_server_is_given_up(silent):
         assert time.monotonic() - started < 20, "by default redis-py would try for a minute"
 
 
-def test_an_async_store_gives_it_up_too(silent):
+def test_a_silent_server_is_unavailable_in_an_async_store(silent):
     async def swap(store):
         async with store:
             async with asyncio.timeout(20):
@@ -149,8 +149,8 @@ def test_an_async_store_gives_it_up_too(silent):
         asyncio.run(swap(open_async_store(f"{silent}?socket_timeout=0.2")))
 
 
-def test_a_server_that_falls_silent_mixes_no_answers_up(server):
-    """The answers that come late are nobody's: whoever asked has given up."""
+def test_late_answers_of_a_silent_server_go_to_no_other_swap(server):
+    """The swaps that they answer have timed out."""
 
     def answer(value):
         try:
@@ -169,7 +169,7 @@ def test_a_server_that_falls_silent_mixes_no_answers_up(server):
         assert held.value == b"first"
 
 
-def test_a_cancelled_swap_leaves_its_answer_to_nobody(server):
+def test_the_answer_to_a_cancelled_swap_goes_to_no_other_swap(server):
     async def swaps(store):
         async with store:
             await store.swap(Swap(b"one", None, b"first", TTL))
@@ -191,7 +191,7 @@ def test_a_cancelled_swap_leaves_its_answer_to_nobody(server):
     asyncio.run(swaps(open_async_store(f"{server.url}?max_connections=2&timeout=20")))
 
 
-def test_more_tasks_than_connections_wait_their_turn(redis_server):
+def test_more_tasks_than_connections_are_all_served(redis_server):
     async def swaps(store):
         async with store:
             return await asyncio.gather(*[store.swap(Swap(b"key", None, b"same", TTL)) for _ in range(300)])
@@ -201,7 +201,7 @@ def test_more_tasks_than_connections_wait_their_turn(redis_server):
     assert all(isinstance(answer, Swapped) for answer in answers)
 
 
-def test_no_connection_in_time_is_unavailable(server):
+def test_a_swap_that_gets_no_connection_in_time_is_unavailable(server):
     async def swaps(store):
         async with store:
             await store.swap(Swap(b"key", None, b"one", TTL))
@@ -217,7 +217,7 @@ def test_no_connection_in_time_is_unavailable(server):
 
 
 @pytest.mark.parametrize("policy", ["allkeys-lru", "volatile-ttl"])
-def test_a_server_that_evicts_is_refused(policy):
+def test_check_refuses_a_server_that_evicts(policy):
     server = RedisServer("--maxmemory-policy", policy)
     try:
         with (
@@ -232,7 +232,7 @@ def test_a_server_that_evicts_is_refused(policy):
         server.stop()
 
 
-def test_a_server_that_keeps_its_settings_to_itself_passes(server):
+def test_check_passes_if_the_user_may_not_read_the_settings(server):
     with server.client() as client:
         client.execute_command("ACL SETUSER shy on >pw ~* +@all -info -config -cluster")
     with open_store(server.url.replace("://", "://shy:pw@")) as store:
@@ -240,7 +240,7 @@ def test_a_server_that_keeps_its_settings_to_itself_passes(server):
 
 
 @pytest.mark.parametrize("credentials", ["", f":wrong-{SECRET}@", f"nobody:{SECRET}@"])
-def test_a_server_that_refuses_the_password_says_so(credentials):
+def test_a_wrong_password_is_refused_with_the_reason(credentials):
     server = RedisServer(password=SECRET)
     url = server.url.replace("://", f"://{credentials}")
     try:
@@ -263,7 +263,7 @@ def test_a_full_server_is_unavailable(server):
         assert store.read(b"key").value == b"one", "what is there can be replayed"
 
 
-def test_a_replica_takes_no_swap(server):
+def test_a_replica_refuses_swaps(server):
     with server.client() as client, open_store(server.url) as store:
         store.swap(Swap(b"key", None, b"one", TTL))
         client.replicaof("127.0.0.1", "1")
@@ -276,7 +276,7 @@ def test_a_replica_takes_no_swap(server):
         assert isinstance(store.swap(Swap(b"key", b"one", b"two", TTL)), Swapped)
 
 
-def test_a_key_of_another_kind_is_not_touched(server):
+def test_a_key_of_another_type_is_left_alone(server):
     with server.client() as client, open_store(server.url) as store:
         client.rpush("idem:key", "a list")
         with pytest.raises(StoreError, match="idem:key holds a Redis type that is not a record's") as caught:
@@ -285,7 +285,7 @@ def test_a_key_of_another_kind_is_not_touched(server):
         assert client.lrange("idem:key", 0, -1) == [b"a list"]
 
 
-def test_a_database_of_its_own(server):
+def test_the_url_may_name_a_database(server):
     with open_store(f"{server.url}/3") as store, redis.Redis(port=server.port, db=3, protocol=2) as client:
         store.swap(Swap(b"key", None, b"one", TTL))
         assert client.get("idem:key") == b"one"

@@ -1,4 +1,4 @@
-"""Many swaps on few connections: each gets its own answer, whatever becomes of the connections."""
+"""Many swaps on few connections: each gets its own answer, also if connections break."""
 
 import asyncio
 import gc
@@ -102,7 +102,7 @@ def claims(value, numbers=range(MANY)):
 
 
 def own(number):
-    """A value that no other key has."""
+    """The value of a key, which no other key has."""
     return b"value of %d" % number
 
 
@@ -129,7 +129,7 @@ def received(server):
 
 
 def answered(user, swaps):
-    """The answers; None if the server was silent, as a slow machine may be for a moment."""
+    """The answers; None if the server did not answer in time, as on a slow machine."""
     try:
         return results([user.begin(swap) for swap in swaps])
     except StoreUnavailable:
@@ -172,7 +172,7 @@ def test_swaps_get_their_own_answers_among_large_values(use, server):
     assert [answer.value for answer in held] == [own_or_large(number) for number in numbers]
 
 
-def test_a_server_that_falls_silent_is_given_up_by_all(use, server):
+def test_all_swaps_on_a_silent_server_are_unavailable(use, server):
     user = use(f"{server.url}?socket_timeout=0.5")
     until(lambda: answered(user, [Swap(b"first", None, b"value", TTL)]))
     server.pause()
@@ -194,7 +194,7 @@ def test_no_more_connections_are_opened_than_allowed(use, server):
     assert received(server) - before <= 1 + 3, "one is the test's own"
 
 
-def test_who_waits_too_long_for_a_connection_is_refused(use, server):
+def test_a_swap_that_waits_too_long_for_a_connection_is_unavailable(use, server):
     user = use(f"{server.url}?max_connections=1&timeout=0.05&socket_timeout=20")
     results([user.begin(Swap(b"first", None, b"value", TTL))])
     server.pause()
@@ -207,14 +207,14 @@ def test_who_waits_too_long_for_a_connection_is_refused(use, server):
     assert results([user.begin(Swap(b"last", None, b"value", TTL))]) == [Swapped(0)]
 
 
-def test_a_reply_that_nobody_asked_for_is_not_taken_for_the_next(use):
+def test_an_unrequested_reply_is_not_taken_for_the_next(use):
     with scripted(b"*1\r\n:-2\r\n*2\r\n:5\r\n$5\r\nstray\r\n") as url:
         user = use(url)
         for number in range(5):
             assert results([user.begin(Swap(key(number), None, b"value", TTL))]) == [Swapped(0)]
 
 
-def test_a_password_is_given(use):
+def test_the_password_is_sent(use):
     with running(password="s3cr3t") as server:
         user = use(at(server, ":s3cr3t@"))
         assert results([user.begin(swap) for swap in claims(own)]) == [Swapped(0)] * MANY
@@ -222,7 +222,7 @@ def test_a_password_is_given(use):
         assert results([user.begin(swap) for swap in claims(own)]) == [Swapped(0)] * MANY
 
 
-def test_a_wrong_password_is_told_to_all(use):
+def test_all_swaps_fail_with_a_wrong_password(use):
     with running(password="s3cr3t") as server:
         user = use(at(server, ":wrong@"))
         errors = [future.exception(DEADLINE) for future in [user.begin(swap) for swap in claims(own)]]
@@ -230,8 +230,8 @@ def test_a_wrong_password_is_told_to_all(use):
 
 
 @pytest.mark.parametrize("connections", [1, 4])
-def test_an_interrupted_thread_leaves_its_reply_to_nobody(server, proxy, connections):
-    """Others whose swaps it has sent, or would have sent, get their answers."""
+def test_the_reply_to_an_interrupted_thread_goes_to_no_other_swap(server, proxy, connections):
+    """Other threads whose swaps it has sent, or would have sent, get their answers."""
 
     def interrupt():
         until(lambda: proxy.held)
@@ -259,7 +259,7 @@ def test_an_interrupted_thread_leaves_its_reply_to_nobody(server, proxy, connect
             assert isinstance(store.swap(Swap(b"yours", None, b"value", TTL)), Swapped)
 
 
-def test_swaps_that_are_cancelled_shift_no_answers(server):
+def test_cancelled_swaps_do_not_shift_the_answers_of_others(server):
     async def main():
         async with open_async_store(server.url) as store:
             await asyncio.gather(*[store.swap(swap) for swap in claims(own)])
@@ -336,7 +336,7 @@ def test_closing_a_store_fails_its_swaps_and_leaves_no_task(server):
     server.resume()
 
 
-def test_nothing_of_a_task_is_kept_for_the_swaps_of_others(server):
+def test_the_context_of_a_cancelled_task_is_not_kept_by_the_swaps_of_others(server):
     variable: ContextVar[Any] = ContextVar("variable")
 
     async def first(store):
@@ -376,7 +376,7 @@ def test_an_idle_store_has_no_task(server, factory):
     asyncio.run(main())
 
 
-def test_a_loop_that_ends_in_mid_swap_leaves_no_task_behind(server, caplog):
+def test_a_loop_that_ends_during_a_swap_leaves_no_task(server, caplog):
     async def main():
         store = open_async_store(server.url)
         await store.swap(Swap(b"first", None, b"value", TTL))
@@ -393,7 +393,7 @@ def test_a_loop_that_ends_in_mid_swap_leaves_no_task_behind(server, caplog):
 
 
 def test_a_swap_in_a_task_that_is_being_cancelled_is_answered(server):
-    """As when an execution is given back while the loop ends."""
+    """A key is given back like this while the loop ends."""
     answers = []
 
     async def give_back(store):

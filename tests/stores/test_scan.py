@@ -1,4 +1,4 @@
-"""What the stores on Redis and SQLite hold, key by key, for those who operate them."""
+"""Scanning the keys of the stores on Redis and SQLite."""
 
 import math
 from uuid import uuid4
@@ -15,7 +15,7 @@ from tests.support.wait import until
 
 @pytest.fixture(params=["sqlite", "redis"])
 def open_named(request, tmp_path):
-    """Opens stores that share a file or a server, by their namespaces."""
+    """Return a function that opens stores by namespace, on one file or server."""
     if request.param == "sqlite":
         return lambda namespace: SqliteStore(str(tmp_path / "store.db"), namespace=namespace)
     url = request.getfixturevalue("redis_server").url
@@ -44,7 +44,7 @@ def test_every_key_is_found_over_many_pages(open_named, namespace):
 
 
 def test_only_its_own_namespace_is_found(open_named, namespace):
-    # Each of these sorts beside the namespace, begins with it, or begins it.
+    # Each of these sorts next to the namespace, begins with it, or is the beginning of it.
     others = [namespace[:-1], namespace + "-x", namespace + "x", namespace + ".", namespace + "/", "0", "z"]
     for other in others:
         with open_named(other) as store:
@@ -54,14 +54,14 @@ def test_only_its_own_namespace_is_found(open_named, namespace):
         assert [key for key, _ in store.scan()] == [b"mine"]
 
 
-def test_what_has_expired_is_not_found(open_named, namespace):
+def test_expired_records_are_not_found(open_named, namespace):
     with open_named(namespace) as store:
         store.swap(Swap(b"brief", None, b"one", 0.05))
         store.swap(Swap(b"long", None, b"two", TTL))
         until(lambda: [key for key, _ in store.scan()] == [b"long"])
 
 
-def test_swaps_go_on_in_the_middle_of_a_scan(open_named, namespace):
+def test_swaps_work_during_a_scan(open_named, namespace):
     with open_named(namespace) as store, open_named(namespace) as other:
         keys = {b"%d" % number for number in range(250)}
         for key in keys:
@@ -80,14 +80,14 @@ def test_a_closed_store_is_not_scanned(open_named, namespace):
         list(store.scan())
 
 
-def test_redis_keys_of_other_types_and_without_an_end(redis_server, namespace):
+def test_redis_keys_of_other_types_and_without_a_ttl(redis_server, namespace):
     with redis_server.client() as client, RedisStore(redis_server.url, namespace=namespace) as store:
         client.rpush(f"{namespace}:list", "theirs")
         client.set(f"{namespace}:immortal", "mine")
         assert list(store.scan()) == [(b"immortal", Held(b"mine", math.inf))]
 
 
-def test_redis_is_scanned_by_scan(own_redis_server):
+def test_redis_is_scanned_by_the_scan_command(own_redis_server):
     with RedisStore(own_redis_server.url) as store, own_redis_server.client() as client:
         for number in range(150):
             store.swap(Swap(b"%d" % number, None, b"one", TTL))

@@ -1,4 +1,4 @@
-"""What only a file can be asked: several processes, sudden deaths, clocks that jump, boots, other files."""
+"""The store on a SQLite file: several processes, kills, clocks that jump, reboots, other files."""
 
 import asyncio
 import gc
@@ -24,7 +24,7 @@ from tests.support.wait import until
 
 
 class Host:
-    """A host whose clocks the test sets, and which it reboots."""
+    """A host whose clocks a test can set, and which it can reboot."""
 
     def __init__(self):
         self.up, self.wall = 5000.0, 1_700_000_000.0
@@ -64,7 +64,7 @@ def writer(url, key, rounds):
     )
 
 
-def test_processes_lose_no_swap(url):
+def test_no_swap_of_several_processes_is_lost(url):
     processes = [writer(url, "shared", 40) for _ in range(4)]
     said = [int(line) for process in processes for line in process.communicate()[0].split()]
     assert sorted(said) == list(range(1, 161))
@@ -72,14 +72,14 @@ def test_processes_lose_no_swap(url):
         assert count(store, b"shared") == 160
 
 
-def test_a_writer_that_is_killed_leaves_the_file_right(url, path):
+def test_a_writer_that_is_killed_leaves_the_file_consistent(url, path):
     for _ in range(3):
         doomed, other = writer(url, "doomed", 1_000_000), writer(url, "other", 100)
         assert doomed.stdout is not None
         acknowledged = [doomed.stdout.readline() for _ in range(50)]
         doomed.kill()
         acknowledged += doomed.communicate()[0].splitlines()
-        assert len(other.communicate()[0].split()) == 100, "nobody else is held up"
+        assert len(other.communicate()[0].split()) == 100, "no other process is held up"
         with open_store(url) as store:
             assert count(store, b"doomed") - int(acknowledged[-1]) in (0, 1), (
                 "at most its last word is missing"
@@ -89,8 +89,8 @@ def test_a_writer_that_is_killed_leaves_the_file_right(url, path):
     connection.close()
 
 
-def test_a_file_is_made_once(tmp_path):
-    """However many make it at once; they are refused nothing on the way."""
+def test_a_file_is_created_once_by_many_processes(tmp_path):
+    """None of them is refused a swap meanwhile."""
     makers = 8
 
     def make(path, barrier):
@@ -119,7 +119,7 @@ def test_a_wall_clock_that_jumps_changes_nothing(path):
         assert store.read(b"key") == Held(None, 0)
 
 
-def test_a_reboot_is_bridged_by_the_wall_clock(path):
+def test_after_a_reboot_the_wall_clock_decides(path):
     host = Host()
     with SqliteStore(path, clock=host.clock(), sweep_every=None) as store:
         store.swap(Swap(b"long", None, b"one", 1000))
@@ -133,7 +133,7 @@ def test_a_reboot_is_bridged_by_the_wall_clock(path):
         assert store.read(b"long").ttl_left == 1000, "it is this boot's now"
 
 
-def test_a_wall_clock_set_back_by_a_reboot_makes_nothing_live_longer(path):
+def test_a_wall_clock_set_back_by_a_reboot_extends_no_record(path):
     host = Host()
     with SqliteStore(path, clock=host.clock()) as store:
         store.swap(Swap(b"key", None, b"one", 1000))
@@ -158,7 +158,7 @@ def test_without_a_boot_id_the_wall_clock_decides(path):
         assert store.read(b"key").value == b"one"
 
 
-def test_the_hosts_clock_is_the_same_for_all_processes():
+def test_the_clock_of_the_host_is_the_same_for_all_processes():
     script = "from idem_grpc.stores._boot_clock import *; c = host_clock(); print(c.boot, c.elapsed())"
     before = host_clock().elapsed()
     boot, elapsed = subprocess.run(
@@ -168,7 +168,7 @@ def test_the_hosts_clock_is_the_same_for_all_processes():
     assert before < float(elapsed) < host_clock().elapsed()
 
 
-def test_expired_records_are_swept_and_no_others(path):
+def test_only_expired_records_are_swept(path):
     host = Host()
     with SqliteStore(path, clock=host.clock(), sweep_every=0.01) as store:
         for number in range(350):
@@ -223,8 +223,8 @@ def test_a_replay_takes_no_lock(url, path):
         assert isinstance(store.swap(Swap(b"key", b"one", b"two", TTL)), Swapped)
 
 
-def test_what_another_store_has_changed_is_seen(url):
-    """A store knows what it wrote of late, and takes it for no more than a guess."""
+def test_changes_by_another_store_are_seen(url):
+    """A store caches what it wrote, and only uses it as a guess."""
     changes = {
         b"renewed": Swap(b"renewed", b"one", b"one", 2 * TTL),
         b"replaced": Swap(b"replaced", b"one", b"theirs", TTL),
@@ -248,7 +248,7 @@ def test_what_another_store_has_changed_is_seen(url):
 
 
 def test_threads_and_tasks_of_one_store_are_all_served(url):
-    """They take turns at nearly every step, so that any of them may miss that it is its turn."""
+    """The interpreter switches threads at nearly every step, so that a wake-up could be missed."""
     callers, rounds = 8, 40
 
     async def work(store, name):
@@ -307,19 +307,19 @@ def test_namespaces_share_a_file(url):
 @pytest.mark.parametrize(
     "act", [lambda store: store.check(), lambda store: store.swap(Swap(b"k", None, b"v", 1))]
 )
-class TestAFileThatWillNotDo:
+class TestAFileThatCannotBeUsed:
     def refuse(self, url, act, sentence):
         with open_store(url) as store, pytest.raises(StoreError, match=sentence) as caught:
             act(store)
         assert type(caught.value) is StoreError
 
-    def test_in_no_folder(self, act, tmp_path):
+    def test_in_a_folder_that_is_missing(self, act, tmp_path):
         self.refuse(f"sqlite:///{tmp_path}/missing/store.db", act, "no folder .*missing")
 
-    def test_a_folder(self, act, tmp_path):
+    def test_that_is_a_folder(self, act, tmp_path):
         self.refuse(f"sqlite:///{tmp_path}", act, "cannot be opened for writing")
 
-    def test_another_programs(self, act, url, path):
+    def test_of_another_program(self, act, url, path):
         connection = sqlite3.connect(path)
         connection.execute("CREATE TABLE theirs (a)")
         connection.close()
@@ -336,7 +336,7 @@ class TestAFileThatWillNotDo:
         connection.close()
         self.refuse(url, act, "version 7 of the store's schema")
 
-    def test_no_database(self, act, url, path):
+    def test_that_is_no_database(self, act, url, path):
         with open(path, "w") as file:
             file.write("some prose " * 1000)
         self.refuse(url, act, "is not a SQLite file")
@@ -361,7 +361,7 @@ for act in (store.check, lambda: store.swap(Swap(b"key", None, b"one", 60))):
 
 @pytest.fixture
 def public_folder():
-    """A folder that other users can reach, as none of pytest's is."""
+    """A folder that other users can read, unlike those of pytest."""
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o755)
         yield folder
@@ -369,7 +369,7 @@ def public_folder():
 
 
 @pytest.mark.parametrize("exists", [True, False])
-def test_a_file_that_may_not_be_written(public_folder, exists):
+def test_a_read_only_file_is_refused(public_folder, exists):
     url = f"sqlite:///{public_folder}/store.db"
     if exists:
         with open_store(url) as store:
@@ -378,7 +378,7 @@ def test_a_file_that_may_not_be_written(public_folder, exists):
     subprocess.run([sys.executable, "-c", READ_ONLY, url], check=True)
 
 
-def test_a_relative_path_is_taken_once(tmp_path, monkeypatch):
+def test_a_relative_path_is_resolved_once(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with open_store("sqlite:///store.db") as store:
         (tmp_path / "elsewhere").mkdir()

@@ -1,4 +1,4 @@
-"""``rediss://`` against TLS: who is trusted, who is not, and what one is told."""
+"""``rediss://`` and TLS: which servers and clients are trusted, and the errors for those that are not."""
 
 import asyncio
 import ssl
@@ -38,7 +38,7 @@ def swap(request):
 
 @pytest.fixture
 def port(redis_server):
-    """A server named localhost."""
+    """The port of a server named localhost."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(HELD / "localhost.pem", HELD / "localhost.key")
     with terminating(redis_server.port, context) as port:
@@ -47,7 +47,7 @@ def port(redis_server):
 
 @pytest.fixture
 def choosy_port(redis_server):
-    """The same, but it asks its clients for a certificate."""
+    """The port of a server that asks its clients for a certificate."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=HELD / "ca.pem")
     context.load_cert_chain(HELD / "localhost.pem", HELD / "localhost.key")
     context.verify_mode = ssl.CERT_REQUIRED
@@ -55,15 +55,15 @@ def choosy_port(redis_server):
         yield port
 
 
-def test_a_server_of_a_trusted_authority(swap, port):
+def test_a_server_with_a_certificate_of_a_trusted_authority_is_used(swap, port):
     assert isinstance(swap(f"rediss://localhost:{port}?{TRUSTING}"), Swapped)
 
 
-def test_a_client_with_a_certificate_of_its_own(swap, choosy_port):
+def test_a_client_with_a_certificate_is_accepted(swap, choosy_port):
     assert isinstance(swap(f"rediss://localhost:{choosy_port}?{TRUSTING}&{ALICE}"), Swapped)
 
 
-def test_a_client_that_should_have_one(swap, choosy_port):
+def test_a_client_without_the_certificate_that_it_needs_fails(swap, choosy_port):
     with pytest.raises(StoreUnavailable, match=f"rediss://localhost:{choosy_port}"):
         swap(f"rediss://localhost:{choosy_port}?{TRUSTING}")
 
@@ -75,11 +75,11 @@ def test_a_client_that_should_have_one(swap, choosy_port):
         pytest.param("127.0.0.1", TRUSTING, "IP address mismatch", id="another server's certificate"),
     ],
 )
-def test_a_server_that_may_be_anybody(swap, port, host, query, says):
+def test_a_server_that_is_not_trusted_is_refused(swap, port, host, query, says):
     with pytest.raises(StoreUnavailable, match=says):
         swap(f"rediss://{host}:{port}?{query}")
 
 
-def test_a_server_without_tls(swap, redis_server):
+def test_a_server_without_tls_is_refused(swap, redis_server):
     with pytest.raises(StoreUnavailable, match=f"rediss://localhost:{redis_server.port}"):
         swap(f"rediss://localhost:{redis_server.port}?socket_timeout=0.5")

@@ -1,4 +1,4 @@
-"""Servers for a test, in every style of handlers and on every store that it asks for."""
+"""Servers with every style of handlers, on every store."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,7 +17,7 @@ Start = Callable[..., Server]
 
 @pytest.fixture(params=list(SERVERS))
 def style(request) -> str:
-    """How the handlers are written, and so for which of the two faces."""
+    """How the handlers are written, which decides the face."""
     return str(request.param)
 
 
@@ -40,7 +40,7 @@ def open_one(style, namespace) -> Callable[..., Any]:
 def start(style, open_one) -> Iterator[Start]:
     """Start a server of this style: ``start(where, **settings)``; see Server for the settings.
 
-    All servers of a test share a namespace, so that on one store they know one another's keys.
+    All servers of a test share a namespace, so that on one store they share their keys.
     """
     with starting(open_one, SERVERS[style]) as start:
         yield start

@@ -1,8 +1,8 @@
 """Handlers that are written once and run in every style that grpc takes.
 
-A script is a generator that yields what it wants done, and the styles are the drivers of
-it: a function or generator on a thread, a coroutine with ``async for`` and ``yield``, one
-with ``context.read`` and ``context.write``.
+A script is a generator that yields steps, and a style is a driver that runs them: a function or
+generator on a thread, a coroutine with ``async for`` and ``yield``, or a coroutine with
+``context.read`` and ``context.write``.
 """
 
 import asyncio
@@ -41,7 +41,7 @@ class Cross:
 
 @dataclass(frozen=True)
 class Do:
-    """Calls a function, and awaits what it gives where that is to be awaited."""
+    """Calls a function, and awaits its result if that is awaitable."""
 
     function: Callable[[], Any]
 
@@ -171,7 +171,7 @@ STYLES = {
 
 
 def ledger_script(ledger: Ledger, kind: Kind) -> Script:
-    """The ledger's handlers, which do what the first request says."""
+    """The handlers of the ledger, which do what the first request says."""
 
     def cross(run: Any, responses: int) -> Steps:
         if gate := ledger.at(run, responses):
@@ -207,7 +207,7 @@ def handlers(
     parse: Callable[[bytes], Any] | None = None,
     serialize: Callable[[Any], bytes] | None = None,
 ) -> grpc.GenericRpcHandler:
-    """The scripts as methods of the ledger's service, in the place of its own."""
+    """The scripts as methods of the ledger's service."""
     methods = {
         kind.value: getattr(grpc, f"{kind.arity}_rpc_method_handler")(
             STYLES[style](script, kind), request_deserializer=parse, response_serializer=serialize

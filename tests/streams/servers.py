@@ -1,4 +1,4 @@
-"""Servers whose handlers are scripts, and calls that a test holds at both ends."""
+"""Servers whose handlers are scripts, and calls that a test drives message by message."""
 
 import queue
 from collections.abc import Iterable, Iterator
@@ -52,7 +52,7 @@ class OnAioReadWrite(OnAio):
 
 
 class OnAioThread(OnAio):
-    """Plain handlers run on the default executor of the loop, which is small unless it is set."""
+    """Plain handlers on the default executor of the loop, which has ``workers`` threads."""
 
     style = "aio-thread"
 
@@ -65,9 +65,9 @@ SERVERS = {server.style: server for server in (OnSync, OnAio, OnAioReadWrite, On
 
 
 class Conversation:
-    """A call that goes as the test says, message by message. Messages are bytes.
+    """A call that a test drives message by message. Messages are bytes.
 
-    A method with one request gets ``only``, and nothing of what is sent.
+    A method with one request gets ``only``, and nothing that is sent.
     """
 
     def __init__(
@@ -101,12 +101,12 @@ class Conversation:
         return self
 
     def end(self) -> "Conversation":
-        """There are no more requests."""
+        """End the request stream."""
         self._requests.put(None)
         return self
 
     def receive(self) -> bytes | None:
-        """The next response; None if there is no more, for whatever reason."""
+        """The next response; None if there are no more, also after a failure."""
         try:
             message: bytes = next(self.rpc)
         except (StopIteration, grpc.RpcError):
@@ -119,7 +119,7 @@ class Conversation:
         self.end()  # else the thread that passes on requests waits for ever
 
     def answer(self) -> Answer:
-        """Wait for all of it."""
+        """Wait for the rest of the answer."""
         if self._kind.has_response_stream:
             while self.receive() is not None:
                 pass

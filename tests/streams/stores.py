@@ -1,4 +1,4 @@
-"""Stores that a test stands in the way of: real ones, some of whose swaps wait or fail."""
+"""Real stores some of whose swaps wait or fail."""
 
 from collections.abc import Callable
 
@@ -27,7 +27,7 @@ class _AsyncBarred(AsyncWatched):
 
 
 def barred(store: Store | AsyncStore, bar: Bar) -> Watched | AsyncWatched:
-    """A store that asks ``bar`` before every swap, which may raise StoreUnavailable."""
+    """A store that calls ``bar`` before every swap, which may raise StoreUnavailable."""
     return _Barred(store, bar) if isinstance(store, Store) else _AsyncBarred(store, bar)
 
 

@@ -1,7 +1,7 @@
-"""A request stream that was cut before its end is never taken for a whole one.
+"""A request stream that was cut before its end is never taken for a complete one.
 
-In grpc.aio it looks like one, in grpc one in five does, and the handler would answer, and
-keep, half an upload.
+In grpc.aio each looks complete, in grpc one in five does, and the handler would answer half an
+upload, and the answer would be kept.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ WHOLE = [b"one", b"two", b"three", b"four"]
 
 
 class Uploads:
-    """What the handlers saw of the uploads, by their keys."""
+    """The requests that the handlers got, by key."""
 
     def __init__(self):
         self.arrived = set()
@@ -74,7 +74,7 @@ def server(start, uploads):
 
 @pytest.fixture(params=["reading", "busy"])
 def gate(request, uploads):
-    """Handlers that are busy ask for the next message only once the stream is cut."""
+    """A gate at which handlers wait before they read on, so that the stream is cut by then."""
     uploads.gate = gate = Gate()
     if request.param == "reading":
         gate.open()
@@ -87,7 +87,7 @@ def keys(name, count):
 
 
 def check_none_was_taken_for_whole(server, uploads, cut):
-    """None is kept, and a whole retry of each runs and is."""
+    """Check that no answer is kept, and that a complete retry of each call runs and is kept."""
     assert server.drain(60) == 0
     for key in cut:
         assert "whole" not in uploads.ends[key]
@@ -145,7 +145,7 @@ def test_cut_by_the_death_of_the_client(server, uploads):
 
 @contextmanager
 def burning(threads):
-    """Threads of this process that leave the others little time."""
+    """Keep this process busy with threads."""
     over = False
 
     def burn():
@@ -165,7 +165,7 @@ def burning(threads):
 
 @pytest.mark.parametrize("style", ["sync", "aio"], indirect=True)
 def test_cut_while_the_process_is_busy(server, uploads, gate):
-    """The sign that tells a cut stream from a whole one comes late then."""
+    """The event that distinguishes a cut stream from a complete one comes late then."""
     cut = keys("starved", 20)
     with burning(2):
         cut_by_cancel(server, uploads, gate, cut)
@@ -174,8 +174,8 @@ def test_cut_while_the_process_is_busy(server, uploads, gate):
 
 
 @pytest.mark.parametrize("kind", [Kind.CLIENT_STREAM, Kind.BIDI], indirect=True, ids=lambda kind: kind.value)
-def test_a_handler_that_makes_the_best_of_half_a_stream_is_not_kept(start, kind, key):
-    """Its answer tells of a cut stream, whatever its status: a whole retry gets one of its own."""
+def test_the_answer_to_a_cut_stream_is_not_kept(start, kind, key):
+    """With any status: a complete retry is run and gets an answer of its own."""
     begun = Gate()
 
     def script(context):
@@ -215,8 +215,8 @@ async def echo_in_a_group(requests, context):
             await context.write(request)
 
 
-async def echo_beside(requests, context):
-    """Whose reader tells it nothing of a stream that breaks off."""
+async def echo_with_a_reading_task(requests, context):
+    """An echo handler whose reading task hides that the stream was cut."""
     read = asyncio.Queue[bytes | None]()
 
     async def pass_on():
@@ -232,8 +232,8 @@ async def echo_beside(requests, context):
 
 
 @pytest.mark.parametrize("style", ["aio"], indirect=True)
-@pytest.mark.parametrize("echo", [echo_in_a_group, echo_beside])
-def test_a_handler_that_reads_in_a_task_of_its_own_does_not_outwait_a_cut(start, key, echo):
+@pytest.mark.parametrize("echo", [echo_in_a_group, echo_with_a_reading_task])
+def test_a_handler_that_reads_in_a_task_of_its_own_ends_when_its_stream_is_cut(start, key, echo):
     methods: dict[str, Any] = {Kind.BIDI.value: grpc.stream_stream_rpc_method_handler(echo)}
     handler = grpc.method_handlers_generic_handler(SERVICE, methods)
     server = start(scripts={}, handlers=[handler])
@@ -250,7 +250,7 @@ def test_a_handler_that_reads_in_a_task_of_its_own_does_not_outwait_a_cut(start,
 
 @pytest.mark.parametrize("style", ["sync", "aio"], indirect=True)
 def test_a_stream_cut_after_its_last_message_but_before_its_end_is_cut(server, uploads, gate):
-    """All messages of the whole are there: only the end tells that no more were to come."""
+    """The run has all messages, but cannot know that there are no more."""
     cut = keys("endless", 10)
     begun = [begin(server.client, key).send(*WHOLE[BEGUN - 1 :]) for key in cut]
     until(lambda: uploads.arrived >= set(cut))
@@ -260,8 +260,8 @@ def test_a_stream_cut_after_its_last_message_but_before_its_end_is_cut(server, u
     check_none_was_taken_for_whole(server, uploads, cut)
 
 
-def test_a_retry_that_waits_for_a_cut_run_is_told_to_come_again(server, uploads):
-    """The cut is its first caller's affair; the retry, which is there, must not be told of a cancel."""
+def test_a_retry_that_waits_for_a_cut_run_is_in_progress(server, uploads):
+    """The first caller has cancelled; the retry must not be CANCELLED too."""
     uploads.gate = gate = Gate()
     (key,) = keys("overtaken", 1)
     first = begin(server.client, key)

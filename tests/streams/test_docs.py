@@ -1,4 +1,4 @@
-"""What docs/streams.md names is there."""
+"""Names and numbers in docs/streams.md are right."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""A server that stops loses no stream that had arrived whole, and says what it could not wait for."""
+"""A server that stops loses no stream that had arrived completely, and drain counts those still running."""
 
 import asyncio
 
@@ -17,7 +17,7 @@ def half_way(kind):
 
 
 def begun(server, kind, count):
-    """Calls whose handlers stand half-way."""
+    """Begin calls, and wait until their handlers are half-way."""
     requests = [order(half_way(kind)) for _ in range(count)]
     calls = []
     for request in requests:
@@ -27,7 +27,7 @@ def begun(server, kind, count):
     return requests, calls
 
 
-def test_what_had_arrived_is_finished_and_kept(start, kind):
+def test_calls_that_had_arrived_are_finished_and_kept(start, kind):
     server = start()
     requests, calls = begun(server, kind, IN_FLIGHT)
     server.stop(grace=0)
@@ -41,7 +41,7 @@ def test_what_had_arrived_is_finished_and_kept(start, kind):
         assert len(record.outcome.messages) == (3 if kind.has_response_stream else 1)
 
 
-def test_what_ends_within_the_grace_reaches_its_caller(start, kind):
+def test_calls_that_end_within_the_grace_are_answered(start, kind):
     server = start()
     _, calls = begun(server, kind, IN_FLIGHT)
     server.ledger.gate("half-way").open()
@@ -52,7 +52,7 @@ def test_what_ends_within_the_grace_reaches_its_caller(start, kind):
 
 @pytest.mark.parametrize("style", ["aio-thread"], indirect=True)
 def test_handlers_that_hold_all_threads_do_not_hold_up_drain(start):
-    """Plain handlers run on the threads of the loop, of which there may be few."""
+    """Plain handlers run on the threads of the loop, which may be few."""
     server = start(workers=2)
     begun(server, Kind.SERVER_STREAM, 2)
 

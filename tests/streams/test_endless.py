@@ -1,4 +1,4 @@
-"""A stream without end whose caller left takes its own time, and not that of all others."""
+"""An endless response stream whose caller left does not block the event loop."""
 
 import asyncio
 import threading
@@ -16,7 +16,7 @@ TURNS = 100  # of the loop
 
 
 class Departures(grpc.aio.ServerInterceptor):
-    """Tells when grpc has told that a caller is gone."""
+    """Sets ``gone`` once grpc reports that a caller is gone."""
 
     def __init__(self):
         self.gone = threading.Event()
@@ -33,7 +33,7 @@ class Departures(grpc.aio.ServerInterceptor):
 
 
 @pytest.mark.parametrize("style", ["aio", "aio-read-write"], indirect=True)
-def test_who_yields_without_end_leaves_turns_of_the_loop_to_others(start, key):
+def test_a_handler_that_yields_without_end_lets_the_loop_run_other_tasks(start, key):
     enough = threading.Event()
     departures = Departures()
 

@@ -1,4 +1,4 @@
-"""A client of another make, grpc-js, which knows nothing of this library but the name of a header."""
+"""grpc-js, a client that uses nothing of this library but the name of a header."""
 
 import json
 import os
@@ -24,12 +24,12 @@ def test_a_foreign_client_gets_replays_of_every_kind(start, modules, key):
         check=True,
         timeout=100,
     )
-    told = json.loads(finished.stdout)
+    answers = json.loads(finished.stdout)
     kinds = [kind for kind in Kind if kind is not Kind.READ]
-    assert list(told) == [kind.value for kind in kinds]
+    assert list(answers) == [kind.value for kind in kinds]
     for kind in kinds:
-        first, second = told[kind.value]
-        assert (first["code"], second["code"]) == (0, 0), told
+        first, second = answers[kind.value]
+        assert (first["code"], second["code"]) == (0, 0), answers
         assert len(first["responses"]) == (3 if kind.has_response_stream else 1)
         assert second["responses"] == first["responses"]
         assert first["trailing"][RUN] == second["trailing"][RUN]

@@ -1,4 +1,4 @@
-"""What else stands on a server: tracing, health checks and reflection."""
+"""Tracing, health checks and reflection on a protected server."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ from tests.support.wait import until
 
 @pytest.fixture
 def spans():
-    """The spans that tracing has closed, and an interceptor that opens them."""
+    """The spans that tracing has ended, and its interceptor."""
     return InMemorySpanExporter()
 
 
@@ -34,11 +34,11 @@ def tracing(style, spans):
     return aio_server_interceptor(tracer_provider=provider)
 
 
-# Inside of ours, this tracing takes every handler of an aio server for a generator or a coroutine.
+# Inside, this tracing takes every handler of an aio server for a generator or a coroutine.
 @pytest.mark.parametrize("style", ["sync", "aio"], indirect=True)
 @pytest.mark.parametrize("place", ["before", "after"])
 def test_tracing(start, tracing, spans, place, kind, key):
-    """Outside of ours it sees every call, and inside every run."""
+    """Outside of the library's interceptor it sees every call, and inside every run."""
     server = start(**{place: [tracing]})
     request = order(run(trailing=[("fee", "12")], initial=[("fee", "13")]))
     first, second = (server.client.call(kind, request, key) for _ in range(2))
@@ -66,7 +66,7 @@ def test_errors_pass_tracing(start, tracing, place, kind, key):
 @pytest.mark.parametrize("style", ["aio"], indirect=True)
 @pytest.mark.parametrize("kind", [Kind.SERVER_STREAM, Kind.BIDI], indirect=True)
 def test_a_caller_that_leaves_is_known_behind_tracing_too(start, tracing, kind, key):
-    """What stands outside holds our generator, and may hold it for long."""
+    """An interceptor outside holds the generator, and may hold it for long."""
     server = start(before=[tracing])
     request = order(run(gate="half-way", responses_before_gate=3, trailing=[("fee", "12")]))
     call = server.client.begin(kind, request, key, timeout=None)
@@ -81,7 +81,7 @@ def test_a_caller_that_leaves_is_known_behind_tracing_too(start, tracing, kind, 
 
 
 class _Registry:
-    """Takes down the handlers that a service adds, for a server that is yet to come."""
+    """Records the handlers that a service adds, for a server that is made later."""
 
     def __init__(self):
         self.handlers = []
@@ -90,7 +90,7 @@ class _Registry:
         self.handlers.extend(handlers)
 
     def add_registered_method_handlers(self, *_):
-        """For a speed that is of no use here."""
+        """Not needed here."""
 
 
 def test_health_checks_and_reflection_need_no_key(start):
@@ -107,5 +107,5 @@ def test_health_checks_and_reflection_need_no_key(start):
         assert RUN not in dict(call.trailing_metadata())
         mirror: Any = reflection_pb2_grpc.ServerReflectionStub(server.client.channel)
         question = reflection_pb2.ServerReflectionRequest(list_services="")
-        (told,) = mirror.ServerReflectionInfo(iter([question]), metadata=metadata)
-        assert [service.name for service in told.list_services_response.service] == sorted(names)
+        (listed,) = mirror.ServerReflectionInfo(iter([question]), metadata=metadata)
+        assert [service.name for service in listed.list_services_response.service] == sorted(names)

@@ -1,4 +1,4 @@
-"""A run that is taken for dead, rightly or not: another server runs the call again, and one answer stands."""
+"""A run that is taken for dead, rightly or not: another server runs the call again, one answer is kept."""
 
 import threading
 from dataclasses import replace
@@ -33,12 +33,12 @@ two_faces = pytest.mark.parametrize("style", ["sync", "aio"], indirect=True)
 
 
 def half_way(kind, sent=1):
-    """A first run that stops once it has sent so many responses, and a second that does not."""
+    """A first run that waits once it has sent a number of responses, and a second that does not."""
     return run(gate="half-way", responses_before_gate=sent if kind.has_response_stream else 0), run()
 
 
 def taken_over(server, kind, key, **fields):
-    """Have the record be another owner's, who lives."""
+    """Give the record another owner, which is alive."""
     name = store_key(server.store.namespace, kind.path, b"", key)
     held = server.store.read(name)
     theirs = replace(server.record(key, kind), owner=OTHER, attempt=2, lease=60.0, ttl=600.0, **fields)
@@ -51,7 +51,9 @@ def is_lost(answer):
 
 @on_disk
 @two_faces
-def test_who_cannot_renew_is_taken_over_and_never_says_ok_to_half_a_stream(start, open_one, url, kind, key):
+def test_a_run_that_cannot_renew_is_taken_over_and_never_ends_half_a_stream_ok(
+    start, open_one, url, kind, key
+):
     def renewals_fail(swap):
         if swap.expected == swap.new:
             raise StoreUnavailable("renewals are withheld")
@@ -82,7 +84,7 @@ def test_who_cannot_renew_is_taken_over_and_never_says_ok_to_half_a_stream(start
 @streams
 @two_faces
 @pytest.mark.parametrize("state", [State.RUNNING, State.DONE, State.UNKNOWN], ids=lambda state: state.name)
-def test_what_was_sent_is_not_followed_by_the_end_of_another(start, kind, key, state):
+def test_a_stream_in_part_sent_does_not_end_with_the_status_of_another_run(start, kind, key, state):
     server = start(default=Policy(lease=0.3, retention=600))
     request = order(*half_way(kind))
     call = server.client.begin(kind, request, key)
@@ -98,7 +100,7 @@ def test_what_was_sent_is_not_followed_by_the_end_of_another(start, kind, key, s
 
 
 @pytest.mark.parametrize("kind", [Kind.SERVER_STREAM], indirect=True, ids=lambda kind: kind.value)
-def test_who_has_sent_nothing_may_replay(start, kind, key):
+def test_a_run_that_has_sent_nothing_may_replay(start, kind, key):
     gate = Gate()
 
     def script(context):
@@ -118,7 +120,7 @@ def test_who_has_sent_nothing_may_replay(start, kind, key):
 
 @on_disk
 @two_faces
-def test_a_server_cut_off_from_its_store_is_as_good_as_dead(start, open_one, url, kind, key):
+def test_a_server_cut_off_from_its_store_is_taken_over(start, open_one, url, kind, key):
     claimed, is_back = threading.Event(), threading.Event()
 
     def only_the_claim(swap):
@@ -142,7 +144,7 @@ def test_a_server_cut_off_from_its_store_is_as_good_as_dead(start, open_one, url
 
 @pytest.mark.parametrize("url", ["sqlite", "redis"], indirect=True)
 @two_faces
-def test_what_a_killed_server_left_another_runs_again(start, namespace, style, url):
+def test_another_server_runs_the_calls_of_a_killed_server_again(start, namespace, style, url):
     dying = ServerProcess(style, url, namespace, default=SHORT)
     try:
         requests = {kind: order(*half_way(kind)) for kind in KINDS}

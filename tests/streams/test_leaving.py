@@ -1,4 +1,4 @@
-"""A caller that goes away, and a policy that says whether its handler goes on."""
+"""Callers that leave, and on_cancel, which decides whether their handlers go on."""
 
 import asyncio
 import threading
@@ -27,7 +27,7 @@ threads = pytest.mark.parametrize("style", ["sync", "aio-thread"], indirect=True
 
 
 class Work:
-    """A handler that works at a gate once its request has arrived whole, and what it saw of its caller."""
+    """A handler that waits at a gate once it has its whole request, and records what it sees of it."""
 
     def __init__(self, kind):
         self.kind = kind
@@ -61,7 +61,7 @@ class Work:
         return Conversation(server.client, self.kind, key, timeout=None).send(b"one").end()
 
     def leave(self, server, key):
-        """A call whose caller goes away with the handler at its gate."""
+        """Begin a call whose caller leaves while the handler is at its gate."""
         call = self.begin(server, key)
         self.gate.await_arrival()
         call.cancel()
@@ -91,7 +91,7 @@ def stopping(request, start, work):
 
 
 def check_end(server, work, key):
-    """The key's end is unclear: a retry runs again, or nobody does."""
+    """Check that the run ended unclear: a retry runs again, or is refused under FAIL."""
     until(lambda: server.record(key, work.kind).state is not State.RUNNING)
     assert server.record(key, work.kind).state is server.left
     work.gate.open()
@@ -130,7 +130,7 @@ def test_cancel_cancels_a_coroutine(stopping, work, key):
 @pytest.mark.parametrize("kind", [*KINDS, Kind.BIDI], ids=lambda kind: kind.value)
 @coroutines
 def test_a_coroutine_is_cancelled_once(start, kind, key):
-    """What it awaits as it ends, such as a rollback, is not cancelled too."""
+    """Its cleanup, such as a rollback, is not cancelled too."""
     at_work, rollback, readers, ends = Gate(), Gate(), [], []
 
     async def read_on(context):
@@ -157,7 +157,7 @@ def test_a_coroutine_is_cancelled_once(start, kind, key):
     at_work.await_arrival()
     call.cancel()
     rollback.await_arrival()
-    server.stop(0)  # by the end of which all is told that there is to tell
+    server.stop(0)  # after which all cancels are delivered
     rollback.open()
     assert server.drain(30) == 0
     assert ends == ["rolled back"]
@@ -165,8 +165,8 @@ def test_a_coroutine_is_cancelled_once(start, kind, key):
 
 @one_way
 @threads
-def test_cancel_is_told_to_a_thread(stopping, work, key):
-    """Nothing can stop a thread, and its key is not free while it runs."""
+def test_a_thread_can_see_the_cancel(stopping, work, key):
+    """A thread cannot be stopped, and its key is not free while it runs."""
     work.leave(stopping, key)
     assert work.called_back.wait(30)
     until(lambda: not work.sees_caller())
@@ -186,7 +186,7 @@ def test_cancel_is_told_to_a_thread(stopping, work, key):
 
 @one_way
 @threads
-def test_a_thread_that_stops_when_told_leaves_an_unclear_end(start, key, kind):
+def test_a_thread_that_stops_at_the_cancel_leaves_an_unclear_end(start, key, kind):
     left = threading.Event()
     arrived = Gate()
 
@@ -205,7 +205,7 @@ def test_a_thread_that_stops_when_told_leaves_an_unclear_end(start, key, kind):
 
 @one_way
 def test_cancel_before_the_handler_began(start, open_one, work, key):
-    """The caller may go away while the key is claimed: a handler that must stop is told all the same."""
+    """The caller may leave while the key is claimed: a handler that must stop sees the cancel too."""
     claim, policy = Gate(), Policy(on_cancel=OnCancel.CANCEL)
     server = start(store=held(open_one(), claim), scripts={work.kind: work.script}, default=policy)
     call = work.begin(server, key)
@@ -224,7 +224,7 @@ def test_cancel_before_the_handler_began(start, open_one, work, key):
 
 
 @streams
-def test_what_a_caller_does_not_stay_for_is_recorded(finishing, work, key):
+def test_the_answer_to_a_caller_that_left_is_kept(finishing, work, key):
     call = work.begin(finishing, key)
     assert call.receive() == b"first"
     work.gate.await_arrival()
@@ -240,7 +240,7 @@ def test_what_a_caller_does_not_stay_for_is_recorded(finishing, work, key):
 
 @pytest.mark.parametrize("style", ["sync", "aio", "aio-thread"], indirect=True)
 def test_a_generator_is_closed_before_its_key_is_free(start, key):
-    """What it does last, such as to roll back, must not meet the next run."""
+    """Its cleanup, such as a rollback, must not overlap the next run."""
     states, gate, is_gone = [], Gate(), threading.Event()
 
     def script(context):

@@ -22,7 +22,7 @@ GZIP = 2
 
 
 def one_answer(kind, message):
-    """A handler that reads all, and answers with one message."""
+    """A handler that reads all requests, and answers with one message."""
 
     def script(context):
         while (yield Read()) is not None:
@@ -71,7 +71,7 @@ def test_empty_messages_in_streams_are_counted(start, key):
 
 
 @pytest.mark.parametrize("end", ["NONE", "WRONG_TYPE"])
-def test_what_is_no_message_is_internal_and_not_kept(start, kind, key, end):
+def test_a_value_that_is_no_message_is_internal_and_not_kept(start, kind, key, end):
     server = start()
     request = order(run(end), run())
     first, second, third = (server.client.call(kind, request, key) for _ in range(3))
@@ -129,8 +129,8 @@ WAYS = {
 
 @pytest.mark.parametrize("give", WAYS.values(), ids=WAYS)
 @pytest.mark.parametrize("pair", UNSENDABLE, ids=repr)
-def test_metadata_that_cannot_be_sent_fails_the_handler_that_says_it(start, kind, key, give, pair):
-    """Grpc cannot send it: the answer would be kept, and its own caller would never get it."""
+def test_metadata_that_cannot_be_sent_fails_the_handler(start, kind, key, give, pair):
+    """Otherwise the answer would be kept, and its own caller would never get it."""
 
     def script(context):
         yield Read()
@@ -148,7 +148,7 @@ def test_metadata_that_cannot_be_sent_fails_the_handler_that_says_it(start, kind
 
 
 class Relay:
-    """Passes one connection on to a server, and counts what comes back."""
+    """Forwards one connection to a server, and counts the bytes that come back."""
 
     def __init__(self, address: str) -> None:
         host, _, port = address.partition(":")
@@ -177,7 +177,7 @@ class Relay:
 
 @pytest.mark.parametrize("style", ["sync", "aio"], indirect=True)
 @pytest.mark.parametrize("by", ["nobody", "server", "handler"])
-def test_compression(start, monkeypatch, kind, key, by):
+def test_compressed_answers_are_replayed(start, monkeypatch, kind, key, by):
     if by == "server":  # as compression= does; the harness takes no options
         options = (*MESSAGE_SIZE, ("grpc.default_compression_algorithm", GZIP))
         monkeypatch.setattr(harness, "MESSAGE_SIZE", options)
@@ -209,7 +209,7 @@ def test_compression(start, monkeypatch, kind, key, by):
         relay.close()
 
 
-def test_who_waits_for_an_answer_over_the_limit_gets_it_unless_it_is_a_stream(start, kind, key):
+def test_a_waiting_duplicate_gets_an_answer_over_the_limit_unless_it_is_a_stream(start, kind, key):
     server = start(default=Policy(max_response_bytes=1000))
     request = order(
         run(filler_bytes=1001, gate="at work", responses_before_gate=1 if kind.has_response_stream else 0)
@@ -227,7 +227,7 @@ def test_who_waits_for_an_answer_over_the_limit_gets_it_unless_it_is_a_stream(st
 
 @pytest.mark.parametrize("style", ["sync", "aio"], indirect=True)
 @pytest.mark.parametrize("plain", [0, 1, 2])
-def test_one_message_that_is_not_compressed(start, key, plain):
+def test_one_message_can_be_left_uncompressed(start, key, plain):
     sizes = [1 << 20, 1 << 21, 1 << 22]
 
     def script(context):

@@ -1,4 +1,4 @@
-"""A pool of threads bounds how many handlers run, also those whose callers have left."""
+"""The thread pool bounds how many handlers run, including those whose callers have left."""
 
 import logging
 import threading
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.parametrize("style", ["sync"], indirect=True)
 
 
 class Work:
-    """A handler that stands at a gate in mid-stream, and notes how many of it do at once."""
+    """A handler that waits at a gate in mid-stream, and counts how many of its runs overlap."""
 
     def __init__(self):
         self.gate = Gate()
@@ -43,7 +43,7 @@ class Work:
             self.over += more < 0
 
 
-def test_those_who_leave_do_not_let_more_handlers_in(start, key):
+def test_callers_that_leave_do_not_let_more_handlers_run(start, key):
     work = Work()
     server = start(scripts={KIND: work.script}, workers=WORKERS)
     for number in range(WORKERS):
@@ -53,7 +53,8 @@ def test_those_who_leave_do_not_let_more_handlers_in(start, key):
     stayed = [
         Conversation(server.client, KIND, f"{key}-stayed-{number}", timeout=None) for number in range(3)
     ]
-    with suppress(AssertionError):  # they are not let in, as far as can be told in a while
+    # Handlers that must not start give no event to wait for: a wrong pool gets this time to start them.
+    with suppress(AssertionError):
         until(lambda: work.most > WORKERS, deadline=0.5)
     work.gate.open()
     assert all(call.answer().ok for call in stayed)
@@ -62,10 +63,10 @@ def test_those_who_leave_do_not_let_more_handlers_in(start, key):
 
 
 class Broken(BaseException):
-    """What no server expects of a store."""
+    """An exception that stores do not raise."""
 
 
-def test_what_breaks_when_the_caller_has_left_is_logged(start, open_one, key, caplog):
+def test_an_exception_after_the_caller_left_is_logged(start, open_one, key, caplog):
     work, departed = Work(), threading.Event()
 
     def bar(swap):

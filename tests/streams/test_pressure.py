@@ -1,4 +1,4 @@
-"""However many responses a handler has, they do not pile up: not before a slow reader, nor in a record."""
+"""Many responses do not pile up in memory, neither for a slow reader nor for the record."""
 
 import resource
 
@@ -16,7 +16,7 @@ WAY = 48 << 20  # bytes; more than flow control and sockets let lie between a ha
 
 
 class Flood:
-    """A handler that has ``count`` large responses, and notes how many of them it gave."""
+    """A handler that sends ``count`` large responses, and counts them."""
 
     def __init__(self, count=MANY):
         self.count = count
@@ -41,7 +41,10 @@ def begin(server, key):
 
 
 def stands_still(flood):
-    """Whether the handler gives no more, as far as can be told in a while."""
+    """Whether the handler gave no more responses for 0.3 seconds.
+
+    A handler that waits for its reader does nothing that could be waited for, so this needs a time.
+    """
     before = flood.given
 
     def moves():
@@ -72,7 +75,7 @@ def test_a_handler_does_not_run_far_ahead_of_a_slow_reader(start, key):
     assert flood.given == MANY
 
 
-def test_who_stops_when_its_caller_goes_stops_a_flood(start, key):
+def test_a_flood_is_stopped_when_its_caller_leaves_under_cancel(start, key):
     flood = Flood()
     server = start(scripts={KIND: flood.script}, default=Policy(on_cancel=OnCancel.CANCEL))
     slow = begin(server, key)
@@ -83,8 +86,8 @@ def test_who_stops_when_its_caller_goes_stops_a_flood(start, key):
     assert flood.given * MESSAGE < WAY
 
 
-def test_an_answer_over_the_limit_takes_no_room(start, key):
-    """The live call gets all of it, to the last message, and the process grows by little."""
+def test_an_answer_over_the_limit_takes_no_memory(start, key):
+    """The first caller gets all messages, and the process hardly grows."""
     flood = Flood()
     server = start(scripts={KIND: flood.script}, default=Policy(max_response_bytes=1 << 20))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -102,7 +105,7 @@ def test_an_answer_over_the_limit_takes_no_room(start, key):
     assert flood.runs == 1
 
 
-def test_a_caller_who_left_a_flood_takes_no_room_either(start, key):
+def test_a_flood_whose_caller_left_takes_no_memory(start, key):
     flood = Flood()
     server = start(scripts={KIND: flood.script}, default=Policy(max_response_bytes=1 << 20))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -116,8 +119,8 @@ def test_a_caller_who_left_a_flood_takes_no_room_either(start, key):
     assert begin(server, key).answer().reason is Reason.RESPONSE_NOT_KEPT
 
 
-def test_a_record_ends_where_its_limit_is(start, key):
-    """To the byte: at the limit it is kept, past it it is not."""
+def test_the_limit_of_a_record_is_exact(start, key):
+    """An answer of exactly the limit is kept, and one of a byte more is not."""
     size = len(b"%08d" % 0) + MESSAGE
     for name, room, kept in (("fits", 3 * size, True), ("does not", 3 * size - 1, False)):
         flood = Flood(3)

@@ -1,4 +1,4 @@
-"""A request stream stands for the call as one request does: what a duplicate sends is compared."""
+"""The request streams of duplicates are compared, like single requests."""
 
 import grpc
 import pytest
@@ -17,7 +17,7 @@ SMALL_MESSAGES = 500
 TOO_MUCH = 64 * 1024
 BOUND = 8 << 20  # far less than a duplicate would send, and more than lies between a client and a server
 
-# Whoever wrote the handler and however, it is the interceptor that compares.
+# The interceptor compares requests in every style of handlers.
 pytestmark = pytest.mark.parametrize("style", ["sync", "aio"], indirect=True)
 
 
@@ -28,7 +28,7 @@ def kind(request):
 
 @pytest.fixture
 def runs():
-    """What each run of the handler has read."""
+    """The requests that each run of the handler has read."""
     return []
 
 
@@ -79,7 +79,7 @@ def test_another_stream_is_refused(serve, kind, key, runs, other):
     assert runs == [REQUEST]
 
 
-def test_a_stream_of_nothing_is_a_request_too(serve, kind, key, runs):
+def test_an_empty_stream_is_a_request_too(serve, kind, key, runs):
     server = serve()
     first = say(server.client, kind, key, [])
     assert first.ok
@@ -88,7 +88,7 @@ def test_a_stream_of_nothing_is_a_request_too(serve, kind, key, runs):
     assert runs == [[]]
 
 
-def test_only_what_was_read_is_compared(serve, kind, key, runs):
+def test_only_messages_that_were_read_are_compared(serve, kind, key, runs):
     server = serve(reads=2)
     first = say(server.client, kind, key, REQUEST)
     assert first.ok
@@ -116,7 +116,7 @@ def test_a_handler_that_stops_reading_answers_a_client_that_does_not_stop_sendin
     assert second.essence == first.essence
 
 
-def test_the_order_of_fields_and_of_maps_is_no_difference(serve, kind, key, runs):
+def test_the_order_of_fields_and_maps_makes_no_difference(serve, kind, key, runs):
     server = serve(parse=order_pb2.Order.FromString)
     customer, *counts = (
         order_pb2.Order(**fields).SerializeToString()
@@ -130,7 +130,7 @@ def test_the_order_of_fields_and_of_maps_is_no_difference(serve, kind, key, runs
     assert len(runs) == 1
 
 
-def test_ignored_fields_are_no_difference(serve, kind, key, runs):
+def test_ignored_fields_make_no_difference(serve, kind, key, runs):
     server = serve(parse=pb.LedgerRequest.FromString, default=Policy(ignore=["amount"]))
 
     def sent(order, *amounts):
@@ -145,7 +145,7 @@ def test_ignored_fields_are_no_difference(serve, kind, key, runs):
     assert len(runs) == 1
 
 
-def test_the_duplicate_is_heard_out_before_it_is_answered(serve, kind, key):
+def test_the_duplicate_is_read_to_its_end_before_it_is_answered(serve, kind, key):
     server = serve()
     first = say(server.client, kind, key, REQUEST)
     duplicate = Conversation(server.client, kind, key).send(*REQUEST)
@@ -156,7 +156,7 @@ def test_the_duplicate_is_heard_out_before_it_is_answered(serve, kind, key):
 
 @pytest.mark.parametrize("messages", [SMALL_MESSAGES, 3])
 def test_a_duplicate_that_is_far_larger_is_not_read_to_its_end(serve, kind, key, messages):
-    """Whether it is its messages that are larger, or that there are more."""
+    """Its messages may be larger, or there may be more of them."""
     server = serve()
     assert say(server.client, kind, key, [b"."] * messages).ok
     duplicate = Conversation(server.client, kind, key).send(*[b"." * TOO_MUCH] * SMALL_MESSAGES)
@@ -164,7 +164,7 @@ def test_a_duplicate_that_is_far_larger_is_not_read_to_its_end(serve, kind, key,
     assert duplicate.sent < BOUND < TOO_MUCH * SMALL_MESSAGES
 
 
-def test_a_duplicate_that_stays_silent_is_not_waited_for_without_end(serve, kind, key):
+def test_the_wait_for_a_silent_duplicate_is_bounded(serve, kind, key):
     server = serve(default=Policy(lease=0.1, max_run=0.3))
     first = say(server.client, kind, key, REQUEST)
     assert first.ok
@@ -174,7 +174,7 @@ def test_a_duplicate_that_stays_silent_is_not_waited_for_without_end(serve, kind
     assert say(server.client, kind, key, REQUEST).essence == first.essence
 
 
-def test_a_duplicate_that_is_cut_learns_nothing_and_spoils_nothing(serve, kind, key, runs):
+def test_a_duplicate_that_is_cut_gets_no_answer_and_changes_nothing(serve, kind, key, runs):
     server = serve()
     first = say(server.client, kind, key, REQUEST)
     duplicate = Conversation(server.client, kind, key).send(*REQUEST)

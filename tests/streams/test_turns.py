@@ -1,4 +1,4 @@
-"""Who asks, is answered and only then asks on gets a replay in the same turns."""
+"""A client that sends each request after the answer to the last one gets a replay in the same turns."""
 
 import threading
 
@@ -17,7 +17,7 @@ TURNS = [b"a", b"b", b"c"]
 
 
 def echo(greeting=(), farewell=(), times=1):
-    """Answers every request, and has something to say before the first and after the last."""
+    """A handler that answers every request, with responses before the first and after the last."""
 
     def script(context):
         for message in greeting:
@@ -33,7 +33,7 @@ def echo(greeting=(), farewell=(), times=1):
 
 @pytest.fixture
 def converse(start, key):
-    """Start a server with a handler, and give what begins a conversation with it."""
+    """Start a server with a handler, and return a function that begins a call of it."""
 
     def converse(script, **settings):
         server = start(scripts={KIND: script}, **settings)
@@ -43,7 +43,7 @@ def converse(start, key):
 
 
 def take_turns(conversation, requests=TURNS, times=1):
-    """Send a request only once the one before is answered."""
+    """Send each request once the one before is answered."""
     for request in requests:
         conversation.send(request)
         for _ in range(times):
@@ -57,7 +57,7 @@ def all_at_once(conversation, requests=TURNS, times=1):
 
 @pytest.mark.parametrize("times", [1, 2])
 @pytest.mark.parametrize("first", [take_turns, all_at_once])
-def test_a_replay_suits_who_takes_turns_and_who_sends_all_at_once(converse, first, times):
+def test_a_replay_works_in_turns_and_for_all_requests_at_once(converse, first, times):
     begin = converse(echo(times=times))
     answer = first(begin(), times=times)
     assert answer.ok
@@ -68,7 +68,7 @@ def test_a_replay_suits_who_takes_turns_and_who_sends_all_at_once(converse, firs
         assert replay.replayed
 
 
-def test_a_greeting_needs_no_request(converse):
+def test_a_response_before_the_first_request_is_replayed_before_it(converse):
     begin = converse(echo(greeting=[b"hello"]))
     for replayed in (False, True):
         conversation = begin()
@@ -78,7 +78,7 @@ def test_a_greeting_needs_no_request(converse):
         assert answer.replayed is replayed
 
 
-def test_what_was_said_after_the_end_is_said_after_the_duplicates_end(converse):
+def test_responses_after_the_end_are_replayed_after_the_end_of_the_duplicate(converse):
     begin = converse(echo(farewell=[b"total", b"bye"]))
     first = take_turns(begin())
     assert first.messages[-2:] == (b"total", b"bye")
@@ -91,7 +91,7 @@ def test_what_was_said_after_the_end_is_said_after_the_duplicates_end(converse):
 @pytest.mark.parametrize("style", ["sync", "aio"], indirect=True)
 @pytest.mark.parametrize("turn", range(len(TURNS)))
 @pytest.mark.parametrize("way", [take_turns, all_at_once])
-def test_who_deviates_is_answered_up_to_there(converse, turn, way):
+def test_a_duplicate_that_differs_is_answered_up_to_the_difference(converse, turn, way):
     begin = converse(echo(farewell=[b"bye"]))
     first = take_turns(begin())
     other = [*TURNS[:turn], b"!", *TURNS[turn + 1 :]]
@@ -103,7 +103,7 @@ def test_who_deviates_is_answered_up_to_there(converse, turn, way):
 
 
 @pytest.mark.parametrize("style", ["sync", "aio"], indirect=True)
-def test_who_ends_early_is_answered_up_to_there(converse):
+def test_a_duplicate_that_ends_early_is_answered_up_to_its_end(converse):
     begin = converse(echo(farewell=[b"bye"]))
     first = take_turns(begin())
     answer = take_turns(begin(), TURNS[:2])
@@ -111,7 +111,7 @@ def test_who_ends_early_is_answered_up_to_there(converse):
     assert answer.messages == first.messages[:2]
 
 
-def test_turns_of_more_than_one_request(converse):
+def test_a_turn_may_have_several_requests(converse):
     def pairs(context):
         while (yield Read()) is not None and (yield Read()) is not None:
             yield Send(b"a pair")
@@ -161,7 +161,7 @@ def test_an_error_after_turns_comes_after_the_same_turns(start, key):
 
 
 @pytest.mark.parametrize("style", ["sync", "aio"], indirect=True)
-def test_who_leaves_in_the_midst_of_a_replay_spoils_nothing(start, key):
+def test_leaving_during_a_replay_changes_nothing(start, key):
     server = start(scripts={KIND: echo()})
     first = take_turns(Conversation(server.client, KIND, key))
     leaving = Conversation(server.client, KIND, key).send(b"a")

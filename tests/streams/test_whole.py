@@ -1,4 +1,4 @@
-"""A duplicate gets the whole answer, and the handler ran once: every style, kind and store."""
+"""A duplicate gets the complete answer, and the handler runs once: every style, kind and store."""
 
 import grpc
 import pytest
@@ -41,7 +41,7 @@ def attempts(server, request):
 
 
 def half_way(kind, **gate):
-    """Where a run stands that has sent a part of its answer, once its request has arrived whole."""
+    """A run that waits at a gate once its request has arrived completely and a part of its answer is sent."""
     sent = {Kind.SERVER_STREAM: 1, Kind.BIDI: 3}.get(kind, 0)
     return {"gate": "half-way", "responses_before_gate": sent}
 
@@ -84,7 +84,7 @@ def test_another_payload_is_refused(server, kind, key):
     assert not server.ledger.runs(other)
 
 
-def test_a_decided_error_is_an_answer_with_all_that_went_before_it(server, kind, key):
+def test_a_decided_error_is_replayed_with_the_responses_before_it(server, kind, key):
     declined = run(
         "ABORT_WITH_STATUS",
         grpc.StatusCode.FAILED_PRECONDITION,
@@ -104,7 +104,7 @@ def test_a_decided_error_is_an_answer_with_all_that_went_before_it(server, kind,
     assert attempts(server, request) == [1]
 
 
-def test_an_error_that_did_nothing_is_not_an_answer(server, kind, key):
+def test_an_error_without_effect_is_not_replayed(server, kind, key):
     request = order(run(code=grpc.StatusCode.ABORTED, details="later"), run())
     first, second, third = (server.client.call(kind, request, key) for _ in range(3))
     assert (first.code, first.replayed) == (grpc.StatusCode.ABORTED, False)
@@ -115,7 +115,7 @@ def test_an_error_that_did_nothing_is_not_an_answer(server, kind, key):
     assert attempts(server, request) == [1, 2]
 
 
-def test_an_answer_over_the_limit_is_told_once(server, kind, key):
+def test_an_answer_over_the_limit_is_given_to_the_first_caller_only(server, kind, key):
     request = order(run(filler_bytes=1001, trailing=METADATA), run())
     first = server.client.call(kind, request, key)
     assert first.ok

@@ -1,6 +1,6 @@
-"""A client in a process of its own, which begins uploads and never ends them.
+"""A client in a process of its own, which begins uploads and never ends them, until it is killed.
 
-``python -m tests.streams.uploader ADDRESS KEY…``; it is there to be killed.
+Run as ``python -m tests.streams.uploader ADDRESS KEY…``.
 """
 
 import sys
@@ -18,12 +18,12 @@ def main(address: str, *keys: str) -> None:
 
 
 def begin(client: Client, key: str, timeout: float | None = None) -> Conversation:
-    """The beginning of an upload, as far as it ever comes. Its first message is its key."""
+    """Begin an upload. Its first message is its key."""
     return Conversation(client, kind_of(key), key, timeout=timeout).send(key.encode(), b"one", b"two")
 
 
 def kind_of(key: str) -> Kind:
-    """Keys name the kind of method that they are for."""
+    """The kind of method that a key is for."""
     return Kind(key.split(":")[0])
 
 

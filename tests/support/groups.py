@@ -36,7 +36,7 @@ def group_lives(group: int) -> bool:
 
 
 def run(module: str, *options: str) -> tuple[int, str]:
-    """Its exit status and what it printed. It must have ended what it started, and print no traceback."""
+    """Return its exit status and output. It must leave no process running, and print no traceback."""
     with started(module, *options) as process:
         printed, _ = process.communicate(timeout=90)
         assert not group_lives(process.pid)

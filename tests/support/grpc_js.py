@@ -1,4 +1,4 @@
-"""grpc-js, a client of another make, as a fixture that installs it."""
+"""grpc-js, a client that knows nothing of this library, installed for the tests."""
 
 import fcntl
 import json
@@ -8,21 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.server.processes import ROOT
-
 PACKAGES = {"@grpc/grpc-js": "1.14.7", "@grpc/proto-loader": "0.8.1"}
+CACHE = Path(__file__).parents[2] / ".cache"
 
 
 @pytest.fixture(scope="module")
 def modules() -> Path:
-    """Where grpc-js is installed, for this run of the tests and for all to come."""
+    """The node_modules folder with grpc-js. It is installed once and used by later test runs too."""
     for tool in ("node", "npm"):
         assert shutil.which(tool), f"there is no {tool} on the PATH: install Node.js 18 or later, with npm"
-    cache = ROOT / ".cache"
-    cache.mkdir(exist_ok=True)
-    folder = cache / ("grpc-js-" + "-".join(PACKAGES.values()))
-    with (cache / "grpc-js.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # several runs may want it at once
+    CACHE.mkdir(exist_ok=True)
+    folder = CACHE / ("grpc-js-" + "-".join(PACKAGES.values()))
+    with (CACHE / "grpc-js.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # several test processes may install it at once
         if not (folder / "complete").exists():
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()

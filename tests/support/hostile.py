@@ -1,4 +1,4 @@
-"""Records as no server writes them: made by mistake, by hand, by a later release or by an enemy."""
+"""Records that no server of this release writes: made by mistake, by later releases or by attackers."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -36,7 +36,7 @@ def _metadata(name: str, value: bytes) -> Iterator[tuple[str, Change]]:
 
 
 def _running(change: Change) -> Change:
-    """The change of a record that is RUNNING first."""
+    """Make the record RUNNING, then change it."""
 
     def changed(record: record_pb2.Record) -> None:
         record.state = record_pb2.STATE_RUNNING
@@ -120,7 +120,7 @@ CHANGES: dict[str, Change] = {
     "open with a long owner": _in_state(record_pb2.STATE_OPEN, setting("owner", b"o" * 65)),
     **dict(change for pair in UNSENDABLE for change in _metadata(*pair)),
 }
-"""Each makes of the DONE record of a real call one that nobody can act upon."""
+"""Each turns the DONE record of a real call into an invalid one."""
 
 
 def _responses(*messages: bytes, in_turns: bool = False) -> Change:

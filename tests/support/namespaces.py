@@ -1,4 +1,4 @@
-"""Linux namespaces, which make a process of this host one of a container."""
+"""Linux namespaces, in which a process runs as it would in a container."""
 
 import os
 from contextlib import suppress
@@ -8,7 +8,7 @@ _USER = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
 
 
 def unshared(*options: str) -> list[str]:
-    """What to put before a command so that it runs in namespaces of its own, as util-linux makes them.
+    """The command prefix that runs a command in namespaces of its own, by unshare of util-linux.
 
     Killing the process kills the command too.
     """
@@ -30,7 +30,7 @@ class SmallDisk:
         self.within = unshared("--mount", "sh", "-c", mount, "sh")
 
     def fill(self, pid: int) -> None:
-        """Leave no room on it. ``pid`` is that of what the command of ``within`` started."""
+        """Leave no space on it. ``pid`` is that of the process that was started by ``within``."""
         with suppress(OSError), self._ballast(pid).open("wb", buffering=0) as ballast:
             while True:
                 ballast.write(bytes(4096))

@@ -1,4 +1,4 @@
-"""A real server of the Redis protocol, which a test may kill, pause and start again."""
+"""A real Redis server, which a test may kill, pause and start again."""
 
 import importlib.util
 import shutil
@@ -14,7 +14,7 @@ from tests.support.wait import until
 
 
 class RedisServer:
-    """A server on a free port, in a folder of its own that goes with it.
+    """A server on a free port, in a temporary folder of its own.
 
     ``options`` are the server's own, as in ``RedisServer("--maxmemory-policy", "allkeys-lru")``.
     Raises if no server can be found or started: a test must not pass without one.
@@ -38,11 +38,11 @@ class RedisServer:
         return f"redis://127.0.0.1:{self.port}"
 
     def client(self) -> redis.Redis:
-        """A client for the test itself, past any store."""
+        """A client for the test itself, independent of any store."""
         return redis.Redis(unix_socket_path=self.socket, password=self._password, protocol=2)
 
     def kill(self) -> None:
-        """SIGKILL: what it held in memory is gone."""
+        """SIGKILL: its data is lost."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -54,11 +54,11 @@ class RedisServer:
         until(lambda: self._answers_on(self.port))
 
     def pause(self) -> None:
-        """SIGSTOP: it accepts connections, as the kernel does that, and says nothing."""
+        """SIGSTOP: the kernel still accepts connections, and the server does not answer."""
         self._signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Let it go on with all that was sent meanwhile."""
+        """SIGCONT: it goes on with all commands that were sent meanwhile."""
         self._signal(signal.SIGCONT)
 
     def stop(self) -> None:

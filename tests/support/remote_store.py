@@ -1,4 +1,4 @@
-"""A store that another process has open: ``python -m tests.support.remote_store URL``.
+"""A store in a process of its own: ``python -m tests.support.remote_store URL``.
 
 It answers one line for each line that it reads: the value of an expression in which ``store``
 is the store.
@@ -16,7 +16,7 @@ from idem_grpc.stores._sqlite import SqliteStore
 
 
 class Failed(NamedTuple):
-    """What a StoreError was."""
+    """A StoreError that was raised there."""
 
     type: str
     answered: bool
@@ -27,7 +27,7 @@ NAMES = {"Swap": Swap, "Held": Held, "Swapped": Swapped, "Failed": Failed, "inf"
 
 
 class RemoteStore:
-    """The process of a store, which runs ``within`` what that command makes."""
+    """The process of a store. ``within`` is put before its command."""
 
     def __init__(self, url: str, *, within: Sequence[str] = ()) -> None:
         self._process = subprocess.Popen(
@@ -43,7 +43,7 @@ class RemoteStore:
         return self._process.pid
 
     def ask(self, expression: str) -> Any:
-        """What the expression comes to there, Failed for a StoreError.
+        """Evaluate the expression there, and return the value, or Failed for a StoreError.
 
         AssertionError if the process has ended.
         """

@@ -1,6 +1,6 @@
 """A process that stays in a write transaction: ``python -m tests.support.sqlite_lock PATH``.
 
-It reads lines: ``lock`` and ``release``, and answers each once it is done.
+It prints ``locked`` once it has the lock, and releases it at the end of its input.
 """
 
 import sqlite3
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def locked(path: str) -> Iterator[None]:
-    """Another process has the write lock of the file at ``path`` until the block ends."""
+    """Have another process hold the write lock of the file at ``path`` until the block ends."""
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.support.sqlite_lock", path],
         stdin=subprocess.PIPE,

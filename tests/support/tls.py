@@ -1,4 +1,4 @@
-"""TLS in front of a server that has none."""
+"""A TLS proxy in front of a server that has no TLS."""
 
 import asyncio
 import ssl
@@ -10,7 +10,7 @@ from queue import SimpleQueue
 
 @contextmanager
 def terminating(target: int, context: ssl.SSLContext) -> Iterator[int]:
-    """Take TLS connections on a port, which it gives, and pass on what they say to the port ``target``."""
+    """Accept TLS connections on a port, which is given, and forward their data to the port ``target``."""
     started = SimpleQueue[tuple[int, asyncio.AbstractEventLoop, asyncio.Event]]()
 
     async def serve() -> None:

@@ -1,4 +1,4 @@
-"""Waiting for the thing itself, and never for an amount of time."""
+"""Wait for an event, and never for an amount of time."""
 
 import threading
 import time
@@ -9,12 +9,12 @@ T = TypeVar("T")
 
 
 def until(happened: Callable[[], T], *, deadline: float = 30.0, step: float = 0.005) -> T:
-    """Ask again and again until the answer is true, and return it.
+    """Call ``happened`` until it returns a true value, and return that.
 
     AssertionError after ``deadline`` seconds.
     """
     give_up = time.monotonic() + deadline
     while not (answer := happened()):
         assert time.monotonic() < give_up, f"it did not happen in {deadline} seconds"
-        threading.Event().wait(step)
+        threading.Event().wait(step)  # between two questions
     return answer

@@ -1,4 +1,4 @@
-"""The wheel as it is published, and environments that have nothing else."""
+"""The wheel as it is published, and virtual environments to install it in."""
 
 import os
 import subprocess
@@ -10,9 +10,9 @@ ROOT = Path(__file__).parents[2]
 
 
 def run(*command: str | Path, cwd: Path | None = None, env: dict[str, str] | None = None) -> str:
-    """What a command prints. AssertionError, with that, if it fails.
+    """Run a command, and return what it prints. Raises AssertionError, with the output, if it fails.
 
-    Unless ``env`` says otherwise, no PYTHONPATH of whoever runs the tests helps it.
+    Unless ``env`` is given, the command gets the environment of the tests without PYTHONPATH.
     """
     if env is None:
         env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
@@ -30,14 +30,14 @@ def run(*command: str | Path, cwd: Path | None = None, env: dict[str, str] | Non
 
 
 def build(folder: Path) -> Path:
-    """Make an sdist, and the wheel from that: so the sdist has all it needs."""
+    """Build an sdist, and the wheel from it, which fails if the sdist lacks a file."""
     run(sys.executable, "-m", "build", "--outdir", folder, ROOT)
     (wheel,) = folder.glob("*.whl")
     return wheel
 
 
 def environment(folder: Path, *requirements: str | Path) -> Path:
-    """A new environment with ``requirements``; returns its folder of commands."""
+    """Create a virtual environment with ``requirements``, and return its bin folder."""
     venv.create(folder, with_pip=False)
     commands = folder / "bin"
     pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", commands / "python")

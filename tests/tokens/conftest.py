@@ -1,4 +1,4 @@
-"""Servers that issue tokens, on every face and store that a test asks for."""
+"""Servers that issue tokens, on every face and store."""
 
 from collections.abc import Callable, Iterator
 from uuid import uuid4
@@ -19,7 +19,7 @@ Start = Callable[..., Server]
 def start(face) -> Iterator[Start]:
     """Start a server of this face: ``start(url, **settings)``; see _WithTokens for the settings.
 
-    All servers of a test share a namespace, so that on one store they know one another's tokens.
+    All servers of a test share a namespace, so that on one store they share their tokens.
     """
     namespace = uuid4().hex
     with starting(lambda url: open_store(face, url, namespace), FACES[face]) as start:

@@ -1,7 +1,7 @@
 """A server as a process of its own: ``python -m tests.tokens.process FACE URL NAMESPACE``.
 
-It says its port first, then every event of its ledger, one a line; it opens the gates that it
-is told to on its standard input, and ends when that does.
+It prints its port, then each event of its ledger on a line. It opens the gates that are named on
+its standard input, and ends at the end of that.
 """
 
 import sys
@@ -13,7 +13,7 @@ from tests.tokens.servers import FACES
 
 
 def main(face: str, url: str, namespace: str) -> None:
-    server = FACES[face](open_store(face, url, namespace), ledger=Ledger(tell=say))
+    server = FACES[face](open_store(face, url, namespace), ledger=Ledger(report=say))
     say(f"port {server.address.rpartition(':')[2]}")
     for line in sys.stdin:
         server.ledger.gate(line.strip()).open()

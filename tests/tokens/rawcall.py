@@ -1,4 +1,4 @@
-"""One call over HTTP/2 with nothing between: grpc's own clients send no metadata that is not text."""
+"""One call over plain HTTP/2: grpc's own clients cannot send metadata that is not text."""
 
 import socket
 
@@ -10,7 +10,7 @@ from tests.server.ledger import DEADLINE
 
 
 def grpc_status(address: str, path: str, key: bytes, *metadata: tuple[bytes, bytes]) -> bytes:
-    """The grpc-status of a call with an empty request, and an idempotency-key and metadata of any bytes.
+    """Make a call with an empty request, and with a key and metadata of any bytes; return its grpc-status.
 
     Raises AssertionError if the server answers otherwise.
     """

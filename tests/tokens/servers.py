@@ -1,4 +1,4 @@
-"""The ledger's servers with a TokenService beside it, whose tokens the ledger asks for."""
+"""Servers with the ledger and a TokenService, whose tokens the ledger requires."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -51,7 +51,7 @@ FACES = {"sync": OnSync, "aio": OnAio}
 
 
 class Clock:
-    """A clock for a store, which goes on when it is told to."""
+    """A clock for a store, which a test moves on."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -66,7 +66,7 @@ def tenant(name: str) -> tuple[tuple[str, str]]:
 
 
 def ask(client: Client, method: str, request: Message, metadata: Any = ()) -> Answer:
-    """Call the TokenService, whatever it answers."""
+    """Call a method of the TokenService, and return the answer or failure."""
     call: Any = client.channel.unary_unary(f"/idem.v1.TokenService/{method}")
     sent = call.future(request.SerializeToString(), metadata=metadata, timeout=DEADLINE)
     return Pending(sent, is_stream=False).answer()
@@ -98,7 +98,7 @@ def get(client: Client, token: str, metadata: Any = ()) -> Answer:
 
 
 def shown(client: Client, token: str, metadata: Any = ()) -> token_pb2.Token:
-    """What GetToken tells of a token that is there."""
+    """What GetToken returns for a token that exists."""
     answer = get(client, token, metadata)
     assert answer.ok, answer
     return token_pb2.Token.FromString(answer.messages[0])

@@ -1,4 +1,4 @@
-"""A store that counts its batches, and tells how many records it has."""
+"""A store that counts its batches and its records."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from tests.server.stores import AsyncWatched, Watched
 
 
 class Counted(Watched):
-    """Notes the size of every batch that goes to ``inner``."""
+    """Records the size of every batch that goes to ``inner``."""
 
     def __init__(self, inner: Store) -> None:
         super().__init__(inner)
@@ -21,7 +21,7 @@ class Counted(Watched):
         return self.inner.swap_many(swaps)
 
     def living(self) -> int:
-        """How many of the records that were written are there."""
+        """How many of the records that were written still exist."""
         keys = {swap.key for swap in self.swaps}
         return sum(self.inner.read(key).value is not None for key in keys)
 

@@ -1,4 +1,4 @@
-"""Calls that get their tokens from TokenKeys, by the client interceptors of both faces."""
+"""Calls whose keys are tokens from TokenKeys, through the client interceptors of both faces."""
 
 import asyncio
 from contextlib import closing
@@ -64,8 +64,8 @@ def test_a_retry_has_the_token_of_its_call(start, calls):
     assert len({run.execution.key for run in runs}) == 1
 
 
-def test_without_the_service_the_call_is_not_made(start, calls):
-    """The server has no such operation: the call fails with what the TokenService said."""
+def test_without_a_token_the_call_is_not_made(start, calls):
+    """The server has no such operation: the call fails with the status of the TokenService."""
     server = start(operations={"tests.other": idem_grpc.Operation()})
     with pytest.raises(grpc.RpcError) as error:
         calls(server.address, BY_METHOD[0], [order()])
@@ -79,8 +79,8 @@ def outer(behavior):
     return grpc.method_handlers_generic_handler("tests.v1.Outer", {"Call": method})
 
 
-def test_a_keyed_handler_takes_no_token(start, face):
-    """Run again, it would take another: it must be handed one."""
+def test_a_keyed_handler_must_be_given_its_token(start, face):
+    """Run again, it would take another one."""
     seen: list[str] = []
 
     def handler(request, context):

@@ -1,4 +1,4 @@
-"""What a token costs: to issue, to use, and to use again."""
+"""How many Redis commands it takes to issue, use and replay a token."""
 
 from uuid import uuid4
 
@@ -13,7 +13,7 @@ from tests.tokens.stores import counted
 
 @pytest.fixture
 def server(start, own_redis_server):
-    """One that is connected to a Redis of its own, which knows the script."""
+    """A server that is connected to a Redis of its own, which has loaded the script."""
     server = start(own_redis_server.url, cache_bytes=0)
     server.client.call(Kind.UNARY, order(), issue(server.client))
     return server
@@ -21,7 +21,7 @@ def server(start, own_redis_server):
 
 @pytest.fixture
 def spent(own_redis_server):
-    """How many scripts something makes Redis run, and how many commands come from clients in all."""
+    """Return ``spent(do)``: how many scripts Redis runs for a call of ``do``."""
 
     def counts():
         with own_redis_server.client() as client:
@@ -37,7 +37,7 @@ def spent(own_redis_server):
 
 
 @pytest.mark.parametrize("kind", [Kind.UNARY, Kind.BIDI])
-def test_a_token_costs_no_more_than_a_key_of_the_clients_own(server, spent, kind):
+def test_a_token_costs_as_many_scripts_as_a_client_key(server, spent, kind):
     request, token = order(), issue(server.client)
     assert spent(lambda: server.client.call(kind, request, token)) == 2
     for _ in range(3):
@@ -55,7 +55,7 @@ def test_a_hundred_tokens_are_a_rate_check_and_a_batch(server, spent):
     assert spent(lambda: issue_many(server.client, count=100)) in (101, 102)
 
 
-def test_looking_is_one_script_and_revoking_two(server, spent):
+def test_get_token_is_one_script_and_revoke_is_two(server, spent):
     token = issue(server.client)
     assert spent(lambda: get(server.client, token)) == 1
     assert spent(lambda: revoke(server.client, token)) == 2
@@ -71,8 +71,8 @@ def test_tokens_go_to_the_store_in_one_batch(start, face, url):
     assert len(server.ledger.all_runs) == 0
 
 
-def test_a_batch_is_not_a_hundred_round_trips(server, own_redis_server):
-    """The server takes a pipeline in by a few reads, and counts them."""
+def test_a_batch_takes_few_round_trips(server, own_redis_server):
+    """The server reads a pipeline in a few reads, and counts them."""
 
     def reads():
         with own_redis_server.client() as client:

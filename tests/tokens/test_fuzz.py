@@ -1,4 +1,4 @@
-"""Whatever stands in a call's idempotency-key, the answer is a clean one."""
+"""Any idempotency-key gets a proper status."""
 
 import re
 from uuid import uuid4
@@ -32,7 +32,7 @@ like_a_token = st.builds("idt_{}".format, st.text(LETTERS, min_size=20, max_size
 
 @pytest.fixture(scope="module", params=list(FACES))
 def server(request):
-    """ServerStream takes any key, the others tokens."""
+    """A server whose ServerStream takes any key, and its other methods only tokens."""
     policies = {Kind.SERVER_STREAM.path: Policy(operation="tests.any", key=KeyRule.OPTIONAL)}
     server = FACES[request.param](open_store(request.param, "memory:", uuid4().hex), policies=policies)
     yield server
@@ -56,7 +56,7 @@ def test_a_key_of_any_text(server, kind, key):
     assert answer.code in CLEAN[answer.reason], answer
     ran = len(server.ledger.all_runs) - before
     assert ran == answer.ok, "what is refused is not run"
-    assert not (answer.ok and kind is Kind.UNARY), "nobody guesses a token"
+    assert not (answer.ok and kind is Kind.UNARY), "a token cannot be guessed"
 
 
 @settings(max_examples=100, deadline=None)
@@ -71,7 +71,7 @@ def test_a_token_with_a_letter_changed(server, where, letter):
 
 @settings(max_examples=100, deadline=None)
 @given(token=st.text(max_size=300))
-def test_a_token_of_any_text_that_is_looked_up(server, token):
+def test_get_token_with_any_text(server, token):
     assert get(server.client, token).code is grpc.StatusCode.NOT_FOUND
     assert revoke(server.client, token).ok
 

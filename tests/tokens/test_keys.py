@@ -1,4 +1,4 @@
-"""TokenKeys: tokens at hand when a call wants one, for threads and for asyncio."""
+"""TokenKeys: tokens that are fetched ahead for calls, for threads and for asyncio."""
 
 import asyncio
 import threading
@@ -38,17 +38,17 @@ def server(store):
 
 @pytest.fixture
 def nowhere():
-    """The address of no server, and of none that another test may start."""
+    """An address at which no server listens, nor any that another test may start."""
     return "127.0.0.1:1"
 
 
 def issued(store):
-    """How many tokens were issued so far; a count of the rate goes in a batch of one."""
+    """How many tokens were issued so far. The count of the rate is a batch of one."""
     return sum(size for size in store.batches if size > 1)
 
 
 def taken_in_asyncio(address, take, **settings):
-    """What ``take(keys)`` returns, for an aio TokenKeys."""
+    """Run ``take(keys)`` with an aio TokenKeys, and return its result."""
 
     async def main():
         async with grpc.aio.insecure_channel(address) as channel:
@@ -57,7 +57,7 @@ def taken_in_asyncio(address, take, **settings):
     return asyncio.run(main())
 
 
-def test_each_is_a_good_one(server):
+def test_each_token_is_valid(server):
     keys = idem_grpc.TokenKeys(server.client.channel, CHARGE, prefetch=4)
     for _ in range(10):
         token = keys(CALL)
@@ -66,8 +66,8 @@ def test_each_is_a_good_one(server):
     assert {run.execution.attempt for run in server.ledger.all_runs} == {1}
 
 
-def test_none_is_given_to_two_of_50_threads(server, store):
-    """And they do not each fetch a batch: the rate is the caller's, and for all of its threads."""
+def test_50_threads_never_get_the_same_token(server, store):
+    """They do not each fetch a batch, as all threads of a caller share its rate."""
     keys = idem_grpc.TokenKeys(server.client.channel, CHARGE)
     together = threading.Barrier(50)
 
@@ -81,7 +81,7 @@ def test_none_is_given_to_two_of_50_threads(server, store):
     assert issued(store) <= 200 + 3 * 16
 
 
-def test_none_is_given_to_two_of_200_tasks(server, store):
+def test_200_tasks_never_get_the_same_token(server, store):
     async def take(keys):
         return await asyncio.gather(*[keys(CALL) for _ in range(200)])
 
@@ -90,7 +90,7 @@ def test_none_is_given_to_two_of_200_tasks(server, store):
     assert issued(store) <= 200 + 3 * 16
 
 
-def test_more_are_fetched_before_the_last_is_used(server, store):
+def test_more_tokens_are_fetched_before_the_last_is_used(server, store):
     keys = idem_grpc.TokenKeys(server.client.channel, CHARGE, prefetch=6)
     assert issued(store) == 0, "none is wanted before the first call"
     keys(CALL)
@@ -104,7 +104,7 @@ def test_more_are_fetched_before_the_last_is_used(server, store):
         assert keys(CALL), "these were there already"
 
 
-def test_more_are_fetched_before_the_last_is_used_in_asyncio(server, store):
+def test_more_tokens_are_fetched_before_the_last_is_used_in_asyncio(server, store):
     async def take(keys):
         for _ in range(3):
             await keys(CALL)
@@ -116,14 +116,14 @@ def test_more_are_fetched_before_the_last_is_used_in_asyncio(server, store):
 
 
 def check(error):
-    """A failure says what failed, and what that meant for the call."""
+    """Check that a failure says what failed, and that the call was not made."""
     assert error.value.code() is grpc.StatusCode.UNAVAILABLE
     assert [note for note in error.value.__notes__ if CHARGE in note and "not made" in note] == (
         error.value.__notes__
     )
 
 
-def test_when_the_service_is_away(nowhere):
+def test_a_service_that_is_away_fails_the_call(nowhere):
     with grpc.insecure_channel(nowhere) as channel:
         keys = idem_grpc.TokenKeys(channel, CHARGE)
         for _ in range(2):
@@ -132,7 +132,7 @@ def test_when_the_service_is_away(nowhere):
             check(error)
 
 
-def test_when_the_service_is_away_in_asyncio(nowhere):
+def test_a_service_that_is_away_fails_the_call_in_asyncio(nowhere):
     async def take(keys):
         for _ in range(2):
             with pytest.raises(grpc.RpcError) as error:
@@ -143,8 +143,8 @@ def test_when_the_service_is_away_in_asyncio(nowhere):
     assert {error.code() for error in taken_in_asyncio(nowhere, take)} == {grpc.StatusCode.UNAVAILABLE}
 
 
-def test_when_the_service_is_silent_nobody_waits_for_longer_than_the_timeout(server):
-    """Fifty who wait share one request, and its failure."""
+def test_a_silent_service_fails_all_waiting_calls_after_the_timeout(server):
+    """Fifty threads that wait share one request, and its failure."""
     held = threading.Event()
     server.store.inner = Silent(server.store.inner, held)
     keys = idem_grpc.TokenKeys(server.client.channel, CHARGE, timeout=0.3)
@@ -173,7 +173,7 @@ class Silent(Counted):
         return super().swap_many(swaps)
 
 
-def test_a_failure_to_fetch_ahead_is_no_callers_failure(server, caplog):
+def test_a_failure_to_fetch_ahead_fails_no_call(server, caplog):
     keys = idem_grpc.TokenKeys(server.client.channel, CHARGE, prefetch=4)
     keys(CALL)
     server.stop(grace=0)
@@ -182,22 +182,22 @@ def test_a_failure_to_fetch_ahead_is_no_callers_failure(server, caplog):
     assert keys(CALL)
 
 
-def test_when_it_has_had_too_many(server):
-    """No token of another kind will do, so the caller is told."""
+def test_a_caller_over_its_rate_gets_the_refusal(server):
+    """No other token can be used, so the call fails."""
     keys = idem_grpc.TokenKeys(server.client.channel, CHARGE, prefetch=100)
     with pytest.raises(grpc.RpcError) as error:
         [keys(CALL) for _ in range(500)]
     assert error.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
-def test_when_there_is_no_such_operation(server):
+def test_an_unknown_operation_fails_the_call(server):
     keys = idem_grpc.TokenKeys(server.client.channel, "tests.other")
     with pytest.raises(grpc.RpcError) as error:
         keys(CALL)
     assert error.value.code() is grpc.StatusCode.NOT_FOUND
 
 
-def test_they_are_fetched_as_the_caller_that_uses_them(store):
+def test_tokens_are_fetched_with_the_metadata_of_the_caller(store):
     with closing(OnSync(store, operations=RATE, scope=idem_grpc.metadata(TENANT))) as server:
         keys = idem_grpc.TokenKeys(server.client.channel, CHARGE, ttl=60, metadata=[(TENANT, "alice")])
         token = keys(CALL)
@@ -224,7 +224,7 @@ def test_they_are_fetched_as_the_caller_that_uses_them(store):
     ],
     ids=str,
 )
-def test_settings_of_another_kind(keys, settings, says):
+def test_settings_of_wrong_types_are_refused(keys, settings, says):
     with pytest.raises(TypeError, match=says):
         keys("host:1", CHARGE, **settings)
 
@@ -259,28 +259,28 @@ def test_channels_of_the_other_face_are_refused():
     ],
     ids=str,
 )
-def test_settings_that_make_no_sense(keys, settings):
+def test_invalid_settings_are_refused(keys, settings):
     with pytest.raises(ValueError, match="TokenKeys"):
         keys(None, **{"operation": CHARGE, **settings})
 
 
 @pytest.mark.parametrize("keys", [idem_grpc.TokenKeys, idem_grpc.aio.TokenKeys])
 @pytest.mark.parametrize("name", ["X-Tenant-Id", "", "x tenant", ":path", "é", "x\n"])
-def test_names_that_cannot_be_sent(keys, name):
+def test_metadata_names_that_cannot_be_sent_are_refused(keys, name):
     with pytest.raises(ValueError, match=r"TokenKeys\(metadata=…\): the name .* give lower-case letters"):
         keys(None, CHARGE, metadata=[(name, "alice")])
 
 
 @pytest.mark.parametrize("keys", [idem_grpc.TokenKeys, idem_grpc.aio.TokenKeys])
 @pytest.mark.parametrize("value", ["alice\n", "é", "\ud800", "\x7f", b"\xff", b"\0"])
-def test_values_that_cannot_be_sent(keys, value):
-    """They are not shown: they may be secret."""
+def test_metadata_values_that_cannot_be_sent_are_refused(keys, value):
+    """The error does not show them, as they may be secret."""
     with pytest.raises(ValueError, match=r"the value of '.*' cannot be sent: give printable ASCII") as error:
         keys(None, CHARGE, metadata=[(TENANT, value)])
     assert "alice" not in str(error.value)
 
 
-def test_metadata_of_every_kind_that_can_be_sent(server):
+def test_metadata_that_can_be_sent_is_accepted(server):
     metadata: list[tuple[str, str | bytes]] = [
         (TENANT, "a b~"),
         ("x_1.y", ""),

@@ -1,4 +1,4 @@
-"""The life of a token: issued, used, done, gone; given back, revoked, forgotten."""
+"""The life of a token: issued, used, replayed, expired; given back, revoked, lost."""
 
 import grpc
 import pytest
@@ -46,7 +46,7 @@ def test_streams_take_tokens_too(start, kind):
 
 
 @pytest.mark.parametrize("token", ["idt_never-issued", "a-key-of-my-own", "x" * 255])
-def test_what_was_never_issued_is_refused_and_not_run(start, url, token):
+def test_a_token_that_was_never_issued_is_refused_and_not_run(start, url, token):
     server = start(url)
     assert verdict(server.client.call(Kind.UNARY, order(), token)) == GONE
     assert get(server.client, token).code is NOT_FOUND
@@ -69,7 +69,7 @@ def test_a_token_stands_for_one_request(start):
     assert len(server.ledger.all_runs) == 1
 
 
-def test_a_running_token_says_so(start, url):
+def test_a_token_in_use_is_shown_as_running(start, url):
     server, request = start(url), order(run(gate="at work"))
     token = issue(server.client)
     call = server.client.begin(Kind.UNARY, request, token)
@@ -79,7 +79,7 @@ def test_a_running_token_says_so(start, url):
     assert call.answer().ok
 
 
-def test_unused_it_ends_on_the_clock_of_the_store(start, clocked, clock):
+def test_an_unused_token_expires_by_the_clock_of_the_store(start, clocked, clock):
     server = start(store=clocked)
     token = issue(server.client)
     clock.now += TTL - 1
@@ -91,7 +91,7 @@ def test_unused_it_ends_on_the_clock_of_the_store(start, clocked, clock):
 
 
 @pytest.mark.parametrize("url", ["sqlite", "redis"], indirect=True)
-def test_unused_it_ends_on_every_store(start, url):
+def test_an_unused_token_expires_on_every_store(start, url):
     server = start(url)
     token = issue(server.client, ttl=0.1)
     until(lambda: get(server.client, token).code is NOT_FOUND)
@@ -99,7 +99,7 @@ def test_unused_it_ends_on_every_store(start, url):
     assert not server.ledger.all_runs
 
 
-def test_used_it_lives_as_long_as_the_answer(start, clocked, clock):
+def test_a_used_token_lives_as_long_as_its_answer(start, clocked, clock):
     server, request = start(store=clocked), order()
     token = issue(server.client)
     clock.now += TTL - 1
@@ -112,7 +112,7 @@ def test_used_it_lives_as_long_as_the_answer(start, clocked, clock):
 
 
 @pytest.mark.parametrize("used", [False, True])
-def test_a_store_that_lost_its_data_knows_no_token(start, own_redis_server, used):
+def test_tokens_are_unknown_after_the_store_lost_its_data(start, own_redis_server, used):
     server, request = start(own_redis_server.url, cache_bytes=0), order()
     token = issue(server.client)
     if used:
@@ -123,7 +123,7 @@ def test_a_store_that_lost_its_data_knows_no_token(start, own_redis_server, used
     assert len(server.ledger.all_runs) == used
 
 
-def test_a_typo_costs_no_token(start, clocked, clock):
+def test_after_an_invalid_argument_the_token_takes_a_corrected_request(start, clocked, clock):
     server = start(store=clocked)
     token = issue(server.client)
     clock.now += 100
@@ -132,10 +132,10 @@ def test_a_typo_costs_no_token(start, clocked, clock):
     given_back = shown(server.client, token)
     assert given_back.state == token_pb2.TOKEN_STATE_OPEN
     assert given_back.ttl.ToSeconds() == TTL - 100, "it has the life that it had left"
-    assert server.client.call(Kind.UNARY, order(), token).ok, "and takes a mended request"
+    assert server.client.call(Kind.UNARY, order(), token).ok, "and takes a corrected request"
 
 
-def test_not_now_is_not_for_ever(start, clocked, clock):
+def test_after_a_retryable_failure_the_token_takes_the_same_request(start, clocked, clock):
     server = start(store=clocked)
     request = order(run(code=grpc.StatusCode.RESOURCE_EXHAUSTED), run())
     token = issue(server.client)
@@ -147,7 +147,7 @@ def test_not_now_is_not_for_ever(start, clocked, clock):
     assert shown(server.client, token).attempt == 2
 
 
-def test_given_back_it_ends_when_it_would_have_ended(start, clocked, clock):
+def test_a_token_that_is_given_back_expires_when_it_would_have_expired(start, clocked, clock):
     server = start(store=clocked)
     token = issue(server.client)
     server.client.call(Kind.UNARY, order(run(code=grpc.StatusCode.INVALID_ARGUMENT)), token)
@@ -155,7 +155,7 @@ def test_given_back_it_ends_when_it_would_have_ended(start, clocked, clock):
     assert verdict(server.client.call(Kind.UNARY, order(), token)) == GONE
 
 
-def test_an_unclear_end_is_remembered_for_the_retention(start, clocked, clock):
+def test_an_unclear_end_is_kept_for_the_retention(start, clocked, clock):
     server, request = start(store=clocked), order(run("RAISE"), run())
     token = issue(server.client)
     assert server.client.call(Kind.UNARY, request, token).code is grpc.StatusCode.UNKNOWN
@@ -165,7 +165,7 @@ def test_an_unclear_end_is_remembered_for_the_retention(start, clocked, clock):
     assert len(server.ledger.runs(request)) == 2
 
 
-def test_an_unclear_end_that_nobody_may_repeat(start):
+def test_an_unclear_end_under_fail_is_not_run_again(start):
     strict = Policy(operation=CHARGE, key=KeyRule.TOKEN, on_unclear=OnUnclear.FAIL)
     server, request = start(default=strict), order(run("RAISE"), run())
     token = issue(server.client)
@@ -176,7 +176,7 @@ def test_an_unclear_end_that_nobody_may_repeat(start):
     assert len(server.ledger.runs(request)) == 1
 
 
-def test_revoked_it_is_useless(start, url):
+def test_a_revoked_token_is_refused(start, url):
     server = start(url)
     token = issue(server.client)
     assert revoke(server.client, token).ok
@@ -187,8 +187,8 @@ def test_revoked_it_is_useless(start, url):
 
 
 @pytest.mark.parametrize("url", ["sqlite", "redis"], indirect=True)
-def test_what_a_later_release_has_written_is_left_alone(start, url):
-    """This one cannot read it, so it knows neither that there is no such token nor that it is useless."""
+def test_a_record_of_a_later_release_is_left_alone(start, url):
+    """This release cannot read it, so it cannot say that the token is unknown or can be revoked."""
     server = start(url)
     token, namespace = issue(server.client), server.store.namespace
     with open_store("sync", url, namespace) as store:
@@ -209,7 +209,7 @@ def test_what_a_later_release_has_written_is_left_alone(start, url):
     assert not server.ledger.all_runs
 
 
-def test_what_runs_or_is_done_is_not_revoked(start, url):
+def test_a_token_that_runs_or_is_done_is_not_revoked(start, url):
     server, request = start(url), order(run(gate="at work"))
     token = issue(server.client)
     call = server.client.begin(Kind.UNARY, request, token)
@@ -224,7 +224,7 @@ def test_what_runs_or_is_done_is_not_revoked(start, url):
     assert len(server.ledger.runs(request)) == 1
 
 
-def test_given_back_it_can_be_revoked_unless_a_request_is_remembered(start):
+def test_a_token_that_was_given_back_can_be_revoked_unless_it_has_a_request(start):
     server = start()
     mendable, not_now = issue(server.client), issue(server.client)
     server.client.call(Kind.UNARY, order(run(code=grpc.StatusCode.INVALID_ARGUMENT)), mendable)
@@ -234,7 +234,7 @@ def test_given_back_it_can_be_revoked_unless_a_request_is_remembered(start):
 
 
 @pytest.mark.parametrize("code", [grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.ABORTED])
-def test_given_back_again_it_gains_nothing(start, clocked, clock, code):
+def test_giving_a_token_back_repeatedly_does_not_extend_it(start, clocked, clock, code):
     server, request = start(store=clocked), order(run(code=code))
     token = issue(server.client)
     for left in (800, 700, 600):

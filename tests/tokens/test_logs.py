@@ -1,4 +1,4 @@
-"""Whoever has a token can use it, so no log has one."""
+"""Logs contain no tokens, since anyone who has a token can use it."""
 
 import logging
 
@@ -16,7 +16,7 @@ ALICE, BOB = tenant("alice"), tenant("bob")
 
 @pytest.fixture
 def everything(caplog):
-    """All that any logger says, at its most talkative."""
+    """All messages of all loggers, at the lowest level."""
     caplog.set_level(logging.DEBUG)
     for name in ("idem_grpc", "grpc", "asyncio"):
         caplog.set_level(logging.DEBUG, logger=name)

@@ -1,4 +1,4 @@
-"""One token in a hundred hands, at three servers that are processes of their own."""
+"""One token that a hundred callers use at once, on three server processes."""
 
 import subprocess
 import sys
@@ -18,7 +18,7 @@ CALLERS = 100
 
 
 class TokenProcess:
-    """A server of tests.tokens.process. Raises AssertionError if it does not come up."""
+    """A server of tests.tokens.process. Raises AssertionError if it does not start."""
 
     def __init__(self, face: str, url: str, namespace: str) -> None:
         command = [sys.executable, "-m", "tests.tokens.process", face, url, namespace]
@@ -47,7 +47,7 @@ class TokenProcess:
         self._process.stdin.flush()
 
     def end(self) -> list[str]:
-        """Let it end in good order, and return all that it said. May be called twice."""
+        """Stop it gracefully, and return all that it printed. May be called twice."""
         if self._client is not None:
             self._client.channel.close()
         if self._process.poll() is not None:

@@ -1,4 +1,4 @@
-"""How many tokens a caller gets: no more than the rate, whoever asks, and wherever."""
+"""The rate of tokens that one caller gets, across threads and servers."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -26,7 +26,7 @@ def settings():
 
 
 def had(client, caller, operation=CHARGE, at_once=1):
-    """How many tokens a caller gets until it is told that they are too many, and that answer."""
+    """How many tokens a caller gets until it is refused, and the refusal."""
     count = 0
     while (answer := ask(client, "IssueTokens", wanted(operation, at_once), caller)).ok:
         count += at_once
@@ -49,7 +49,7 @@ def issued_until_declined(store, count, *, caller="alice", operation=RATE):
             return had
 
 
-def test_who_asks_for_too_many_is_told_when_to_come_back(start, clocked, clock, settings):
+def test_a_refusal_says_when_to_retry(start, clocked, clock, settings):
     client = start(store=clocked, **settings).client
     issue_many(client, metadata=ALICE)
     clock.now += 20
@@ -69,7 +69,7 @@ def test_the_window_renews(start, clocked, clock, settings):
     assert had(client, ALICE)[0] == 10
 
 
-def test_each_caller_and_each_operation_has_its_own(start, url, settings):
+def test_each_caller_and_each_operation_has_its_own_rate(start, url, settings):
     client = start(url, **settings).client
     assert had(client, ALICE)[0] == 10
     assert had(client, BOB)[0] == 10
@@ -86,7 +86,7 @@ def test_a_batch_that_is_too_large_costs_nothing(start, settings):
 
 
 @pytest.mark.parametrize("url", ["sqlite", "redis"], indirect=True)
-def test_it_holds_over_several_servers_on_one_store(start, url, settings):
+def test_the_rate_holds_across_servers_on_one_store(start, url, settings):
     clients = [start(url, **settings).client for _ in range(3)]
     with ThreadPoolExecutor() as pool:
         counts = pool.map(lambda client: had(client, ALICE)[0], clients)
@@ -95,7 +95,7 @@ def test_it_holds_over_several_servers_on_one_store(start, url, settings):
 
 @pytest.mark.parametrize("face", ["sync"], indirect=True)
 @pytest.mark.parametrize("count", [1, 7])
-def test_many_who_issue_at_once_never_exceed_it(face, url, count):
+def test_concurrent_requests_never_exceed_the_rate(face, url, count):
     operation = Operation(issue_rate=(100, 900))
     with open_store(face, url, "rate") as store, ThreadPoolExecutor(16) as pool:
         caller = f"caller-{id(store)}"
@@ -106,15 +106,15 @@ def test_many_who_issue_at_once_never_exceed_it(face, url, count):
         assert sum(issuer.result() for issuer in issuers) == 100 // count * count
 
 
-def test_a_million_leave_no_more_than_the_rate_lets_live(own_redis_server):
-    """Asked for at a stretch: a window full is issued, and nothing else is kept."""
+def test_a_million_requests_keep_no_more_tokens_than_the_rate(own_redis_server):
+    """In one window: the tokens of the rate are issued, and nothing else is kept."""
     with open_store("sync", own_redis_server.url, "rate") as store, own_redis_server.client() as client:
         assert sum(issued_until_declined(store, 100) for _ in range(10_000)) == 600
         assert client.dbsize() == 601
 
 
-def test_nor_do_those_of_a_day():
-    """Asked for again whenever the window renews, for the longest life that there is."""
+def test_requests_over_a_day_keep_no_more_tokens_than_can_live():
+    """Tokens of the longest life are requested in each window."""
     clock = Clock()
     store = Counted(MemoryStore(clock=clock))
     longest = Operation(ttl=3600, max_ttl=3600, issue_rate=(600, 900))
@@ -126,8 +126,8 @@ def test_nor_do_those_of_a_day():
         clock.now += 900
 
 
-def test_a_window_is_no_longer_than_it_is_set_to_be():
-    """A longer one was before, or a foreign hand took the record's end away."""
+def test_a_window_that_is_too_long_or_without_an_end_is_renewed():
+    """The setting was longer before, or somebody removed the TTL of the record."""
     clock = Clock()
     store = MemoryStore(clock=clock)
     assert issued_until_declined(store, 1, operation=Operation(issue_rate=(1, 100_000))) == 1

@@ -1,4 +1,4 @@
-"""What may be asked of a TokenService, and how one is set up."""
+"""The requests that a TokenService accepts, and its settings."""
 
 import asyncio
 import base64
@@ -35,7 +35,7 @@ def test_a_token_is_safe_in_a_url_and_hard_to_guess(start):
     assert 0.45 < ones < 0.55, "no part of it is a counter or a clock"
 
 
-def test_what_is_issued_says_what_it_is(start, url):
+def test_an_issued_token_has_its_operation_and_ttl(start, url):
     (token,) = issue_many(start(url).client)
     assert (token.operation, token.state, token.attempt) == (CHARGE, token_pb2.TOKEN_STATE_OPEN, 0)
     assert token.ttl.ToSeconds() == 900
@@ -43,25 +43,25 @@ def test_what_is_issued_says_what_it_is(start, url):
 
 
 @pytest.mark.parametrize("operation", ["", "tests.unknown", CHARGE.upper(), "é", "x" * 5000])
-def test_an_unknown_operation(start, operation):
+def test_an_unknown_operation_is_refused(start, operation):
     answer = ask(start().client, "IssueTokens", wanted(operation))
     assert answer.code is grpc.StatusCode.NOT_FOUND
 
 
 @pytest.mark.parametrize(("count", "issued"), [(0, 1), (1, 1), (100, 100)])
-def test_how_many(start, url, count, issued):
+def test_count_is_at_least_one_and_at_most_100(start, url, count, issued):
     assert len(issue_many(start(url).client, count=count)) == issued
 
 
 @pytest.mark.parametrize("count", [101, -1, 2**31 - 1, -(2**31)])
-def test_how_many_is_too_many(start, count):
+def test_an_invalid_count_is_refused(start, count):
     assert ask(start().client, "IssueTokens", wanted(count=count)).code is INVALID
 
 
 @pytest.mark.parametrize(
     ("ttl", "lives"), [(60, 60), (0.25, 0.25), (3600, 3600), (3601, 3600), (315_576_000_000, 3600)]
 )
-def test_how_long(start, ttl, lives):
+def test_ttl_is_limited_to_the_longest_of_the_operation(start, ttl, lives):
     (token,) = issue_many(start().client, ttl=ttl)
     assert token.ttl.ToMilliseconds() / 1000 == lives
 
@@ -76,12 +76,12 @@ def test_how_long(start, ttl, lives):
         Duration(seconds=-(2**63)),
     ],
 )
-def test_how_long_is_too_short(start, ttl):
+def test_an_invalid_ttl_is_refused(start, ttl):
     request = token_pb2.IssueTokensRequest(operation=CHARGE, ttl=ttl)
     assert ask(start().client, "IssueTokens", request).code is INVALID
 
 
-def test_a_life_beyond_all_numbers_is_the_longest_there_is(start):
+def test_the_largest_ttl_of_protobuf_is_limited_too(start):
     request = token_pb2.IssueTokensRequest(operation=CHARGE, ttl=Duration(seconds=2**63 - 1, nanos=2**31 - 1))
     answer = ask(start().client, "IssueTokens", request)
     (token,) = token_pb2.IssueTokensResponse.FromString(answer.messages[0]).tokens
@@ -89,14 +89,14 @@ def test_a_life_beyond_all_numbers_is_the_longest_there_is(start):
 
 
 @pytest.mark.parametrize("token", ["", " ", "idt_", "é" * 300, "\0", "x" * 100_000])
-def test_what_is_no_token(start, token):
+def test_text_that_is_no_token_is_not_found(start, token):
     client = start().client
     assert get(client, token).code is grpc.StatusCode.NOT_FOUND
     assert revoke(client, token).ok
 
 
-def test_a_key_of_the_callers_own_is_no_token(start, url):
-    """Under the same text, as a client may send it to a method that asks for no token."""
+def test_a_client_key_is_no_token(start, url):
+    """A client may send the same text to a method that requires no token."""
     policies = {Kind.UNARY.path: idem_grpc.Policy(operation="tests.own", key=idem_grpc.KeyRule.OPTIONAL)}
     server = start(url, policies=policies)
     token = issue(server.client)
@@ -106,7 +106,7 @@ def test_a_key_of_the_callers_own_is_no_token(start, url):
 
 
 @pytest.mark.parametrize("method", ["IssueTokens", "GetToken", "RevokeToken"])
-def test_a_store_that_is_away(start, own_redis_server, method):
+def test_a_store_that_is_away_refuses_the_requests(start, own_redis_server, method):
     server = start(own_redis_server.url)
     token = issue(server.client)
     asked = {
@@ -123,7 +123,7 @@ def test_a_store_that_is_away(start, own_redis_server, method):
     assert ask(server.client, "IssueTokens", wanted()).ok
 
 
-def test_a_store_that_is_closed(start):
+def test_a_closed_store_refuses_the_requests(start):
     server = start()
     server.store.close()
     answer = ask(server.client, "IssueTokens", wanted())
@@ -183,7 +183,7 @@ def test_a_server_of_aio_is_refused():
     ],
     ids=str,
 )
-def test_an_operation_that_makes_no_sense(settings):
+def test_an_invalid_operation_is_refused(settings):
     with pytest.raises(ValueError, match=r"Operation\("):
         Operation(**settings)
 
@@ -200,7 +200,7 @@ def test_an_operation_that_makes_no_sense(settings):
     ],
     ids=str,
 )
-def test_an_operation_of_the_wrong_types(settings):
+def test_an_operation_of_wrong_types_is_refused(settings):
     with pytest.raises(TypeError, match=r"Operation\("):
         Operation(**settings)
 
@@ -216,7 +216,7 @@ def test_an_operation_of_the_wrong_types(settings):
     ],
     ids=["none", "no Operation", "no name", "no string"],
 )
-def test_operations_that_are_none(package, operations, error):
+def test_invalid_operations_are_refused(package, operations, error):
     interceptor = package.ServerInterceptor(package.open_store("memory:"), scope=idem_grpc.SHARED)
     with pytest.raises(error, match="operations"):
         package.add_token_service(None, interceptor, operations=operations)

@@ -1,4 +1,4 @@
-"""The servicer alone, called as grpcio-testing calls one: no server, no port, no interceptor."""
+"""The servicer alone, called through grpcio-testing, without a server."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ ALICE, BOB = tenant("alice"), tenant("bob")
 
 
 class Context:
-    """grpcio-testing's context, with what that leaves out of a ServicerContext."""
+    """The context of grpcio-testing, with the methods that it lacks."""
 
     def __init__(self, context: Any, refusals: list[grpc.Status]) -> None:
         self._context = context
@@ -44,7 +44,7 @@ class Context:
 
 
 class Servicer(token_pb2_grpc.TokenServiceServicer):
-    """Hands ``inner`` the context that it would have on a server."""
+    """Calls ``inner`` with the context that it would have on a server."""
 
     def __init__(self, inner: TokenServicer) -> None:
         self._inner = inner
@@ -62,7 +62,7 @@ class Servicer(token_pb2_grpc.TokenServiceServicer):
 
 @pytest.fixture
 def call():
-    """Call a method of the servicer: its response, or the code and the reason of its refusal."""
+    """Call a method of the servicer. Returns its response, or the code and the reason of its refusal."""
     with idem_grpc.open_store("memory:") as store:
         interceptor = ServerInterceptor(store, scope=idem_grpc.metadata(TENANT))
         servicer = Servicer(TokenServicer(interceptor, OPERATIONS))
@@ -81,7 +81,7 @@ def call():
         yield call
 
 
-def test_issue_look_revoke(call):
+def test_issue_get_and_revoke(call):
     issued = call("IssueTokens", wanted(count=3)).tokens
     assert len({token.token for token in issued}) == 3
     for token in issued:
@@ -100,5 +100,5 @@ def test_refusals(call):
     assert call("RevokeToken", token_pb2.RevokeTokenRequest(token=token.token), BOB) == mismatch
     assert call("IssueTokens", wanted("tests.unknown")) == (grpc.StatusCode.NOT_FOUND, None)
     assert call("IssueTokens", wanted(count=101)) == (grpc.StatusCode.INVALID_ARGUMENT, None)
-    nobody = (grpc.StatusCode.UNAUTHENTICATED, Reason.SCOPE_UNKNOWN)
-    assert call("IssueTokens", wanted(), metadata=()) == nobody
+    unauthenticated = (grpc.StatusCode.UNAUTHENTICATED, Reason.SCOPE_UNKNOWN)
+    assert call("IssueTokens", wanted(), metadata=()) == unauthenticated

@@ -1,4 +1,4 @@
-"""A token is one caller's, and for one operation: what others and elsewhere get."""
+"""A token belongs to one caller and one operation."""
 
 import grpc
 import pytest
@@ -35,7 +35,7 @@ def server(start, url):
     return start(url, scope=idem_grpc.metadata(TENANT))
 
 
-def test_two_callers_who_try_each_others_tokens(server):
+def test_two_callers_cannot_use_each_others_tokens(server):
     tokens = {caller: issue(server.client, metadata=caller) for caller in (ALICE, BOB)}
     for mine, other in ((ALICE, BOB), (BOB, ALICE)):
         assert verdict(server.client.call(Kind.UNARY, order(), tokens[other], metadata=mine)) == MISMATCH
@@ -46,7 +46,7 @@ def test_two_callers_who_try_each_others_tokens(server):
         assert server.client.call(Kind.UNARY, order(), token, metadata=caller).ok, "they did no harm"
 
 
-def test_an_answer_is_not_for_others(server):
+def test_an_answer_is_not_replayed_to_another_caller(server):
     request, token = order(), issue(server.client, metadata=ALICE)
     first = server.client.call(Kind.UNARY, request, token, metadata=ALICE)
     stolen = server.client.call(Kind.UNARY, request, token, metadata=BOB)
@@ -56,7 +56,7 @@ def test_an_answer_is_not_for_others(server):
     assert len(server.ledger.runs(request)) == 1
 
 
-def test_nobody_is_told_of_a_call_of_others_in_progress(server):
+def test_a_call_in_progress_is_not_shown_to_another_caller(server):
     request, token = order(run(gate="at work")), issue(server.client, metadata=ALICE)
     call = server.client.begin(Kind.UNARY, request, token, metadata=ALICE)
     server.ledger.gate("at work").await_arrival()
@@ -65,7 +65,7 @@ def test_nobody_is_told_of_a_call_of_others_in_progress(server):
     assert call.answer().ok
 
 
-def test_a_token_is_for_one_operation(server):
+def test_a_token_is_refused_for_another_operation(server):
     charge, refund = (issue(server.client, name, metadata=ALICE) for name in (CHARGE, REFUND))
     assert verdict(server.client.call(Kind.SERVER_STREAM, order(), charge, metadata=ALICE)) == MISMATCH
     assert verdict(server.client.call(Kind.UNARY, order(), refund, metadata=ALICE)) == MISMATCH
@@ -99,7 +99,7 @@ def test_get_token_never_shows_the_response(server):
     }
 
 
-def test_a_caller_who_does_not_say_who_it_is(server):
+def test_a_caller_without_a_scope_is_refused(server):
     token = issue(server.client, metadata=ALICE)
     assert verdict(ask(server.client, "IssueTokens", wanted())) == SCOPE_UNKNOWN
     assert verdict(get(server.client, token)) == SCOPE_UNKNOWN
@@ -109,7 +109,7 @@ def test_a_caller_who_does_not_say_who_it_is(server):
 
 
 @pytest.mark.parametrize("url", ["memory"], indirect=True)
-def test_a_scope_that_raises_refuses(start, url):
+def test_a_scope_function_that_raises_refuses_the_call(start, url):
     def scope(call):
         raise RuntimeError("the directory of tenants is away")
 
@@ -117,7 +117,7 @@ def test_a_scope_that_raises_refuses(start, url):
     assert verdict(ask(server.client, "IssueTokens", wanted())) == SCOPE_UNKNOWN
 
 
-def test_a_scope_that_depends_on_the_method_makes_others_of_one_caller(start):
+def test_a_scope_that_depends_on_the_method_makes_different_callers(start):
     asked = []
 
     def scope(call):
@@ -131,7 +131,7 @@ def test_a_scope_that_depends_on_the_method_makes_others_of_one_caller(start):
 
 
 @pytest.mark.parametrize("url", ["sqlite"], indirect=True)
-def test_an_operation_that_is_served_no_more_is_not_named(start, url):
+def test_a_removed_operation_is_not_shown(start, url):
     one, other = start(url), start(url, operations={REFUND: idem_grpc.Operation()})
     token = issue(one.client)
     assert shown(one.client, token).operation == CHARGE

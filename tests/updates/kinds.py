@@ -1,4 +1,4 @@
-"""The kinds of message that updates are tested on, and random ones of each, made from descriptors."""
+"""The message types that updates are tested on, and a strategy for random messages of each."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ from tests_pb.v1 import updates_pb2, updates_proto2_pb2
 
 
 def _modern() -> Any:
-    """A message of an edition, compiled here: the generator of the type stubs knows no editions."""
+    """A message of an edition, compiled here, since the generator of the type stubs lacks editions."""
     here = Path(__file__).parent
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "modern.pb"
@@ -67,7 +67,7 @@ UNKNOWN = [
 
 
 def messages(kind: Any, depth: int = 2) -> st.SearchStrategy[Any]:
-    """Random messages of a class: any of its fields set or not, extensions and unknown fields too."""
+    """Random messages of a class, with any of its fields, extensions and unknown fields."""
     return _messages(kind.DESCRIPTOR, depth)
 
 

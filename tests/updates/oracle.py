@@ -1,4 +1,4 @@
-"""What ``changed`` and ``apply`` should say, by other means: messages as plain trees of what is in them.
+"""An oracle for ``changed`` and ``apply``, which works on messages as plain trees.
 
 A tree has a message's fields by name, its extensions and unknown fields under numbers. It is made
 from the bytes of the message as far as unknown fields go, and compared as Python compares.
@@ -15,7 +15,7 @@ Tree = dict[Any, Any]
 
 
 def plain(message: Message) -> Tree:
-    """A message as a tree that can be compared by ``==``; what is unset is not in it."""
+    """A message as a tree that can be compared by ``==``. Unset fields are not in it."""
     found: Tree = {}
     for field, value in message.ListFields():
         if field.is_repeated and not list(value):
@@ -45,7 +45,7 @@ def _single(field: FieldDescriptor, value: Any) -> Any:
 
 
 def _unknown(message: Message) -> Tree:
-    """Unknown fields by number: what is left of the bytes when all known fields are taken out."""
+    """Unknown fields by number, from the bytes that are left without the known fields."""
     rest = type(message)()
     rest.CopyFrom(message)
     for field, _ in message.ListFields():
@@ -102,7 +102,7 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def differing(old: Message, new: Message, mask: list[str], ignore: tuple[str, ...] = ()) -> list[str]:
-    """The paths that differ, by asking of every path whether it does."""
+    """The paths that differ, found by comparing every path."""
     found = _differing(old.DESCRIPTOR, plain(old), plain(new), "", mask, ignore)
     return sorted(found)
 
@@ -142,7 +142,7 @@ def _unnamed(tree: Tree) -> Tree:
 
 
 def merged(kind: Any, stored: Tree, patch: Tree, paths: list[str]) -> Tree:
-    """What copying these paths makes of a tree; ``*`` is everything."""
+    """The tree with these paths copied; ``*`` is everything."""
     if "*" in paths:
         return dict(patch)
     result = dict(stored)
@@ -152,7 +152,7 @@ def merged(kind: Any, stored: Tree, patch: Tree, paths: list[str]) -> Tree:
 
 
 def _copy(kind: Any, target: Tree, source: Tree, names: list[str]) -> None:
-    """``target`` is a copy of the caller's, so it may be written to; what is in it may not."""
+    """``target`` is a copy made by the caller, which is changed; the values in it must not be."""
     name, *rest = names
     if rest:
         inner = dict(target.get(name, {}))
@@ -172,7 +172,7 @@ def _copy(kind: Any, target: Tree, source: Tree, names: list[str]) -> None:
 
 
 def populated(kind: Any, stored: Tree, patch: Tree) -> Tree:
-    """What an absent mask makes of a tree."""
+    """The tree with all populated fields copied, as for an absent mask."""
     result = dict(stored)
     for name, value in patch.items():
         if name == "?" or name.startswith("["):

@@ -1,4 +1,4 @@
-"""What an update makes of a resource, case by case."""
+"""The effect of an update on a resource, case by case."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -20,7 +20,7 @@ UNKNOWN = b"\xc0\x3e\x01"  # field 1000, a varint
 
 
 def merged(stored, patch, *mask):
-    """What becomes of the fields that are the caller's."""
+    """The updated message, without the update time and the etag."""
     update = apply(stored, patch, FieldMask(paths=mask) if mask else None)
     update.message.ClearField("update_time")
     update.message.ClearField("etag")
@@ -104,7 +104,7 @@ def merged(stored, patch, *mask):
     ],
     ids=str,
 )
-def test_masks(stored, patch, mask, expected):
+def test_a_mask_selects_the_fields_to_update(stored, patch, mask, expected):
     assert merged(stored, patch, *mask) == expected
 
 
@@ -112,7 +112,7 @@ def test_an_empty_mask_counts_as_absent():
     assert apply(Resource(count=1), Resource(name="b"), FieldMask()).message.count == 1
 
 
-def test_what_no_path_names_moves_with_the_message_that_holds_it():
+def test_unknown_fields_and_extensions_are_copied_with_the_whole_message():
     stored, patch = Resource(place=Place(city="a")), Resource(name="b", place=Place(city="b"))
     for message in (patch, patch.place):
         message.MergeFromString(UNKNOWN)
@@ -126,7 +126,7 @@ def test_what_no_path_names_moves_with_the_message_that_holds_it():
     assert apply(Legacy(), added, FieldMask(paths=["*"])).changed.paths == ["*"]
 
 
-def test_the_clock_and_the_etag_move_only_if_something_changed():
+def test_update_time_and_etag_change_only_if_a_field_changed():
     first = apply(Resource(), Resource(name="a"), now=NOW)
     assert first.changed
     assert first.message.update_time.ToDatetime(UTC) == NOW
@@ -141,13 +141,13 @@ def test_the_clock_and_the_etag_move_only_if_something_changed():
     assert second.message.etag != first.message.etag
 
 
-def test_without_now_it_is_the_hosts_clock():
+def test_update_time_is_the_current_time_by_default():
     before = datetime.now(UTC)
     moved = apply(Resource(), Resource(name="a")).message.update_time.ToDatetime(UTC)
     assert before <= moved <= datetime.now(UTC)
 
 
-def test_an_etag_never_comes_back_and_is_the_same_wherever_it_is_made():
+def test_etags_are_deterministic_and_never_repeat():
     first = apply(Resource(), Resource(name="a"), now=NOW).message
     assert apply(Resource(), Resource(name="a"), now=LATER).message.etag == first.etag
     second = [
@@ -160,7 +160,7 @@ def test_an_etag_never_comes_back_and_is_the_same_wherever_it_is_made():
 
 
 @pytest.mark.parametrize("mask", [[], ["name"], ["*"], ["etag", "update_time", "update_time.nanos", "name"]])
-def test_neither_is_taken_from_the_patch(mask):
+def test_update_time_and_etag_are_not_taken_from_the_patch(mask):
     stored = apply(Resource(), Resource(name="a"), now=NOW).message
     patch = Resource(name="a", etag=stored.etag, update_time=Timestamp(seconds=1))
     update = apply(stored, patch, FieldMask(paths=mask), now=LATER)
@@ -171,7 +171,7 @@ def test_neither_is_taken_from_the_patch(mask):
     assert update.message.update_time.ToDatetime(UTC) == LATER
 
 
-def test_switched_off_they_are_fields_like_others():
+def test_update_time_and_etag_can_be_plain_fields():
     stored = Resource(etag="a", update_time=Timestamp(seconds=1))
     patch = Resource(etag="b", update_time=Timestamp(seconds=2))
     assert apply(stored, patch, touch=None, etag=None).message == patch
@@ -180,7 +180,7 @@ def test_switched_off_they_are_fields_like_others():
     assert update.message.etag not in {"", "a"}
 
 
-def test_fields_of_other_names():
+def test_update_time_and_etag_may_have_other_names():
     update = apply(Plain(), Plain(value="a"), touch="modified", etag="version", now=NOW)
     assert update.message.modified.ToDatetime(UTC) == NOW
     assert len(update.message.version) == 24
@@ -199,12 +199,12 @@ def test_fields_of_other_names():
         ({"now": NOW.replace(tzinfo=None)}, "aware"),
     ],
 )
-def test_settings_that_make_no_sense(setting, said):
+def test_invalid_settings_are_refused(setting, said):
     with pytest.raises(ValueError, match=said):
         apply(Plain(), Plain(), **setting)
 
 
-def test_two_types_are_refused():
+def test_messages_of_different_types_are_refused():
     with pytest.raises(TypeError, match="Resource and Plain"):
         apply(Resource(), Plain())
 
@@ -212,7 +212,7 @@ def test_two_types_are_refused():
 @pytest.mark.parametrize("mask", [None, FieldMask(paths=["name"]), FieldMask(paths=["*"])])
 @pytest.mark.parametrize("stored", [Resource(name="a"), Resource(name="a", etag='"1"')])
 @pytest.mark.parametrize("name", ["a", "b"])
-def test_another_etag_is_refused_whatever_the_update(stored, mask, name):
+def test_a_wrong_etag_is_refused_for_any_update(stored, mask, name):
     with pytest.raises(UpdateRefused) as caught:
         apply(stored, Resource(name=name, etag='"2"'), mask)
     assert (caught.value.code, caught.value.reason) == (Code.ABORTED, "ETAG_MISMATCH")
@@ -243,7 +243,7 @@ def unpacked(refused, detail):
         "no_such.city",
     ],
 )
-def test_a_path_that_leads_nowhere_is_named(path):
+def test_an_invalid_path_is_refused_and_named(path):
     with pytest.raises(UpdateRefused) as caught:
         apply(Resource(), Resource(etag="of another"), FieldMask(paths=["name", path, "*"]))
     assert (caught.value.code, caught.value.reason) == (Code.INVALID_ARGUMENT, "MASK_INVALID")
@@ -253,7 +253,7 @@ def test_a_path_that_leads_nowhere_is_named(path):
     assert repr(path) in caught.value.details
 
 
-def test_all_such_paths_are_named_but_the_status_stays_small():
+def test_the_status_of_many_invalid_paths_stays_small():
     with pytest.raises(UpdateRefused, match="99 more") as caught:
         apply(Resource(), Resource(), FieldMask(paths=["ß" * 10_000 + str(number) for number in range(100)]))
     assert len(unpacked(caught.value, error_details_pb2.BadRequest()).field_violations) == 8

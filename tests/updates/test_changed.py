@@ -1,4 +1,4 @@
-"""Which fields differ, case by case."""
+"""The fields in which two messages differ, case by case."""
 
 import math
 import struct
@@ -61,7 +61,7 @@ def paths(one, other, *named, **options):
     ],
     ids=str,
 )
-def test_changed(one, other, expected):
+def test_changed_lists_the_paths_that_differ(one, other, expected):
     assert paths(one, other) == expected
 
 
@@ -79,7 +79,7 @@ def test_floats(field, one, other, differ):
     }.get(field, lambda value: Resource(**{field: value}))
     where = ["tree.children" if field == "tree" else field] if differ else []
     assert paths(make(one), make(other)) == where
-    # Another difference beside it neither hides it nor brings it about.
+    # Another difference neither hides it nor causes it.
     left, right = make(one), make(other)
     right.name = "b"
     assert paths(left, right) == sorted([*where, "name"])
@@ -90,7 +90,7 @@ def with_unknown(message, data=UNKNOWN):
     return message
 
 
-def test_unknown_fields_count_and_the_message_that_holds_them_stands_for_them():
+def test_unknown_fields_are_reported_as_the_message_that_has_them():
     assert paths(Resource(name="a"), with_unknown(Resource(name="b"))) == ["*"]
     assert paths(with_unknown(Resource()), with_unknown(Resource())) == []
     one, other = Resource(place=Place(city="a")), Resource(place=Place(city="b"))
@@ -135,7 +135,7 @@ def test_extensions_count_as_unknown_fields_do():
     assert paths(one, other) == ["name"]
 
 
-def test_a_mask_narrows_to_parts_of_what_one_side_lacks():
+def test_a_mask_selects_fields_of_a_message_that_one_side_lacks():
     one, other = Resource(), Resource(place=Place(city="a"), name="a")
     assert paths(one, other, "place.city") == ["place.city"]
     assert paths(one, other, "place.street", "count") == []
@@ -144,13 +144,13 @@ def test_a_mask_narrows_to_parts_of_what_one_side_lacks():
     assert paths(one, other, "*") == paths(one, other) == ["name", "place"]
 
 
-def test_a_mask_leads_into_values():
+def test_a_mask_selects_fields_of_messages():
     one, other = Resource(born=Timestamp(seconds=1)), Resource(born=Timestamp(seconds=2))
     assert paths(one, other, "born.nanos") == []
     assert paths(one, other, "born.seconds") == ["born.seconds"]
 
 
-def test_an_empty_mask_is_none():
+def test_an_empty_mask_counts_as_absent():
     assert list(changed(Resource(), Resource(name="a"), FieldMask()).paths) == ["name"]
 
 
@@ -164,7 +164,7 @@ def test_ignore():
     assert paths(one, other, "place", ignore=["place.city"]) == []
 
 
-def test_what_cannot_be_ignored_in_part_is_refused():
+def test_an_ignored_path_into_a_field_without_parts_is_refused():
     for path in ("places.city", "sites.a", "name.first"):
         with pytest.raises(ValueError, match=f"ignore=….*'{path}': .*has no parts"):
             changed(Resource(), Resource(), ignore=[path])
@@ -172,13 +172,13 @@ def test_what_cannot_be_ignored_in_part_is_refused():
         changed(Resource(), Resource(), ignore="update_time")
 
 
-def test_two_types_are_refused():
+def test_messages_of_different_types_are_refused():
     with pytest.raises(TypeError, match="Resource and Legacy"):
         changed(Resource(), Legacy())
 
 
-def test_deep_messages():
-    """As deep as protobuf lets them be, and different at the bottom."""
+def test_deeply_nested_messages_are_compared():
+    """As deep as protobuf allows, with a difference in the innermost message."""
     one, other = Node(), Node()
     for end, value in ((one, "a"), (other, "b")):
         for _ in range(95):

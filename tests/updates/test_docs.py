@@ -1,15 +1,13 @@
-"""What docs/updates.md shows is run as it stands there."""
+"""The code of docs/updates.md works."""
 
-import re
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import grpc
 from examples_pb.update_profile.v1 import profiles_pb2, profiles_pb2_grpc
 
-PAGE = Path(__file__).parent.parent.parent / "docs" / "updates.md"
+from tests.support.pages import blocks
 
 
 class Profiles:
@@ -29,14 +27,14 @@ class Profiles:
         self.events.append(paths)
 
 
-def test_the_handler():
+def test_the_handler_of_the_page_works():
     profiles = Profiles()
     names: dict[str, Any] = {
         "profiles_pb2": profiles_pb2,
         "profiles_pb2_grpc": profiles_pb2_grpc,
         "transaction": lambda: nullcontext(profiles),
     }
-    (block,) = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+    (block,) = blocks("docs/updates.md")
     exec(compile(block, "updates.md", "exec"), names)
     server = grpc.server(ThreadPoolExecutor(1))
     profiles_pb2_grpc.add_ProfileServiceServicer_to_server(names["ProfileService"](), server)

@@ -1,4 +1,4 @@
-"""What holds for whatever messages: laws, and agreement with an oracle that works another way."""
+"""Properties of all messages, and agreement with an oracle that works in another way."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -37,7 +37,7 @@ def mask_for(paths: list[str]) -> FieldMask | None:
 
 @st.composite
 def pairs(draw, kind):
-    """Two messages: one made from the other by an update, or two that have nothing in common."""
+    """Two messages: one made from the other by an update, or two independent ones."""
     one = draw(messages(kind))
     other = draw(messages(kind))
     if draw(st.booleans()):
@@ -49,7 +49,7 @@ def pairs(draw, kind):
 
 @st.composite
 def masks(draw, kind):
-    """Paths; none, which is an absent mask; or everything."""
+    """Paths, no paths (an absent mask), or everything."""
     return draw(st.just([]) | st.just(["*"]) | masks_of(kind))
 
 
@@ -60,7 +60,7 @@ def without_own(tree: dict[str, Any]) -> dict[str, Any]:
 @every_kind
 @given(data=st.data())
 @many
-def test_nothing_differs_from_itself(kind, data):
+def test_a_message_does_not_differ_from_itself(kind, data):
     one = data.draw(messages(kind))
     for same in (one, copy_of(one)):
         assert updates.changed(one, same).paths == []
@@ -139,7 +139,7 @@ def test_the_same_update_again_changes_nothing(kind, data):
 @every_kind
 @given(data=st.data())
 @many
-def test_whole_replacement_is_what_was_sent(kind, data):
+def test_a_full_replacement_is_the_message_that_was_sent(kind, data):
     stored, patch = data.draw(pairs(kind))
     patch.ClearField("etag")
     update = updates.apply(stored, patch, FieldMask(paths=["*"]))

@@ -1,4 +1,4 @@
-"""A refused update reaches a client as gRPC has it, from plain and asyncio servers."""
+"""A refused update reaches clients as a gRPC status, from sync and asyncio servers."""
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +19,7 @@ SERVICE, METHOD = "tests.Updates", "/tests.Updates/Update"
 
 
 def updated(request):
-    """The answer to a request, which names the mask in its tags."""
+    """Apply a request, whose tags are the mask, and answer with the result."""
     return idem_grpc.updates.apply(STORED, request, FieldMask(paths=request.tags)).message
 
 
@@ -95,7 +95,7 @@ def test_an_update_is_answered(ask):
     assert ask(Resource(name="b", etag='"1"', tags=["name"])).result().name == "b"
 
 
-def test_an_etag_that_does_not_match(ask):
+def test_an_etag_that_does_not_match_is_refused(ask):
     call = ask(Resource(name="b", etag='"0"'))
     assert call.code() is grpc.StatusCode.ABORTED
     (info,) = details(call, error_details_pb2.ErrorInfo())
@@ -103,7 +103,7 @@ def test_an_etag_that_does_not_match(ask):
     assert reason(call.exception()) is Reason.ETAG_MISMATCH
 
 
-def test_a_mask_that_leads_nowhere(ask):
+def test_an_invalid_mask_is_refused(ask):
     call = ask(Resource(tags=["name", "place.no_such"]))
     assert call.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert "'place.no_such'" in call.details()

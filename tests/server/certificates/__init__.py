@@ -1,4 +1,4 @@
-"""Two authorities, a server and clients, good until 2120. They are good for nothing but these tests."""
+"""Certificates of two authorities, a server and clients, valid until 2120. Use them only for these tests."""
 
 from pathlib import Path
 
