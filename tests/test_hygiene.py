@@ -95,7 +95,9 @@ def test_tests_do_not_sleep(path):
     lines = source.splitlines()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.expr) and is_pause(node):
-            assert "  # " in lines[(node.end_lineno or 0) - 1], f"line {node.lineno}: say why a time is needed"
+            assert "  # " in lines[(node.end_lineno or 0) - 1], (
+                f"line {node.lineno}: say why a time is needed"
+            )
         if isinstance(node, ast.Attribute):
             assert ast.unparse(node) != "time.sleep", f"line {node.lineno}: wait for what you wait for"
         if isinstance(node, ast.ImportFrom) and node.module == "time":

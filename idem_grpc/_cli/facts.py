@@ -35,7 +35,7 @@ def span(seconds: float) -> str:
 
 def lease_left(held: Held, record: Record) -> float:
     """Seconds until the owner of a run may be taken for dead; negative once it may."""
-    return held.ttl_left - (record.ttl - record.lease)
+    return record.lease_left(held.ttl_left)
 
 
 def is_dead(held: Held, record: Record) -> bool:

@@ -391,7 +391,7 @@ def _require_unsettled(held: Held, record: Record) -> None:
 
 def _max_left(record: Record) -> float | None:
     """Of a run whose lease ran out: an owner that renews it meanwhile lives, in the very same bytes."""
-    return record.ttl - record.lease if record.state is State.RUNNING else None
+    return record.max_left_of_dead if record.state is State.RUNNING else None
 
 
 def _found(store: Store, place: Place) -> tuple[Held, Record]:

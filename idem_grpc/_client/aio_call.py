@@ -19,7 +19,7 @@ import grpc
 
 from idem_grpc._client.answers import failure
 from idem_grpc._client.channel import Pairs, with_another_key
-from idem_grpc._client.engine import Action, Delivery, Engine, Finish, Renew, Send, Wait
+from idem_grpc._client.engine import Action, Backoff, Delivery, Engine, Finish, Renew, Send
 from idem_grpc._client.foreign_calls import code_of, metadata_of
 from idem_grpc._client.requests import AioRequests, Pulse
 from idem_grpc._core.keys import SingleUse
@@ -176,7 +176,7 @@ class AioDriver:
             while not isinstance(action, Finish):
                 if isinstance(action, Send):
                     action = await self._send(action)
-                elif isinstance(action, Wait):
+                elif isinstance(action, Backoff):
                     await asyncio.sleep(action.seconds)
                     action = self._engine.timer()
                 else:
@@ -385,7 +385,7 @@ class _Call:
 
     def __init__(self, driver: AioDriver) -> None:
         self._driver = driver
-        self._ending = _Ending(driver)
+        self._answers = _Answers(driver)
         self._callbacks: list[Callable[[Any], None]] = []
         self._watch()
 
@@ -422,22 +422,22 @@ class _Call:
         return self._driver.connected()
 
     def initial_metadata(self) -> Coroutine[Any, Any, Any]:
-        return self._ending.initial_metadata()
+        return self._answers.initial_metadata()
 
     def trailing_metadata(self) -> Coroutine[Any, Any, Any]:
-        return self._ending.trailing_metadata()
+        return self._answers.trailing_metadata()
 
     def code(self) -> Coroutine[Any, Any, Any]:
-        return self._ending.code()
+        return self._answers.code()
 
     def details(self) -> Coroutine[Any, Any, str]:
-        return self._ending.details()
+        return self._answers.details()
 
     def debug_error_string(self) -> Coroutine[Any, Any, str]:
-        return self._ending.debug_error_string()
+        return self._answers.debug_error_string()
 
 
-class _Ending:
+class _Answers:
     """What a call tells of itself, each time that its caller asks.
 
     Apart from the call: an older grpc.aio (1.73) that closes a channel looks at the coroutine

@@ -8,11 +8,9 @@ import grpc
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
+from idem_grpc._core.metadata import REPLAYED, RUN_ID
 from idem_grpc._core.outcome import Code
 from idem_grpc._core.problem import PUSHBACK, STATUS_DETAILS, Reason, reason_in
-
-RUN = "idempotency-run"
-REPLAYED = "idempotency-replayed"
 
 
 def reason(error: BaseException) -> Reason | None:
@@ -24,12 +22,12 @@ def reason(error: BaseException) -> Reason | None:
 def replayed_in(trailing_metadata: Iterable[Any] | None) -> bool | None:
     """Whether an answer is that of an earlier run; None if the server does not protect the method."""
     entries = _entries(trailing_metadata)
-    return REPLAYED in entries if RUN in entries else None
+    return REPLAYED in entries if RUN_ID in entries else None
 
 
 def run_in(metadata: Iterable[Any] | None) -> str:
     """The id of the run that an answer tells of; empty if it tells of none."""
-    return str(_entries(metadata).get(RUN, ""))
+    return str(_entries(metadata).get(RUN_ID, ""))
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +55,7 @@ def failure(code: grpc.StatusCode, trailing_metadata: Iterable[Any] | None) -> F
     if code is grpc.StatusCode.OK:
         return None
     entries = _entries(trailing_metadata)
-    return Failure(Code[code.name], _reason(entries), _pushback(entries), of_run=RUN in entries)
+    return Failure(Code[code.name], _reason(entries), _pushback(entries), of_run=RUN_ID in entries)
 
 
 def _entries(metadata: Iterable[Any] | None) -> dict[str, str | bytes]:

@@ -5,9 +5,9 @@ A driver reports events to the engine and carries out the action that each one r
 | event | when | actions |
 | --- | --- | --- |
 | ``begin`` | once, at first | Send |
-| ``ended`` | an attempt is over | Wait, Renew, Finish |
+| ``ended`` | an attempt is over | Backoff, Renew, Finish |
 | ``delivered`` | a response of a stream arrived | Delivery, Finish |
-| ``timer`` | the time of a Wait is over | Send |
+| ``timer`` | the time of a Backoff is over | Send |
 | ``renewed``, ``not_renewed`` | a Renew got another key, or failed | Send, Finish |
 | ``not_sent`` | a Send failed on this side | Finish |
 | ``cancelled`` | the caller cancelled the call | Finish |
@@ -40,7 +40,7 @@ NO_TOKEN = "it was not sent again, since no new token could be had: "
 TOO_LARGE = "it was not sent again, since its request stream is larger than Retry(max_request_bytes=…)"
 NO_RUN = "it was not sent again, since the answer that was begun does not tell which run it is of"
 ANOTHER_RUN = "its stream could not be resumed, since the new answer is not of the same run"
-NOT_SENT = "the last of them could not be sent: "
+COULD_NOT_SEND = "the last of them could not be sent: "
 
 _NOTHING_RAN = (Reason.STORE_UNAVAILABLE, Reason.OVERLOADED)
 _FREE = (Reason.IN_PROGRESS, Reason.OUTCOME_PENDING)
@@ -56,7 +56,7 @@ class Send:
 
 
 @dataclass(slots=True)
-class Wait:
+class Backoff:
     """Wait before the next attempt."""
 
     seconds: float
@@ -89,10 +89,10 @@ class Finish(Enum):
     CANCELLED = "cancelled"
 
 
-Action = Send | Wait | Renew | Delivery | Finish
+Action = Send | Backoff | Renew | Delivery | Finish
 
 
-class _State(Enum):
+class _Phase(Enum):
     SENT = "an attempt is under way"
     WAITING = "the next attempt is due later"
     RENEWING = "the next attempt needs another key"
@@ -135,7 +135,7 @@ class Engine:
         self._source = source
         self._key = key
         self._derived = derived
-        self._state = _State.WAITING
+        self._phase = _Phase.WAITING
         self._is_cut_short = False  # the deadline of this attempt comes before that of the call
         self._counted = self._in_a_row = 0
         self._run = ""
@@ -148,17 +148,17 @@ class Engine:
 
     @property
     def is_over(self) -> bool:
-        return self._state is _State.OVER
+        return self._phase is _Phase.OVER
 
     @property
     def is_sent(self) -> bool:
         """Whether an attempt is under way."""
-        return self._state is _State.SENT
+        return self._phase is _Phase.SENT
 
     @property
     def is_behind(self) -> bool:
         """Whether the attempt under way has yet to repeat responses that were handed over before."""
-        return self._state is _State.SENT and self._seen < self._handed_over
+        return self._phase is _Phase.SENT and self._seen < self._handed_over
 
     def begin(self) -> Send:
         return self._send()
@@ -166,7 +166,7 @@ class Engine:
     def ended(self, attempt: int, failure: Failure | None, *, is_whole: bool = True) -> Action | None:
         """An attempt is over. ``failure`` is None if it succeeded; ``is_whole`` is False if its requests
         can no longer be sent again."""
-        if self._state is not _State.SENT or attempt != self.attempts:
+        if self._phase is not _Phase.SENT or attempt != self.attempts:
             return None
         if failure is None:
             self._bucket.put_back()
@@ -179,12 +179,12 @@ class Engine:
         if not is_whole or (self._handed_over and not self._run):
             self._notes.append(NO_RUN if is_whole else TOO_LARGE)
             return self._finish(Finish.AS_ENDED)
-        self._state = _State.WAITING if isinstance(following, Wait) else _State.RENEWING
+        self._phase = _Phase.WAITING if isinstance(following, Backoff) else _Phase.RENEWING
         return following
 
     def delivered(self, attempt: int, initial_metadata: Iterable[Any] | None) -> Action | None:
         """A response of a stream arrived, in an attempt that began with this initial metadata."""
-        if self._state is not _State.SENT or attempt != self.attempts:
+        if self._phase is not _Phase.SENT or attempt != self.attempts:
             return None
         if not self._seen:
             run = run_in(initial_metadata)
@@ -199,28 +199,28 @@ class Engine:
         return Delivery.HAND_OVER
 
     def timer(self) -> Action | None:
-        """The time of a Wait is over."""
-        return self._send() if self._state is _State.WAITING else None
+        """The time of a Backoff is over."""
+        return self._send() if self._phase is _Phase.WAITING else None
 
     def renewed(self, key: str) -> Action | None:
         """The next attempt has another key."""
-        if self._state is not _State.RENEWING:
+        if self._phase is not _Phase.RENEWING:
             return None
         self._key = key
         return self._send()
 
     def not_renewed(self, error: BaseException) -> Action | None:
         """There is no other key."""
-        if self._state is not _State.RENEWING:
+        if self._phase is not _Phase.RENEWING:
             return None
         self._notes.append(f"{NO_TOKEN}{error!r}")
         return self._finish(Finish.AS_ENDED)
 
     def not_sent(self, error: BaseException | None) -> Action | None:
         """An attempt could not be sent: the channel is closed, or another interceptor failed."""
-        if self._state is not _State.SENT:
+        if self._phase is not _Phase.SENT:
             return None
-        self._notes.append(f"{NOT_SENT}{error!r}")
+        self._notes.append(f"{COULD_NOT_SEND}{error!r}")
         return self._finish(Finish.AS_ENDED)
 
     def cancelled(self) -> Action | None:
@@ -243,13 +243,13 @@ class Engine:
         left = None if self._ends is None else max(self._ends - self._clock(), 0.0)
         own = self._attempt_timeout
         self._is_cut_short = own is not None and (left is None or own < left)
-        self._state = _State.SENT
+        self._phase = _Phase.SENT
         self._seen = 0
         self.attempts += 1
         return Send(self.attempts, own if self._is_cut_short else left)
 
     def _finish(self, how: Finish) -> Finish:
-        self._state = _State.OVER
+        self._phase = _Phase.OVER
         self.abandon()
         return how
 
@@ -257,7 +257,7 @@ class Engine:
         self._notes.append(ANOTHER_RUN)
         return self._finish(Finish.AS_INTERRUPTED)
 
-    def _following(self, failure: Failure) -> Wait | Renew | None:
+    def _following(self, failure: Failure) -> Backoff | Renew | None:
         """What comes before the next attempt; None if there is none."""
         is_renewed = self._may_renew and failure.reason is Reason.TOKEN_UNKNOWN and not failure.of_run
         self._may_renew = self._may_renew and failure.reason in _NOTHING_RAN
@@ -278,7 +278,7 @@ class Engine:
             self._in_a_row = 0
         if self._ends is not None and self._clock() + seconds >= self._ends:
             return None
-        return Wait(seconds)
+        return Backoff(seconds)
 
     def _is_worth_it(self, failure: Failure) -> bool:
         if failure.reason is not None:

@@ -19,7 +19,7 @@ import grpc
 
 from idem_grpc._client.answers import failure
 from idem_grpc._client.channel import Pairs, with_another_key
-from idem_grpc._client.engine import Action, Delivery, Engine, Finish, Renew, Send, Wait
+from idem_grpc._client.engine import Action, Backoff, Delivery, Engine, Finish, Renew, Send
 from idem_grpc._client.foreign_calls import (
     CancelledCall,
     ForeignFuture,
@@ -120,7 +120,7 @@ class SyncDriver:
                 action = self._ending(call, engine.attempts)
             else:
                 action = engine.ended(engine.attempts, None)
-            if isinstance(action, Wait):
+            if isinstance(action, Backoff):
                 threading.Event().wait(min(action.seconds, threading.TIMEOUT_MAX))
                 action = engine.timer()
             elif isinstance(action, Renew):
@@ -318,7 +318,7 @@ class SyncDriver:
 
     def _act(self, action: Action | None) -> Callbacks:
         """Carry out an action other than Send. Returns the callbacks, to be called without the lock."""
-        if isinstance(action, Wait):
+        if isinstance(action, Backoff):
             self._due = timer.after(action.seconds, self._timer)
         elif isinstance(action, Renew):
             self._renew(action)

@@ -1,23 +1,23 @@
-"""What is to be done later, for all calls of a process, by one thread that waits for nothing else.
+"""Calls functions later, for all calls of a process, on one thread.
 
-Whoever wants something done puts it into a SimpleQueue, which may be done anywhere: from
-grpc's own thread, and while garbage is collected.
+They are handed to the thread in a SimpleQueue, which is safe anywhere: on grpc's own thread, and during
+garbage collection.
 """
 
 import logging
 import threading
 from collections.abc import Callable
-from heapq import heapify, heappop, heappush
-from itertools import count
 from queue import Empty, SimpleQueue
 from time import monotonic
 
-_LONGEST = 3600.0  # seconds; what a queue can wait has a limit, and a pushback has none
+from idem_grpc._core.due import DueQueue
+
+_LONGEST_WAIT = 3600.0  # seconds
 _log = logging.getLogger(__name__)
 
 
 class Entry:
-    """Something to be done, until ``cancel``."""
+    """A function to be called, until it is cancelled."""
 
     __slots__ = ("_function", "_inbox")
 
@@ -26,7 +26,7 @@ class Entry:
         self._inbox = inbox
 
     def cancel(self) -> None:
-        """Let go of it, if it is not under way."""
+        """Do not call the function, unless it is being called already."""
         if self._function is not None:
             self._function = None
             self._inbox.put(None)
@@ -41,7 +41,7 @@ class Entry:
             function()
 
 
-_Item = tuple[float, int, Entry] | None  # None tells that an entry was cancelled
+_Item = tuple[float, Entry] | None  # None says that an entry was cancelled
 
 
 class Timer:
@@ -51,10 +51,9 @@ class Timer:
         self._inbox: SimpleQueue[_Item] = SimpleQueue()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
-        self._numbers = count()  # of two that are due at once, the first goes first
 
     def start(self) -> None:
-        """Have the thread run: what comes after ``start`` needs no lock. A fork leaves it behind."""
+        """Start the thread, if it does not run: after a fork, the new process has none."""
         if self._thread is None or not self._thread.is_alive():
             with self._lock:
                 if self._thread is None or not self._thread.is_alive():
@@ -62,42 +61,35 @@ class Timer:
                     self._thread.start()
 
     def after(self, seconds: float, function: Callable[[], object]) -> Entry:
-        """Call ``function`` in ``seconds``. ``start`` was called before."""
+        """Call ``function`` in ``seconds``. Takes no lock, and needs ``start`` to be called before."""
         entry = Entry(function, self._inbox)
-        self._inbox.put((monotonic() + seconds, next(self._numbers), entry))
+        self._inbox.put((monotonic() + seconds, entry))
         return entry
 
     def _run(self) -> None:
-        waiting: list[tuple[float, int, Entry]] = []
-        cancelled = 0
+        waiting = DueQueue[Entry](lambda _, entry: entry.is_cancelled)
         while True:
             try:
-                item = self._inbox.get(timeout=_until(waiting))
+                # What a queue can wait has a limit, and a pushback has none.
+                left = min(max(waiting.next_due - monotonic(), 0.0), _LONGEST_WAIT)
+                item = self._inbox.get(timeout=left if waiting else None)
             except Empty:
                 pass
             else:
                 if item is not None:
-                    heappush(waiting, item)
+                    waiting.push(*item)
                     del item
                 else:
-                    cancelled += 1
-                    if 2 * cancelled > len(waiting):
-                        waiting = [item for item in waiting if not item[2].is_cancelled]
-                        heapify(waiting)
-                        cancelled = 0
-            while waiting and waiting[0][0] <= monotonic():
-                _call(heappop(waiting)[2])
-
-
-def _until(waiting: list[tuple[float, int, Entry]]) -> float | None:
-    return min(max(waiting[0][0] - monotonic(), 0.0), _LONGEST) if waiting else None
+                    waiting.note_stale()
+            while (entry := waiting.pop(monotonic())) is not None:
+                _call(entry)
 
 
 def _call(entry: Entry) -> None:
     try:
         entry.run()
     except Exception:
-        _log.exception("a retry could not be made")
+        _log.exception("a retry failed")
 
 
 timer = Timer()

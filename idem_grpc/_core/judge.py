@@ -150,18 +150,8 @@ class Finding:
 
     @property
     def lease_left(self) -> float:
-        """Seconds until the owner may be treated as dead, on the store's clock.
-
-        The record contains the time to live with which it was written, so the time that is left shows how
-        long ago its owner last wrote. A record with more time left than it was written with, or without an
-        expiry, counts as alive.
-        """
-        return self.held.ttl_left - self.max_left
-
-    @property
-    def max_left(self) -> float:
-        """The most seconds that the record may have left to live once its lease has run out."""
-        return self.record.ttl - self.record.lease
+        """Seconds until the owner may be treated as dead, on the store's clock."""
+        return self.record.lease_left(self.held.ttl_left)
 
 
 @dataclass(slots=True, unsafe_hash=True)
@@ -251,13 +241,13 @@ def _claim(finding: Finding) -> Verdict:
 
 
 def _take_over(finding: Finding) -> Verdict:
-    return finding.call.claim(finding.record, finding.held.value, finding.max_left)
+    return finding.call.claim(finding.record, finding.held.value, finding.record.max_left_of_dead)
 
 
 def _give_up(finding: Finding) -> Verdict:
     unknown = replace(finding.record, state=State.UNKNOWN)
     call, held = finding.call, finding.held
-    swap = Swap(call.store_key, held.value, unknown.to_bytes(), UNKNOWN_TTL, finding.max_left)
+    swap = Swap(call.store_key, held.value, unknown.to_bytes(), UNKNOWN_TTL, finding.record.max_left_of_dead)
     return GiveUp(swap, TakeOver(finding.record.owner, finding.record.lease))
 
 
@@ -266,7 +256,7 @@ def _overwrite(finding: Finding) -> Verdict:
 
 
 def _overwrite_dead(finding: Finding) -> Verdict:
-    return Overwrite(finding.held.value, finding.max_left)
+    return Overwrite(finding.held.value, finding.record.max_left_of_dead)
 
 
 def _replay(finding: Finding) -> Verdict:

@@ -2,6 +2,12 @@
 
 import re
 
+RUN_ID = "idempotency-run"
+"""Names the run that an answer is of."""
+
+REPLAYED = "idempotency-replayed"
+"""Says that an answer is that of an earlier run."""
+
 METADATA_NAME = re.compile(r"[0-9a-z_.-]+")
 NEVER_SENT = frozenset({"-bin", "grpc-timeout", "grpclb_client_stats"})
 """Well-formed names that no server can send: gRPC's core rejects the first, and aborts the process on the

@@ -75,6 +75,23 @@ class Record:
     binding: Binding | None = None
     by_hand: bool = False
 
+    @property
+    def max_left_of_dead(self) -> float:
+        """The most seconds that a RUNNING record may have left to live once its owner's lease has run out.
+
+        A takeover swaps with it as ``max_left``, so that a renewal which came first wins.
+        """
+        return self.ttl - self.lease
+
+    def lease_left(self, ttl_left: float) -> float:
+        """Seconds until the owner of a RUNNING record may be treated as dead, on the store's clock.
+
+        ``ttl_left`` is how long the record has left to live. The record contains the time to live with which
+        it was written, so the difference shows how long ago its owner last wrote. A record with more time
+        left than it was written with, or without an expiry, counts as alive.
+        """
+        return ttl_left - self.max_left_of_dead
+
     def to_bytes(self) -> bytes:
         """Serialize byte for byte as protobuf does."""
         is_running = self.state is State.RUNNING

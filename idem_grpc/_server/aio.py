@@ -58,10 +58,10 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
             raise TypeError(f"store={store!r}: give a store from idem_grpc.aio.open_store")
         check_limits(max_waiters, max_detached, cache_bytes, reporter)
         check_executor(executor)
-        self.store = store
+        self._store = store
         self._on_loop = store.blocking if isinstance(store.blocking, OnLoop) else None
         self._threads = Threads(executor)
-        self.protection = Protection(
+        self._protection = Protection(
             store.blocking,
             scope=scope,
             services=services,
@@ -75,7 +75,7 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
 
     async def drain(self, timeout: Duration | None = None) -> int:
         """Wait until all runs have ended, as ``idem_grpc.ServerInterceptor.drain`` does."""
-        runs = self.protection.runs
+        runs = self._protection.runs
         await asyncio.sleep(0)  # let tasks that were created but have not started register their flows
         with suppress(TimeoutError):
             async with asyncio.timeout(None if timeout is None else in_seconds(timeout)):
@@ -107,7 +107,7 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
             return None
         if handler_call_details.method.startswith(TOKEN_SERVICE):
             handler = with_details(handler, handler_call_details)
-        planned = self.protection.plan(handler_call_details, handler)
+        planned = self._protection.plan(handler_call_details, handler)
         if planned is None:
             return handler
         method, metadata, given_keys, refused = planned
@@ -117,7 +117,7 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
         # returned handler.
         rpc = weakref.ref(asyncio.current_task()) if method.streams_responses else None
         arrived = partial(
-            AioCall, self.protection, method, metadata, given_keys, self.store, self._threads, rpc
+            AioCall, self._protection, method, metadata, given_keys, self._store, self._threads, rpc
         )
 
         # grpc's context keeps the exception of an abort, whose traceback keeps these frames. To avoid a

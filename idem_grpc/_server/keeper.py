@@ -8,8 +8,6 @@ While the store is away, each thread probes it with one swap at a time and growi
 store answers, everything that failed meanwhile is sent again.
 """
 
-import heapq
-import itertools
 import logging
 import threading
 from collections import deque
@@ -19,6 +17,7 @@ from math import inf
 from typing import Protocol
 
 from idem_grpc._core.clock import elapsed
+from idem_grpc._core.due import DueQueue
 from idem_grpc._core.execution import PROBES_PER_RENEWAL, RENEWALS_PER_LEASE, Lease
 from idem_grpc._core.policy import Rules
 from idem_grpc._core.steps import Outage, Pause, Step, Steps
@@ -164,7 +163,7 @@ class _Worker:
         self._store = store
         self._availability = availability
         self._batch = batch
-        self._due: list[tuple[float, int, Job]] = []
+        self._due = DueQueue[Job](lambda _, job: job.is_over)
         self._new_leases: set[Lease] = set()
         self._next_scan_at = inf
         self._has_new_leases = False
@@ -172,8 +171,6 @@ class _Worker:
         self._stalled: deque[Job] = deque()  # wait until the store answers again
         self._pause = FIRST_PAUSE
         self._failed_at = self._probe_at = 0.0
-        self._order = itertools.count()
-        self._stale = 0
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
 
@@ -211,25 +208,22 @@ class _Worker:
             self._next_scan_at = min(self._next_scan_at, now + SCAN_INTERVAL)
             if lease.due < self._next_scan_at:
                 self._new_leases.discard(lease)
-                heapq.heappush(self._due, (lease.due, next(self._order), lease))
+                self._due.push(lease.due, lease)
 
     def start(self, delay: float, job: Job) -> None:
         """Run a job after ``delay`` seconds."""
         with self._changed:
             self._run_thread()
-            heapq.heappush(self._due, (elapsed() + delay, next(self._order), job))
-            if self._due[0][2] is job:
+            due = elapsed() + delay
+            self._due.push(due, job)
+            if due <= self._due.next_due:
                 self._changed.notify()
 
     def cancel(self, job: Job) -> None:
-        """Cancel a job. Jobs that are over leave the heap once they make up more than half of it."""
+        """Cancel a job."""
         with self._changed:
             job.end()
-            self._stale += 1
-            if self._stale > 100 and 2 * self._stale > len(self._due):
-                self._due = [entry for entry in self._due if not entry[2].is_over]
-                heapq.heapify(self._due)
-                self._stale = 0
+            self._due.note_stale()
 
     def probe_soon(self) -> None:
         """Probe the store soon, since another thread has seen it answer."""
@@ -300,7 +294,7 @@ class _Worker:
         with self._changed:
             now = elapsed()
             for job in self._stalled:
-                heapq.heappush(self._due, (now, next(self._order), job))
+                self._due.push(now, job)
             self._stalled.clear()
             self._pause = FIRST_PAUSE
 
@@ -315,15 +309,15 @@ class _Worker:
                     return due, False
                 if self._stalled and self._probe_at <= now:
                     return [self._stalled.popleft()], True
-                next_at = min(self._next_scan_at, self._due[0][0] if self._due else inf)
+                next_at = min(self._next_scan_at, self._due.next_due)
                 if self._stalled:
                     next_at = min(next_at, self._probe_at)
                 self._changed.wait(None if next_at == inf else next_at - now)
 
     def _pop(self, now: float) -> list[Job]:
         due = list[Job]()
-        while self._due and self._due[0][0] <= now and len(due) < self._batch:
-            due.append(heapq.heappop(self._due)[2])
+        while len(due) < self._batch and (job := self._due.pop(now)) is not None:
+            due.append(job)
         return due
 
 

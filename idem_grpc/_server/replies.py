@@ -6,13 +6,12 @@ from typing import NamedTuple
 
 import grpc
 
+from idem_grpc._core.metadata import REPLAYED, RUN_ID
 from idem_grpc._core.outcome import Code, Metadata, Outcome
 from idem_grpc._core.problem import PUSHBACK
 from idem_grpc._core.steps import Reply
 from idem_grpc.updates import UpdateRefused
 
-RUN = "idempotency-run"
-REPLAYED = "idempotency-replayed"
 _REPLAYED = ((REPLAYED, "true"),)
 # A retry gets the same answer, so that a handler's pushback is not sent.
 _FINAL_CODES = (Code.OK, Code.NOT_FOUND, Code.ALREADY_EXISTS, Code.FAILED_PRECONDITION)
@@ -39,8 +38,8 @@ def stream_initial_metadata(initial_metadata: Metadata, run: bytes) -> Metadata:
 
     Send it with the first response, never earlier: gRPC's own retries stop once initial metadata arrived.
     """
-    own = _without(initial_metadata, RUN, REPLAYED)
-    return (*own, (RUN, run.hex())) if run else own
+    own = _without(initial_metadata, RUN_ID, REPLAYED)
+    return (*own, (RUN_ID, run.hex())) if run else own
 
 
 def _without(metadata: Metadata, *names: str) -> Metadata:
@@ -52,16 +51,16 @@ def as_sent(reply: Reply, outcome: Outcome) -> Outcome:
     """Return a reply as it is sent. ``outcome`` is its answer, or the outcome made from its Problem."""
     trailing, initial = outcome.trailing_metadata, outcome.initial_metadata
     if trailing and outcome is reply.answer:
-        trailing = _without(trailing, RUN, REPLAYED)
+        trailing = _without(trailing, RUN_ID, REPLAYED)
         if outcome.code in _FINAL_CODES:
             trailing = _without(trailing, PUSHBACK)
     if reply.protected:
         if reply.owner:
-            trailing += ((RUN, reply.owner.hex()),)
+            trailing += ((RUN_ID, reply.owner.hex()),)
         if reply.replayed:
             trailing += _REPLAYED
     if initial:
-        initial = _without(initial, RUN, REPLAYED)
+        initial = _without(initial, RUN_ID, REPLAYED)
     return Outcome(outcome.code, outcome.details, initial, trailing, outcome.messages)
 
 

@@ -61,8 +61,8 @@ class ServerInterceptor(grpc.ServerInterceptor):
                 f"store={store!r}: give a store from idem_grpc.open_store (not from idem_grpc.aio)"
             )
         check_limits(max_waiters, max_detached, cache_bytes, reporter)
-        self.store = store
-        self.protection = Protection(
+        self._store = store
+        self._protection = Protection(
             store,
             scope=scope,
             services=services,
@@ -84,7 +84,7 @@ class ServerInterceptor(grpc.ServerInterceptor):
         Returns how many runs had not ended in time. Other processes can take them over once their leases
         run out.
         """
-        return self.protection.runs.drain(None if timeout is None else in_seconds(timeout))
+        return self._protection.runs.drain(None if timeout is None else in_seconds(timeout))
 
     def intercept_service(
         self,
@@ -96,14 +96,14 @@ class ServerInterceptor(grpc.ServerInterceptor):
             return None
         if handler_call_details.method.startswith(TOKEN_SERVICE):
             handler = with_details(handler, handler_call_details)
-        planned = self.protection.plan(handler_call_details, handler)
+        planned = self._protection.plan(handler_call_details, handler)
         if planned is None:
             return handler
         method, metadata, given_keys, refused = planned
 
         def behavior(request: Any, context: grpc.ServicerContext) -> Any:
-            call = SyncCall(self.protection, method, metadata, given_keys, context)
+            call = SyncCall(self._protection, method, metadata, given_keys, context)
             serve = call.responses if method.streams_responses else call.response
-            return serve(self.store, request, refused)
+            return serve(self._store, request, refused)
 
         return RawHandler(handler, behavior)

@@ -107,9 +107,9 @@ class TokenServicer(token_pb2_grpc.TokenServiceServicer):
             raise TypeError(
                 f"{interceptor!r} is no idem_grpc.ServerInterceptor: for grpc.aio, use what idem_grpc.aio has"
             )
-        self._store = interceptor.store
-        self._availability = interceptor.protection.availability
-        self._tokens = _Tokens(interceptor.protection, operations)
+        self._store = interceptor._store
+        self._availability = interceptor._protection.availability
+        self._tokens = _Tokens(interceptor._protection, operations)
 
     def IssueTokens(
         self, request: token_pb2.IssueTokensRequest, context: Any
@@ -153,9 +153,9 @@ class AsyncTokenServicer(token_pb2_grpc.TokenServiceServicer):
             raise TypeError(
                 f"{interceptor!r} is no idem_grpc.aio.ServerInterceptor: for grpc, use what idem_grpc has"
             )
-        self._store = interceptor.store
-        self._availability = interceptor.protection.availability
-        self._tokens = _Tokens(interceptor.protection, operations)
+        self._store = interceptor._store
+        self._availability = interceptor._protection.availability
+        self._tokens = _Tokens(interceptor._protection, operations)
 
     async def IssueTokens(
         self, request: token_pb2.IssueTokensRequest, context: Any

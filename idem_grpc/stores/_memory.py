@@ -7,13 +7,12 @@ come after, so that memory stays bounded with nothing running in the background.
 import threading
 import time
 from collections.abc import Callable
-from heapq import heapify, heappop, heappush
 
+from idem_grpc._core.due import DueQueue
 from idem_grpc._core.swap import Held, Swap, Swapped, may_swap
 from idem_grpc.stores._protocol import AsyncStore, Store, check_swap, check_swaps, check_swaps_async
 
 _PURGED_PER_SWAP = 4  # more than one, so that a backlog shrinks while swaps keep adding
-_STALE_ALLOWED = 64  # so that a small store is not rebuilt at every turn
 _ABSENT = (None, 0.0)
 
 
@@ -31,8 +30,7 @@ class MemoryStore(Store):
         self._clock = clock
         self._lock = threading.Lock()
         self._entries: dict[bytes, tuple[bytes, float]] = {}  # values, and when they expire
-        # Every write adds one here; what a later write overtook is stale, and skipped when its time comes.
-        self._expiries: list[tuple[float, bytes]] = []
+        self._expiries = DueQueue[bytes](self._is_stale)
 
     def swap(self, swap: Swap) -> Swapped | Held:
         self._opener.require()
@@ -40,20 +38,20 @@ class MemoryStore(Store):
         key, new, entries, expiries = swap.key, swap.new, self._entries, self._expiries
         with self._lock:
             now = self._clock()
-            if expiries and expiries[0][0] <= now:
+            if expiries.next_due <= now:
                 self._purge(now)
             value, left = self._look(key, now)
             if not may_swap(swap, value, left):
                 return Held(value, left)
+            was_there = key in entries
             if new is None:
                 entries.pop(key, None)
             else:
                 expiry = now + swap.ttl
                 entries[key] = new, expiry
-                heappush(expiries, (expiry, key))
-                if len(expiries) > 2 * len(entries) + _STALE_ALLOWED:
-                    expiries[:] = [(expiry, key) for key, (_, expiry) in entries.items()]
-                    heapify(expiries)
+                expiries.push(expiry, key)
+            if was_there:
+                expiries.note_stale()
             return Swapped(left)
 
     def read(self, key: bytes) -> Held:
@@ -76,14 +74,16 @@ class MemoryStore(Store):
         value, expiry = self._entries.get(key, _ABSENT)
         return (value, expiry - now) if value is not None and expiry > now else _ABSENT
 
+    def _is_stale(self, expiry: float, key: bytes) -> bool:
+        """Whether a key was written again, or deleted, since this expiry was noted."""
+        entry = self._entries.get(key)
+        return entry is None or entry[1] != expiry
+
     def _purge(self, now: float) -> None:
         for _ in range(_PURGED_PER_SWAP):
-            if not self._expiries or self._expiries[0][0] > now:
+            if (key := self._expiries.pop(now)) is None:
                 return
-            expiry, key = heappop(self._expiries)
-            entry = self._entries.get(key)
-            if entry is not None and entry[1] == expiry:
-                del self._entries[key]
+            del self._entries[key]
 
 
 class AsyncMemoryStore(AsyncStore):

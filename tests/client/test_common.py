@@ -12,12 +12,12 @@ from idem_grpc._client.engine import (
     NO_RUN,
     NO_TOKEN,
     TOO_LARGE,
+    Backoff,
     Delivery,
     Engine,
     Finish,
     Renew,
     Send,
-    Wait,
     add_note,
 )
 from idem_grpc._client.retry import Bucket
@@ -94,7 +94,7 @@ class TestEngine:
         first = engine.begin()
         engine.annotate(error)
         assert not hasattr(error, "__notes__")
-        assert isinstance(engine.ended(first.attempt, DOWN), Wait)
+        assert isinstance(engine.ended(first.attempt, DOWN), Backoff)
         second = engine.timer()
         assert isinstance(second, Send)
         assert engine.ended(second.attempt, DOWN, is_whole=False) is Finish.AS_ENDED
@@ -149,14 +149,14 @@ class TestRenewal:
 
     def test_it_is_not_replaced_once_the_call_may_have_been_run(self):
         engine = self.engine(Source())
-        assert isinstance(engine.ended(engine.begin().attempt, DOWN), Wait)
+        assert isinstance(engine.ended(engine.begin().attempt, DOWN), Backoff)
         assert isinstance(engine.timer(), Send)
         assert engine.ended(2, self.UNKNOWN) is Finish.AS_ENDED
 
     def test_it_is_replaced_after_attempts_of_which_none_was_run(self):
         engine = self.engine(Source())
         away = Failure(Code.UNAVAILABLE, Reason.STORE_UNAVAILABLE)
-        assert isinstance(engine.ended(engine.begin().attempt, away), Wait)
+        assert isinstance(engine.ended(engine.begin().attempt, away), Backoff)
         assert isinstance(engine.timer(), Send)
         assert isinstance(engine.ended(2, self.UNKNOWN), Renew)
 
@@ -185,7 +185,7 @@ class TestStreams:
         return engine
 
     def again(self, engine):
-        assert isinstance(engine.ended(engine.attempts, DOWN), Wait)
+        assert isinstance(engine.ended(engine.attempts, DOWN), Backoff)
         assert isinstance(engine.timer(), Send)
 
     def test_nothing_was_handed_over(self):

@@ -23,7 +23,7 @@ from hypothesis.stateful import (
 from idem_grpc import Budget, Reason, Retry
 from idem_grpc._client import engine as engines
 from idem_grpc._client.answers import Failure
-from idem_grpc._client.engine import Delivery, Engine, Finish, Renew, Send, Wait
+from idem_grpc._client.engine import Backoff, Delivery, Engine, Finish, Renew, Send
 from idem_grpc._client.retry import Bucket
 from idem_grpc._core.execution import DerivedCall
 from idem_grpc._core.keys import SingleUse
@@ -125,7 +125,7 @@ class Calls(RuleBasedStateMachine):
                 allowed.append(self.retry.attempt_timeout)
             assert (math.inf if action.timeout is None else action.timeout) == pytest.approx(min(allowed))
             self.under_way, self.run, self.position = action.attempt, "", 0
-        elif isinstance(action, Wait):
+        elif isinstance(action, Backoff):
             assert self.may_retry
             self.due = self.now + action.seconds
             assert self.due < self.ends
@@ -156,7 +156,7 @@ class Calls(RuleBasedStateMachine):
         budget = self.retry.budget
         may_go_on = True
         action = self.engine.ended(attempt, failure, is_whole=is_whole)
-        if isinstance(action, (Wait, Renew)):
+        if isinstance(action, (Backoff, Renew)):
             assert is_whole
             assert not self.caller or self.caller[0][0], "nobody can tell whether the next answer is the same"
             assert failure.pushback is None or failure.pushback >= 0
@@ -166,7 +166,7 @@ class Calls(RuleBasedStateMachine):
                 may_go_on = budget is None or self.left > budget.max_tokens / 2
             assert may_go_on, "the budget is spent"
             assert self.counted < self.retry.max_attempts
-            if isinstance(action, Wait):
+            if isinstance(action, Backoff):
                 assert action.seconds >= (failure.pushback or 0)
         if self.source is not None and failure.refuses_token:
             assert self.source.dropped
@@ -290,10 +290,10 @@ MUTANTS = {
         ":\n            return None\n        if not",
     ),
     "a timer sends at any time": (
-        "if self._state is _State.WAITING else None",
+        "if self._phase is _Phase.WAITING else None",
         "if not self.is_over else None",
     ),
-    "a late key sends": ("if self._state is not _State.RENEWING:", "if self.is_over:"),
+    "a late key sends": ("if self._phase is not _Phase.RENEWING:", "if self.is_over:"),
     "a call ends twice": (
         "return None if self.is_over else self._finish(Finish.CANCELLED)",
         "return self._finish(Finish.CANCELLED)",
@@ -381,7 +381,7 @@ def test_random_walks_find_a_fault_that_is_there(mutant, monkeypatch):
     assert right in SOURCE
     module: dict[str, Any] = {"__name__": engines.__name__}
     exec(SOURCE.replace(right, wrong), module)
-    for name in ("Delivery", "Engine", "Finish", "Renew", "Send", "Wait"):
+    for name in ("Delivery", "Engine", "Finish", "Renew", "Send", "Backoff"):
         monkeypatch.setitem(globals(), name, module[name])
     with pytest.raises(AssertionError):
         walks()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from idem_grpc import Budget, Reason, Retry
 from idem_grpc._client.answers import Failure
-from idem_grpc._client.engine import TOO_LARGE, Engine, Finish, Send, Wait
+from idem_grpc._client.engine import TOO_LARGE, Backoff, Engine, Finish, Send
 from idem_grpc._client.retry import Bucket
 from idem_grpc._core.outcome import Code
 
@@ -50,7 +50,7 @@ class Course:
         action = self.engine.ended(self.attempt.attempt, failure, is_whole=is_whole)
         if action is Finish.AS_ENDED:
             return False
-        assert isinstance(action, Wait)
+        assert isinstance(action, Backoff)
         self.waited.append(action.seconds)
         self.now += action.seconds
         following = self.engine.timer()

@@ -108,7 +108,7 @@ def test_a_claim_that_is_confirmed_while_another_runs_waits_for_it(proxy, redis_
     running = other.client.begin(kind, request, key)
     other.ledger.gate("at work").await_arrival()
     proxy.allow(None)
-    until(lambda: slow.interceptor.protection.runs.left() and not late.done())
+    until(lambda: slow.interceptor._protection.runs.left() and not late.done())
     other.ledger.gate("at work").open()
     assert running.answer().ok
     assert late.answer().essence == running.answer().essence

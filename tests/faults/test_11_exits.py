@@ -167,7 +167,7 @@ def test_a_loop_that_goes_on_has_no_run_left(surviving, style, kind, key, stoppi
     first = ask(server.client, kind, key, timeout=1)
     assert not first.ok
     assert server.ended_by.get(timeout=DEADLINE) is stop
-    until(lambda: server.interceptor.protection.runs.left() == 0)
+    until(lambda: server.interceptor._protection.runs.left() == 0)
     assert state_of(server.store.blocking, kind, key) is State.OPEN
     assert ask(server.client, kind, key).ok
     assert seen == [1, 2]
@@ -197,7 +197,7 @@ def test_it_reaches_the_loop_when_the_caller_has_left(surviving, style, kind, ke
     assert not call.answer().ok
     gate.open()
     assert server.ended_by.get(timeout=DEADLINE) is stop
-    until(lambda: server.interceptor.protection.runs.left() == 0)
+    until(lambda: server.interceptor._protection.runs.left() == 0)
     assert state_of(server.store.blocking, kind, key) is State.OPEN
     assert server.ended_by.empty()
 
@@ -244,7 +244,7 @@ def test_it_reaches_the_loop_whenever_the_rpc_is_cancelled(surviving, style, kin
         call.cancel()  # which hears no more of it
         turns += 1
         assert turns < 50
-    until(lambda: server.interceptor.protection.runs.left() == 0)
+    until(lambda: server.interceptor._protection.runs.left() == 0)
     assert server.ended_by.empty()
 
 

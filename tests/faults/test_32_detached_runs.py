@@ -52,7 +52,7 @@ def leave(server, kind, count):
 
 
 def detached(server):
-    return server.interceptor.protection.runs.detached
+    return server.interceptor._protection.runs.detached
 
 
 def is_refused(answer):

@@ -97,7 +97,7 @@ def test_a_server_says_it_by_what_it_knows_of_the_run(start, kind, key, monkeypa
     server, request = start(default=policy), order(run(gate="at work"))
     server.client.begin(kind, request, key)
     server.ledger.gate("at work").await_arrival()
-    (first,) = server.interceptor.protection.runs._runs.values()
+    (first,) = server.interceptor._protection.runs._runs.values()
 
     def after(attempts, timeout=None):
         metadata = [("grpc-previous-rpc-attempts", str(attempts))]

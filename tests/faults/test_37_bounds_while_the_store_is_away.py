@@ -103,7 +103,7 @@ def test_one_call_at_a_time_finds_out_whether_the_store_is_back(own_redis_server
     server = start(own_redis_server.url + IMPATIENT)
     own_redis_server.pause()
     assert server.client.call(kind, order(), key).reason is Reason.STORE_UNAVAILABLE
-    availability = server.interceptor.protection.availability
+    availability = server.interceptor._protection.availability
     assert availability.admits() is not None, "one may find out"
     for _ in range(3):
         availability.failed(StoreUnavailable("begun before"), elapsed() - 1)

@@ -158,7 +158,7 @@ def test_a_waiting_place_is_given_back(face, start, kind, key, at_work):
         return len(store.swaps) == 1 + duplicates
 
     def has_place():
-        places = server.interceptor.protection._places
+        places = server.interceptor._protection._places
         if is_free := places.acquire(blocking=False):
             places.release()
         return is_free
