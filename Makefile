@@ -1,26 +1,26 @@
-# Everything is installed into .venv, made by the first target that needs it. `make PYTHON=python3.12 …`
-# takes another interpreter, `make test ARGS="-k redis"` hands arguments to pytest.
+# Everything is installed into .venv, which is created by the first target that needs it.
+# `make PYTHON=python3.12 …` uses another interpreter. `make test ARGS="-k redis"` passes arguments to pytest.
 
 PYTHON ?= python3
 VENV := .venv
 PROTO_VENV := .venv-proto
 BIN := $(VENV)/bin
 
-# Stubs refuse a runtime older than the tools that wrote them, so they are written by the oldest tools
-# supported. The versions are exact, since `check-proto` compares byte for byte; raising grpcio-tools
-# raises the bounds of grpcio and protobuf in pyproject.toml. (Python 3.11 to 3.13 have it built.)
+# Stubs do not work with a runtime older than the tools that generated them, so they are generated with the oldest
+# supported tools. The versions are exact, because `check-proto` compares byte for byte. If you raise grpcio-tools,
+# raise the bounds of grpcio and protobuf in pyproject.toml too. (There are wheels for Python 3.11 to 3.13.)
 PROTO_TOOLS := grpcio-tools==1.73.1 mypy-protobuf==3.7.0 protobuf==6.33.6 setuptools==80.9.0
 
-# The number of our extensions of protobuf's options. `make proto` writes it into options.proto, and no
-# other file has it. It is of the range for use within one organisation: before the first release,
-# register one (see docs/options.md of protobuf), and replace it here.
+# The number of this library's extensions of protobuf's options. `make proto` writes it into options.proto, and no
+# other file has it. It is in the range for use within one organisation. Before the first release, register a number
+# (see docs/options.md of protobuf), and replace it here.
 EXTENSION_NUMBER := 57231
 OPTIONS_PROTO := protos/idem_grpc_pb/v1/options.proto
 
-# Where protos lie and where their stubs go, as protos:stubs.
+# The folders of protos and of their stubs, as protos:stubs.
 PROTO_ROOTS := protos:generated examples/protos:examples/generated tests/protos:tests/generated
 
-# $(call make-venv,DIRECTORY): Debian's python3 has no ensurepip without python3-venv; its pip can help out.
+# $(call make-venv,DIRECTORY): without python3-venv, Debian's python3 has no ensurepip, so use its pip instead.
 make-venv = $(1)/bin/python -m pip --version >/dev/null 2>&1 \
 	|| $(PYTHON) -m venv $(1) >/dev/null 2>&1 \
 	|| { $(PYTHON) -m venv --clear --without-pip $(1) \
@@ -32,13 +32,13 @@ make-venv = $(1)/bin/python -m pip --version >/dev/null 2>&1 \
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-# Installed again when pyproject.toml changes.
+# Reinstall when pyproject.toml changes.
 $(VENV)/.installed: pyproject.toml
 	@$(call make-venv,$(VENV))
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
-# The stamp is named for the versions, so that others are installed when they change.
+# The stamp's name contains the versions, so that a change of version reinstalls the tools.
 PROTO_STAMP := $(PROTO_VENV)/.installed-$(subst $() ,-,$(PROTO_TOOLS))
 $(PROTO_STAMP):
 	@$(call make-venv,$(PROTO_VENV))
@@ -46,13 +46,13 @@ $(PROTO_STAMP):
 	@touch $@
 
 .PHONY: setup
-setup: $(VENV)/.installed ## Install the package and what it takes to work on it into .venv
+setup: $(VENV)/.installed ## Install the package and its development tools into .venv
 
 .PHONY: demo
 demo: setup ## Run the demonstration, on its own store or on STORE=redis://host/0
 	@$(BIN)/python -m examples.checkout.demo $(if $(STORE),--store "$(STORE)")
 
-# Most tests wait for something, so more of them than there are cores can run at once.
+# Most tests wait for something, so run more of them in parallel than there are cores.
 JOBS ?= 4
 
 .PHONY: test
@@ -60,10 +60,10 @@ test: setup ## Run the tests, JOBS at a time
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
 
 .PHONY: test-eager
-test-eager: setup ## Run the asyncio tests with tasks that start at once, as those of asyncio.eager_task_factory do
+test-eager: setup ## Run the asyncio tests with eager tasks, as asyncio.eager_task_factory makes them
 	EAGER_TASKS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile -k "aio or async" $(ARGS)
 
-# The oldest of what pyproject.toml allows.
+# The oldest versions that pyproject.toml allows.
 OLDEST := grpcio==1.73.1 grpcio-health-checking==1.73.1 grpcio-reflection==1.73.1 grpcio-testing==1.73.1 \
 	grpcio-tools==1.73.1 protobuf==6.31.1 redis[hiredis]==6.0.0
 OLDEST_VENV := .venv-oldest
@@ -72,7 +72,7 @@ $(OLDEST_VENV)/.installed: pyproject.toml
 	$(OLDEST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' $(OLDEST)
 	@touch $@
 
-# The oldest grpc.aio raises once more what an interceptor raised, where its call is collected.
+# The oldest grpc.aio raises an interceptor's exception a second time when the call is garbage-collected.
 .PHONY: test-oldest
 test-oldest: $(OLDEST_VENV)/.installed ## Run the tests of servers, clients and stores on the oldest grpcio, protobuf and redis
 	$(OLDEST_VENV)/bin/python -m pytest --numprocesses $(JOBS) --dist loadfile \
@@ -85,7 +85,7 @@ lint: setup ## Check style and formatting
 	$(BIN)/ruff format --check
 
 .PHONY: format
-format: setup ## Mend style and formatting where that can be done by itself
+format: setup ## Fix style and formatting automatically where possible
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 	@$(for-each-root) $(BIN)/buf format --write $$protos; done
@@ -94,14 +94,12 @@ format: setup ## Mend style and formatting where that can be done by itself
 type: setup ## Check types
 	$(BIN)/mypy
 
-# Opens a shell loop over the roots that have any proto; the caller closes it with `done`.
+# Starts a shell loop over the roots that have protos; the caller ends it with `done`.
 for-each-root = set -e; for root in $(PROTO_ROOTS); do \
 	protos=$${root%%:*} stubs=$${root\#\#*:}; \
 	files=$$(find $$protos -name '*.proto' 2>/dev/null | LC_ALL=C sort); \
 	[ -n "$$files" ] || continue;
 
-# Stubs are written aside first: a proto with a mistake in it costs no stubs, and one that was
-# deleted leaves none behind.
 .PHONY: extension-number
 extension-number: ## Write EXTENSION_NUMBER into options.proto, as `make proto` does
 	@new=$(OPTIONS_PROTO).new; \
@@ -109,8 +107,10 @@ extension-number: ## Write EXTENSION_NUMBER into options.proto, as `make proto` 
 			$(OPTIONS_PROTO) > $$new; \
 		if cmp -s $$new $(OPTIONS_PROTO); then rm $$new; else mv $$new $(OPTIONS_PROTO); fi
 
+# The stubs are first written to another folder, so that an error in a proto leaves the old stubs in place. Then all
+# old stubs are deleted, including those of deleted protos.
 .PHONY: proto
-proto: extension-number $(PROTO_STAMP) ## Write the stubs anew from the protos
+proto: extension-number $(PROTO_STAMP) ## Generate the stubs from the protos
 	@$(for-each-root) \
 		new=$(PROTO_VENV)/new; rm -rf $$new; mkdir -p $$new $$stubs; \
 		protoc="$(PROTO_VENV)/bin/python -m grpc_tools.protoc -I $$protos -I protos \
@@ -125,9 +125,9 @@ proto: extension-number $(PROTO_STAMP) ## Write the stubs anew from the protos
 	done
 
 .PHONY: check-proto
-check-proto: setup ## Check that the protos are well made, break nobody, and that their stubs are fresh
+check-proto: setup ## Lint the protos, and check that they are compatible with the last release and their stubs are fresh
 	@$(for-each-root) $(BIN)/buf lint $$protos; $(BIN)/buf format --diff --exit-code $$protos; done
-	@tag=$$(git describe --tags --abbrev=0 2>/dev/null) || { echo "no release yet to break with"; exit 0; }; \
+	@tag=$$(git describe --tags --abbrev=0 2>/dev/null) || { echo "no release yet to compare with"; exit 0; }; \
 		$(BIN)/buf breaking protos --against ".git#tag=$$tag,subdir=protos"
 	@$(MAKE) --no-print-directory proto
 	@$(for-each-root) \
@@ -137,7 +137,8 @@ check-proto: setup ## Check that the protos are well made, break nobody, and tha
 		[ -z "$$new" ] || { echo "Not in git:" $$new >&2; exit 1; }; \
 	done
 
-# The libraries that it is compared with are installed in an environment of their own. h2load, which makes the load, is of nghttp2-client.
+# The libraries to compare with are installed in a separate environment. The load generator h2load is in the
+# package nghttp2-client.
 BENCH_VENV := .venv-bench
 $(BENCH_VENV)/.installed: pyproject.toml benchmarks/requirements.txt
 	@$(call make-venv,$(BENCH_VENV))
@@ -150,22 +151,22 @@ $(BENCH_VENV)/.installed: pyproject.toml benchmarks/requirements.txt
 BENCH := PYTHONPATH=.:generated:examples/generated:tests/generated $(BENCH_VENV)/bin/python -W ignore -m benchmarks
 
 .PHONY: bench
-bench: $(BENCH_VENV)/.installed ## Compare what calls cost with bare gRPC and other libraries; fails below a bar
+bench: $(BENCH_VENV)/.installed ## Compare the cost of calls with bare gRPC and other libraries; fails below a bar
 	$(BENCH) $(ARGS)
 
 .PHONY: bench-quick
-bench-quick: $(BENCH_VENV)/.installed ## The same in less than a minute, and less exactly
+bench-quick: $(BENCH_VENV)/.installed ## Run the main benchmarks in less than a minute, less exactly
 	$(BENCH) --quick
 
 .PHONY: bench-soak
-bench-soak: $(BENCH_VENV)/.installed ## See that a server's memory stays flat over 300,000 calls; a quarter of an hour
+bench-soak: $(BENCH_VENV)/.installed ## Check that a server's memory stays flat over 300,000 calls; takes 15 minutes
 	$(BENCH) soak
 
 .PHONY: bench-commits
-bench-commits: $(BENCH_VENV)/.installed ## Compare what a call costs a server of each of COMMITS
+bench-commits: $(BENCH_VENV)/.installed ## Compare the CPU cost of a call across COMMITS
 	$(BENCH).commits $(COMMITS)
 
 .PHONY: clean
-clean: ## Remove what can be made again, the virtual environments too
+clean: ## Remove generated files, including the virtual environments
 	rm -rf $(VENV) $(PROTO_VENV) $(OLDEST_VENV) $(BENCH_VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

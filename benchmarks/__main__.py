@@ -1,4 +1,4 @@
-"""Measure: ``make bench``, ``make bench-quick``, or ``make bench ARGS=updates`` for one of them."""
+"""Run the benchmarks: ``make bench``, ``make bench-quick``, or one of them by ``make bench ARGS=updates``."""
 
 import argparse
 import sys
@@ -18,7 +18,7 @@ ALL: dict[str, Callable[..., bool]] = {
     "updates": updates.main,
     "native": native.main,
 }
-LONG = ("soak", "native")  # which are run by their names alone
+LONG = ("soak", "native")  # run only when named
 QUICK = ("throughput", "calls", "peers")
 
 

@@ -1,8 +1,8 @@
-"""How many Python functions a call enters: python -m benchmarks calls
+"""Count the Python functions that a call enters: python -m benchmarks calls
 
-Counted between the interceptor and its return, in this process and without a network, with a store in
-memory. What a call costs is layers, more than anything else, and these are the same on every host. In
-asyncio, those of the event loop itself are not counted.
+Functions are counted from the entry of the interceptor to its return, in this process, without a network and
+with a store in memory. The number of function calls dominates the cost of a call, and is the same on every
+host. In asyncio, the functions of the event loop itself are not counted.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ class Details(grpc.HandlerCallDetails):
 
 
 class _Context:
-    """What the interceptor asks of grpc's own context, and nothing that grpc does."""
+    """A stub of grpc's context, with the methods that the interceptor calls."""
 
     trailing: Any = ()
 
@@ -45,7 +45,7 @@ class _Context:
 
 
 class Handled:
-    """How often a handler ran."""
+    """Counts the handler's runs."""
 
     count = 0
 
@@ -73,7 +73,7 @@ async def _continuation(_: Any) -> Any:
 
 
 def call(interceptor: idem_grpc.ServerInterceptor, key: str) -> tuple[bytes, bool]:
-    """Call the handler that the interceptor returns. Returns the response, and whether it is a replay."""
+    """Call the handler that the interceptor returns. Returns the response and whether it is a replay."""
     handler: Any = interceptor.intercept_service(lambda _: HANDLER, Details(key))
     context = _Context()
     response = handler.unary_unary(handler.request_deserializer(REQUEST.SerializeToString()), context)
@@ -81,7 +81,7 @@ def call(interceptor: idem_grpc.ServerInterceptor, key: str) -> tuple[bytes, boo
 
 
 async def acall(interceptor: idem_grpc.aio.ServerInterceptor, key: str) -> tuple[bytes, bool]:
-    """The same for asyncio."""
+    """Call the handler as ``call`` does, in asyncio."""
     handler: Any = await interceptor.intercept_service(_continuation, Details(key))
     context = _Context()
     response = await handler.unary_unary(handler.request_deserializer(REQUEST.SerializeToString()), context)
@@ -89,7 +89,7 @@ async def acall(interceptor: idem_grpc.aio.ServerInterceptor, key: str) -> tuple
 
 
 class _Counter:
-    """Counts the functions that are entered while it is: not the benchmark's own, nor the event loop's."""
+    """Counts the functions entered inside the context, except the benchmark's own and the event loop's."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -106,7 +106,7 @@ class _Counter:
 
 
 def sync_counts(**settings: Any) -> dict[str, int]:
-    """How many functions a first call and its replay enter."""
+    """Return how many functions a first call and its replay enter."""
     with idem_grpc.open_store("memory:") as store:
         interceptor = idem_grpc.ServerInterceptor(store, scope=idem_grpc.SHARED, **settings)
         call(interceptor, "warm-up")
@@ -120,7 +120,7 @@ def sync_counts(**settings: Any) -> dict[str, int]:
 
 
 async def async_counts(**settings: Any) -> dict[str, int]:
-    """The same for asyncio."""
+    """Return the same counts for asyncio."""
     async with idem_grpc.aio.open_store("memory:") as store:
         interceptor = idem_grpc.aio.ServerInterceptor(store, scope=idem_grpc.SHARED, **settings)
         await acall(interceptor, "warm-up")
@@ -134,7 +134,7 @@ async def async_counts(**settings: Any) -> dict[str, int]:
 
 
 def main(report: Report, *, quick: bool = False) -> bool:
-    """Count. Returns whether a bar was missed."""
+    """Print and report the counts. Returns whether a bar was missed."""
     found = {"sync": sync_counts(), "asyncio": asyncio.run(async_counts())}
     report.write("functions", found)
     print("Python functions that a call enters, with a store in memory:\n")

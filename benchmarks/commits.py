@@ -1,7 +1,7 @@
-"""What a first call costs a server of each of some commits: make bench-commits COMMITS="A B"
+"""Compare the CPU cost of a first call across commits: make bench-commits COMMITS="A B"
 
-The servers of all commits run side by side and take turns, each with that commit's ``idem_grpc`` and with
-today's benchmark around it. What is shown is processor time over the bare server's.
+The servers of all commits run side by side and take turns. Each uses its commit's ``idem_grpc`` and the
+current benchmark code. The table shows processor time over the bare server's.
 """
 
 import subprocess
@@ -19,7 +19,7 @@ REPEATS, CALLS, WARM_UP = 7, 2000, 1000
 
 
 def extract(commit: str, folder: Path) -> str:
-    """Put the library of a commit into a folder of that name. Returns the commit's subject."""
+    """Extract the library of a commit into a folder named after it. Returns the commit's subject."""
     into = folder / commit
     into.mkdir()
     archive = subprocess.run(
@@ -31,7 +31,7 @@ def extract(commit: str, folder: Path) -> str:
 
 
 def measure(face: str, row: str, commits: list[str], folder: Path, processor: int | None) -> dict[str, float]:
-    """The median microseconds of processor time that a call takes over the bare server's, by commit."""
+    """Return the median microseconds of processor time per call over the bare server's, by commit."""
     with ExitStack() as stack:
         redis = stack.enter_context(redis_server())
         servers = {"": stack.enter_context(Server(face, "bare", "memory:", processor=processor))}

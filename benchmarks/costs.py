@@ -1,7 +1,9 @@
-"""What else a call costs: python -m benchmarks costs
+"""Measure further costs of a call: python -m benchmarks costs
 
-By the size of its answer, and by how many records the store keeps; what it asks of a Redis server, and how
-fast tokens are issued; and what the client's interceptors cost.
+- the cost by the size of the answer and by the number of records in the store
+- the number of scripts that a Redis server runs for a call
+- the number of tokens issued per second
+- the cost of the client's interceptors
 """
 
 import asyncio
@@ -46,14 +48,14 @@ KEYED = ("redis first", "redis replay, store", "redis replay, cache")
 KEPT = (1_000, 10_000, 100_000, 1_000_000)
 SWAPS = 500
 FLAT = 1.25
-"""What a swap may cost in a full store, by what it costs in an empty one."""
+"""The bar: the cost of a swap in a full store, as a multiple of its cost in an empty store."""
 TOKENS = {1: 2000, 100: 200}  # tokens in a call: calls
 ISSUE = "/idem.v1.TokenService/IssueTokens"
 DAY = 86400.0
 
 
 def by_size(face: str, size: int, calls: int, processor: int | None) -> dict[str, Any]:
-    """For answers of so many bytes, by row: ratios to the bare server, and microseconds of CPU over it."""
+    """Return ratios to bare and microseconds of CPU over bare by row, for answers of ``size`` bytes."""
     request = charge_request(size)
     rows = ("bare", *KEYED)
     found: dict[str, dict[str, list[float]]] = {row: {"ratio": [], "over_us": []} for row in rows}
@@ -71,7 +73,7 @@ def by_size(face: str, size: int, calls: int, processor: int | None) -> dict[str
             server.check(request)
             server.load(max(10, calls // 10), request)
         for spent in rounds({server.row: server for server in servers}, REPEATS, calls, request):
-            client.flushdb()  # or records of a megabyte would fill the machine
+            client.flushdb()  # otherwise, records of a megabyte would fill the memory
             for row, its in spent.items():
                 found[row]["ratio"].append(spent["bare"].seconds / its.seconds)
                 found[row]["over_us"].append((its.cpu - spent["bare"].cpu) / calls * 1e6)
@@ -93,7 +95,7 @@ def sizes(report: Report, processor: int | None) -> None:
 
 
 def done_record() -> bytes:
-    """The record of a call with an answer of a hundred bytes."""
+    """Return the record of a call with an answer of a hundred bytes."""
     with idem_grpc.open_store("memory:") as store:
         call(idem_grpc.ServerInterceptor(store, scope=idem_grpc.SHARED), "key")
         value = store.read(store_key(store.namespace, METHOD, b"", "key")).value
@@ -102,7 +104,7 @@ def done_record() -> bytes:
 
 
 def swaps(store: Store, value: bytes) -> float:
-    """The microseconds that a swap takes, of those that put records there and take them away again."""
+    """Return the mean microseconds per swap, over swaps that add records and swaps that remove them."""
     names = [os.urandom(16).hex().encode() for _ in range(SWAPS)]
     started = time.perf_counter()
     for name in names:
@@ -113,7 +115,7 @@ def swaps(store: Store, value: bytes) -> float:
 
 
 def fill(store: Store, number: int, value: bytes) -> None:
-    """Have the store keep so many records more."""
+    """Add ``number`` records to the store."""
     while number > 0:
         batch = [Swap(os.urandom(16).hex().encode(), None, value, DAY) for _ in range(min(1000, number))]
         store.swap_many(batch)
@@ -122,7 +124,7 @@ def fill(store: Store, number: int, value: bytes) -> None:
 
 @contextmanager
 def opened(kind: str, folder: str, number: int) -> Iterator[tuple[Store, Callable[[], int]]]:
-    """An empty store of a kind, and what tells the bytes that it takes."""
+    """Open an empty store of a kind. Yields it and a function that returns its size in bytes."""
     with ExitStack() as stack:
         measure: Callable[[], int] = resident
         url = "memory:"
@@ -146,7 +148,7 @@ def opened(kind: str, folder: str, number: int) -> Iterator[tuple[Store, Callabl
 
 
 def growth(kind: str, value: bytes) -> tuple[dict[int, list[tuple[float, float]]], float]:
-    """By records kept: pairs of microseconds a swap, in an empty store and in that one. And bytes of each."""
+    """Return microseconds per swap in an empty and a full store by records kept, and bytes per record."""
     found = {}
     with (
         tempfile.TemporaryDirectory(prefix="idem-benchmark-") as folder,
@@ -168,7 +170,7 @@ def growth(kind: str, value: bytes) -> tuple[dict[int, list[tuple[float, float]]
 
 
 def kept(report: Report) -> bool:
-    """By how many records a store keeps. Returns whether a swap costs more where there are many."""
+    """Measure swaps by the number of records in the store. Returns whether the bar was missed."""
     value = done_record()
     print("\n### By the records that a store keeps: µs a swap, as a multiple of an empty one\n")
     print(f"| | {' | '.join(f'{number:,}' for number in KEPT)} | bytes a record |")
@@ -192,7 +194,7 @@ def kept(report: Report) -> bool:
 
 
 def commands(report: Report, processor: int | None) -> None:
-    """What a call asks of a Redis server."""
+    """Count the scripts that a Redis server runs for a call."""
     calls = 1000
     found: dict[str, dict[str, float]] = {}
     print("\n### Scripts that a call has a Redis server run\n\n| | sync | asyncio |\n| --- | --- | --- |")
@@ -212,7 +214,7 @@ def commands(report: Report, processor: int | None) -> None:
 
 
 def tokens(report: Report, processor: int | None) -> None:
-    """How many tokens a server issues in a second, each call for another caller."""
+    """Measure how many tokens a server issues per second. Each call is made by another caller."""
     found: dict[str, dict[int, list[float]]] = {}
     print(
         "\n### Tokens issued in a second, on Redis\n\n| in one call | sync | asyncio |\n| --- | --- | --- |"
@@ -235,7 +237,7 @@ def tokens(report: Report, processor: int | None) -> None:
 
 
 def client_times(port: int) -> dict[str, list[float]]:
-    """The median microseconds of calls one at a time, without our client interceptors and with them."""
+    """Return median microseconds of single calls, without (bare) and with (ours) the client interceptors."""
     found: dict[str, list[float]] = {"bare": [], "ours": []}
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         ours = grpc.intercept_channel(channel, *idem_grpc.client_interceptors())
@@ -253,7 +255,7 @@ def client_times(port: int) -> dict[str, list[float]]:
 
 
 async def async_client_times(port: int) -> dict[str, list[float]]:
-    """The same for asyncio."""
+    """Return the same medians for asyncio."""
     found: dict[str, list[float]] = {"bare": [], "ours": []}
     target = f"127.0.0.1:{port}"
     async with (
@@ -274,7 +276,7 @@ async def async_client_times(port: int) -> dict[str, list[float]]:
 
 
 def clients(report: Report, processor: int | None) -> None:
-    """What the interceptors of a client cost, at a server that does not have ours."""
+    """Measure the cost of the client interceptors, on a server without the server interceptor."""
     with Server("asyncio", "bare", "memory:", processor=processor) as server:
         found = {"sync": client_times(server.port), "asyncio": asyncio.run(async_client_times(server.port))}
     report.write("client", found)
@@ -286,7 +288,7 @@ def clients(report: Report, processor: int | None) -> None:
 
 
 def main(report: Report, *, quick: bool = False) -> bool:
-    """Measure all of them. Returns whether a bar was missed."""
+    """Run all measurements. Returns whether a bar was missed."""
     with spared_processor() as processor:
         commands(report, processor)
         sizes(report, processor)

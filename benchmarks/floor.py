@@ -1,6 +1,6 @@
-"""What grpc itself takes for what our interceptor asks of it: python -m benchmarks floor
+"""Measure the cost, in grpc itself, of the features that the interceptor uses: python -m benchmarks floor
 
-Interceptors that ask for one such thing, and do nothing else, compared with the bare server.
+Compares interceptors that use one such feature, and do nothing else, with the bare server.
 """
 
 from contextlib import ExitStack
@@ -15,7 +15,7 @@ REPEATS, CALLS = 9, 4000
 
 
 def main(report: Report, *, quick: bool = False) -> bool:
-    """Measure, on the threaded server."""
+    """Measure on the threaded server. There is no bar."""
     with spared_processor() as processor, ExitStack() as stack:
         servers = [
             stack.enter_context(Server("sync", row, "memory:", processor=processor))

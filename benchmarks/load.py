@@ -1,7 +1,7 @@
-"""Load on a server: h2load sends the same call again and again, a Python client looks at the answers.
+"""Load a server: h2load sends the same call repeatedly, and a Python client checks the answers.
 
-A server has a processor to itself, where there are two or more, so that the server is what is measured. What
-loads it, and the stores, have the others.
+If there are two processors or more, the server has one to itself, so that only the server is measured. The
+load generator and the stores use the others.
 """
 
 import os
@@ -27,7 +27,7 @@ METHOD = "/tests.v1.BenchService/Charge"
 
 
 def charge_request(size: int) -> bench_pb2.ChargeRequest:
-    """A small request, for an answer of so many bytes."""
+    """Return a small request for an answer of ``size`` bytes."""
     return bench_pb2.ChargeRequest(customer="uid123", amount=1999, items=["book", "pen"], receipt_bytes=size)
 
 
@@ -43,7 +43,7 @@ _GRPC_HEADER = 5  # bytes before each message
 
 
 class Spent(NamedTuple):
-    """What a number of calls took: seconds by the clock of h2load, and the server's CPU seconds."""
+    """The time that a number of calls took: h2load's wall-clock seconds and the server's CPU seconds."""
 
     calls: int
     seconds: float
@@ -60,7 +60,7 @@ def redis_server() -> Iterator[RedisServer]:
 
 
 def require_h2load() -> str:
-    """The command. Raises RuntimeError, saying how to get it."""
+    """Return the path of h2load. Raises RuntimeError with instructions if it is missing."""
     command = shutil.which("h2load")
     if command is None:
         raise RuntimeError("h2load is missing: install it, as with `apt-get install nghttp2-client`")
@@ -69,7 +69,7 @@ def require_h2load() -> str:
 
 @contextmanager
 def spared_processor() -> Iterator[int | None]:
-    """Have this process, and those that it starts, leave one processor alone. Gives it, if there are two."""
+    """Keep this process and its children off one processor. Yields it, or None if there is only one."""
     usable = _processors()
     spared = min(usable) if len(usable) > 1 else None
     with _running_on(usable - {spared}):
@@ -78,13 +78,13 @@ def spared_processor() -> Iterator[int | None]:
 
 @contextmanager
 def one_processor() -> Iterator[None]:
-    """Have this process, and those that it starts, share one processor."""
+    """Restrict this process and its children to one shared processor."""
     with _running_on({min(_processors(), default=0)}):
         yield
 
 
 def _processors() -> set[int]:
-    """Those that this process may run on; none where that cannot be told."""
+    """Return the processors that this process may use; empty if the platform does not report them."""
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
 
 
@@ -102,10 +102,10 @@ def _running_on(processors: set[int]) -> Iterator[None]:
 
 
 def requests(command: list[str], calls: int, data: int | None) -> float:
-    """Run h2load. Returns the seconds it took for its calls.
+    """Run h2load. Returns the seconds that its calls took.
 
-    Raises RuntimeError unless all succeeded, with so many bytes of ``data`` in all (None: with any): for
-    h2load, a call that gRPC refuses, which has none, is a success.
+    Raises RuntimeError unless all calls succeeded and the responses have ``data`` bytes in all (None: any
+    number). The bytes are checked because h2load counts a call that gRPC refuses as a success.
     """
     done = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     finished, received = _FINISHED.search(done), _DATA.search(done)
@@ -117,10 +117,11 @@ def requests(command: list[str], calls: int, data: int | None) -> float:
 
 
 class Server:
-    """A server to be measured; see benchmarks.server. A context manager, which ends it.
+    """A server to be measured; see benchmarks.server. A context manager that stops it.
 
-    ``collects``: whether it collects garbage. ``processor`` is the only one that it runs on, if any, and
-    ``library`` has folders from which it imports what would be this checkout's.
+    collects: whether the garbage collector is on.
+    processor: the only processor that it runs on, if any.
+    library: folders to import the library from, in place of this checkout.
     """
 
     def __init__(
@@ -162,7 +163,7 @@ class Server:
         return self._process.stdout.readline()
 
     def report(self) -> tuple[float, int, int]:
-        """CPU seconds used, handlers run so far, and the kilobytes of memory now."""
+        """Return the CPU seconds used, the handlers run so far, and the current memory in kilobytes."""
         assert self._process.stdin is not None
         self._process.stdin.write("\n")
         self._process.stdin.flush()
@@ -170,7 +171,10 @@ class Server:
         return float(cpu), int(runs), int(memory)
 
     def load(self, calls: int, request: bench_pb2.ChargeRequest = REQUEST) -> Spent:
-        """Have h2load make so many calls. Raises RuntimeError unless all succeed, and run as the row says."""
+        """Make ``calls`` calls with h2load.
+
+        Raises RuntimeError if a call fails, or if the handler does not run as often as the row requires.
+        """
         data = calls * (_GRPC_HEADER + answer(request).ByteSize())
         ran = self.report()[1]
         spent = self.send(calls, METHOD, request.SerializeToString(), data)
@@ -181,7 +185,7 @@ class Server:
         return spent
 
     def send(self, calls: int, method: str, body: bytes, data: int | None = None) -> Spent:
-        """Have h2load make so many calls of a method; see ``requests`` for ``data``."""
+        """Make ``calls`` calls of a method with h2load; see ``requests`` for ``data``."""
         with tempfile.NamedTemporaryFile(suffix=".grpc") as file:
             Path(file.name).write_bytes(b"\0" + len(body).to_bytes(4, "big") + body)
             command = [
@@ -202,7 +206,7 @@ class Server:
             return Spent(calls, seconds, self.report()[0] - cpu)
 
     def check(self, request: bench_pb2.ChargeRequest = REQUEST) -> None:
-        """Look at the answers: what is first, what is a replay. Raises AssertionError."""
+        """Check which answers are first and which are replays. Raises AssertionError."""
         with grpc.insecure_channel(f"127.0.0.1:{self.port}") as channel:
             ask: Any = bench_pb2_grpc.BenchServiceStub(channel).Charge
             keyed = [] if self.key is None else [(KEY, self.key)]
@@ -214,13 +218,13 @@ class Server:
         assert replayed == [False, *[self.row.endswith(("store", "cache"))] * 2], (self.row, trailing)
 
     def singly(self, calls: int) -> list[float]:
-        """The microseconds of so many calls, one at a time. A wrong answer raises AssertionError."""
+        """Return the microseconds of each of ``calls`` single calls. Asserts that the answers are right."""
         took = []
         expected = answer(REQUEST)
         with grpc.insecure_channel(f"127.0.0.1:{self.port}") as channel:
             ask: Any = bench_pb2_grpc.BenchServiceStub(channel).Charge
             keyed = [] if self.key is None else [(KEY, self.key)]
-            assert ask(REQUEST, metadata=keyed) == expected  # and the connection is there
+            assert ask(REQUEST, metadata=keyed) == expected  # also opens the connection
             for _ in range(calls):
                 started = time.perf_counter()
                 response = ask(REQUEST, metadata=keyed)
@@ -237,7 +241,7 @@ class Server:
 
 
 def in_turn(items: list[Any], repeat: int) -> list[Any]:
-    """The same items in another order in each repeat: both who is first and who follows whom change."""
+    """Return the items in another order in each repeat: both the first item and the neighbours change."""
     first = repeat % len(items)
     turned = items[first:] + items[:first]
     return turned if repeat % 2 else turned[::-1]
@@ -246,7 +250,7 @@ def in_turn(items: list[Any], repeat: int) -> list[Any]:
 def rounds(
     servers: Mapping[str, Server], repeats: int, calls: int, request: bench_pb2.ChargeRequest = REQUEST
 ) -> Iterator[dict[str, Spent]]:
-    """Load each of the servers once in each repeat, in turns. Yields what each of them took, by its name."""
+    """Load each server once per repeat, in turns. Yields the time that each took, by its name."""
     for repeat in range(repeats):
         yield {name: servers[name].load(calls, request) for name in in_turn(list(servers), repeat)}
 

@@ -1,7 +1,7 @@
-"""How often a request stream that is sent again arrives whole: python -m benchmarks native
+"""Measure how often a retried request stream arrives complete: python -m benchmarks native
 
-Each call sends twenty requests. Its first attempt fails while they are being sent; the server of
-the second counts what has come by the end of the stream. There is no interceptor on the server.
+Each call sends twenty requests. The first attempt fails while they are being sent. In the second attempt, the
+server counts the requests up to the end of the stream. There is no interceptor on the server.
 """
 
 import itertools
@@ -21,7 +21,7 @@ from benchmarks.report import Report
 from idem_grpc import Retry, client_interceptors, keys, service_config
 
 CALLS = 300
-PATIENCE = 0.5  # seconds, of a call that takes some milliseconds
+PATIENCE = 0.5  # seconds; a call takes a few milliseconds
 REQUESTS = [b"%02d" % number for number in range(20)]
 FRAMED = 5 + len(REQUESTS[0])
 METHOD = "/bench.v1.Uploads/Upload"
@@ -33,7 +33,7 @@ Serving = Callable[[], AbstractContextManager[tuple[int, list[int]]]]
 
 @contextmanager
 def refusing() -> Iterator[tuple[int, list[int]]]:
-    """A server that says UNAVAILABLE to every other call. Gives its port, and what it counted."""
+    """Serve, and refuse every other call with UNAVAILABLE. Yields the port and the counts."""
     counts: list[int] = []
     calls = itertools.count()
 
@@ -54,7 +54,7 @@ def refusing() -> Iterator[tuple[int, list[int]]]:
 
 @contextmanager
 def leaving() -> Iterator[tuple[int, list[int]]]:
-    """The same, but it leaves, as a server that shuts down: by a GOAWAY, with nothing processed."""
+    """Serve, and end every other connection as a server that shuts down: a GOAWAY, with nothing processed."""
     counts: list[int] = []
     calls = itertools.count()
 
@@ -94,7 +94,7 @@ def leaving() -> Iterator[tuple[int, list[int]]]:
 
 
 def upload(port: int, options: list[Any], interceptors: list[Any]) -> bool:
-    """One call on a channel of its own. Tells whether it was answered."""
+    """Make one call on its own channel. Returns whether it was answered."""
     own = ("grpc.use_local_subchannel_pool", 1)
     with grpc.insecure_channel(f"127.0.0.1:{port}", [own, *options]) as channel:
         method = grpc.intercept_channel(channel, *interceptors).stream_unary(METHOD)

@@ -1,9 +1,10 @@
-"""What a function costs behind other libraries, on the same Redis: python -m benchmarks peers
+"""Compare a function behind this and other libraries, on the same Redis: python -m benchmarks peers
 
-A handler that does nothing is called through each library: ours as the handler that the interceptor returns,
-without gRPC's own work. All take turns, so that whatever else the host does falls on all of them alike, and
-share one processor with Redis: of two, the time is how fast one wakes the other. The libraries differ in what
-they promise; README.md says what each leaves out.
+A handler that does nothing is called through each library. For idem_grpc, it is called through the handler
+that the interceptor returns, without gRPC's own work. The libraries take turns, so that other load on the
+host affects all alike. They share one processor with Redis, because on two processors the time would mostly
+be the time that one takes to wake the other. The libraries make different promises; README.md lists the
+differences.
 """
 
 import asyncio
@@ -36,7 +37,7 @@ AsyncOnce = Callable[[str], Awaitable[Any]]
 
 
 def handled() -> Any:
-    """What the function does: nothing, but that it is counted."""
+    """The function that the libraries protect: counts its runs and returns a constant."""
     Handled.count += 1
     return {"charge_id": "ch_0123456789", "receipt": "x" * 100}
 
@@ -68,7 +69,7 @@ def fencekit(url: str) -> Once:
     guard, day = IdempotencyGuard(client), timedelta(hours=24)
 
     def charge(key: str) -> Any:
-        if not guard.try_begin(key, ttl=day):  # without its lock, and so without what follows a crash
+        if not guard.try_begin(key, ttl=day):  # without its lock, and so without handling of crashes
             return guard.get_result(key)
         answer = handled()
         guard.mark_done(key, result=answer, ttl=day)
@@ -170,7 +171,7 @@ Times = dict[str, dict[str, list[float]]]
 
 
 def made(libraries: dict[str, Callable[[str], Any]], url: str) -> dict[str, Any]:
-    """The function behind each library that is installed."""
+    """Return the protected function of each library that is installed."""
     found = {}
     for name, make in libraries.items():
         try:
@@ -183,9 +184,9 @@ def made(libraries: dict[str, Callable[[str], Any]], url: str) -> dict[str, Any]
 
 
 def turns(once: dict[str, Any], times: Times, rounds: int, calls: int) -> Generator[tuple[Any, list[str]]]:
-    """Which function to call with which keys next, and how long that took, in microseconds a call.
+    """Yield the next function to call and its keys. Adds the time to ``times``, in microseconds per call.
 
-    Raises RuntimeError where a first call runs nothing, or a replay does.
+    Raises RuntimeError if a first call does not run the function, or if a replay does.
     """
     times.update({name: {"first": [], "replay": []} for name in once})
     for round_ in range(rounds):
@@ -201,7 +202,7 @@ def turns(once: dict[str, Any], times: Times, rounds: int, calls: int) -> Genera
 
 
 def sync_times(url: str, rounds: int, calls: int) -> Times:
-    """Microseconds of a call of each library, of each round."""
+    """Return the microseconds per call of each library, by round."""
     times: Times = {}
     for once, keys in turns(made(SYNC, url), times, rounds, calls):
         for key in keys:
@@ -210,7 +211,7 @@ def sync_times(url: str, rounds: int, calls: int) -> Times:
 
 
 async def async_times(url: str, rounds: int, calls: int) -> Times:
-    """The same for asyncio."""
+    """Return the same times for asyncio."""
     times: Times = {}
     for once, keys in turns(made(ASYNC, url), times, rounds, calls):
         for key in keys:
@@ -219,7 +220,10 @@ async def async_times(url: str, rounds: int, calls: int) -> Times:
 
 
 def round_trips(url: str, rounds: int, calls: int) -> list[float]:
-    """Microseconds of a PING by redis-py, of each round: a first call takes two round trips, a replay one."""
+    """Return the microseconds of a PING by redis-py, by round.
+
+    A first call takes two such round trips, and a replay one.
+    """
     found = []
     with redis.Redis.from_url(url) as client:
         for _ in range(rounds):
@@ -231,7 +235,7 @@ def round_trips(url: str, rounds: int, calls: int) -> list[float]:
 
 
 def judged(face: str, times: Times) -> list[Verdict]:
-    """How many times faster ours is than the fastest other, within each round."""
+    """Return how many times faster idem_grpc is than the fastest other library, within each round."""
     found = []
     for way in ("first", "replay"):
         others = [taken[way] for name, taken in times.items() if name != OURS]

@@ -1,4 +1,4 @@
-"""What becomes of measured figures: a table, a plot, and a file of JSON."""
+"""Write the measured figures as a table, a plot and a JSON file."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from benchmarks.server import FACES
 
 
 def host() -> dict[str, str]:
-    """What the figures were taken on."""
+    """Return the processor and the versions that the figures were measured with."""
     model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -30,7 +30,7 @@ def host() -> dict[str, str]:
 
 
 def table(judged: Iterable[Verdict], found: dict[str, Any]) -> Iterable[str]:
-    """What was found of the servers of one face, as Markdown."""
+    """Yield the figures of the servers of one face, as lines of Markdown."""
     yield "| | ratio to bare (min..max) | bar | server CPU, µs a call | over bare | p50 / p99 alone, µs |"
     yield "| --- | --- | --- | --- | --- | --- |"
     bare = median(found["bare"]["cpu_us"])
@@ -43,7 +43,7 @@ def table(judged: Iterable[Verdict], found: dict[str, Any]) -> Iterable[str]:
 
 
 def plot(judged: list[Verdict]) -> str:
-    """A bar for each row and face, and a mark where its bar is, as SVG."""
+    """Return an SVG with a bar for each row and face, and a line at its required minimum."""
     rows = [row for row in ROWS if row.bars]
     width, left, step, gap = 760, 170, 14, 12
     colors = dict(zip(FACES, ("#4269d0", "#efb118", "#3ca951"), strict=True))
@@ -87,7 +87,7 @@ class Report(NamedTuple):
     plot: Path
 
     def write(self, name: str, found: Any) -> None:
-        """Put what was found under a name into the results, which keep what they have under other names."""
+        """Store figures under a name in the results file. Figures under other names are kept."""
         self.results.parent.mkdir(exist_ok=True)
         had = json.loads(self.results.read_text()) if self.results.exists() else {}
         found = {**had, "host": host(), name: _rounded(found)}
@@ -95,7 +95,7 @@ class Report(NamedTuple):
 
 
 def _rounded(found: Any) -> Any:
-    """The same with four digits of each number."""
+    """Return the figures rounded to four significant digits."""
     if isinstance(found, float):
         return float(f"{found:.4g}")
     if isinstance(found, dict):

@@ -1,4 +1,4 @@
-"""The servers that are measured side by side, and how fast each has to be, as a ratio to the bare one."""
+"""The servers that are measured side by side, and the bar for each, as a ratio to the bare server."""
 
 from math import comb
 from statistics import median
@@ -8,7 +8,7 @@ CONFIDENCE = 0.95
 
 
 class Row(NamedTuple):
-    """A kind of call. ``bars`` are the least ratios to bare gRPC: sync, asyncio, uvloop."""
+    """A kind of call. ``bars`` are the minimum ratios to bare gRPC: sync, asyncio, uvloop."""
 
     name: str
     store: str
@@ -27,9 +27,9 @@ ROWS = (
 
 
 class Verdict(NamedTuple):
-    """The ratios of one row on one face, one of each repeat, and what is said of them.
+    """The ratios of one row on one face, one per repeat, and whether they reach the bar.
 
-    ``bar`` is the least that their median may be; None if there is none.
+    ``bar`` is the minimum for their median; None if there is none.
     """
 
     row: str
@@ -43,9 +43,9 @@ class Verdict(NamedTuple):
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Where the true median lies, in 95 of 100 runs: between two of the ratios in their order.
+        """The 95 % confidence interval of the median, between two of the sorted ratios.
 
-        The more repeats, the narrower it is; with fewer than six it is all of them.
+        It narrows with more repeats. With fewer than six, it covers all of them.
         """
         ordered, count = sorted(self.ratios), len(self.ratios)
         outside = 0
@@ -56,7 +56,7 @@ class Verdict(NamedTuple):
 
     @property
     def is_missed(self) -> bool:
-        """Whether the bar is missed by more than the run's own spread."""
+        """Whether the whole confidence interval lies below the bar."""
         return self.bar is not None and self.interval[1] < self.bar
 
     def __str__(self) -> str:

@@ -1,7 +1,7 @@
-"""A server to be measured, in a process of its own: python -m benchmarks.server FACE ROW URL
+"""Run a server to be measured, in a separate process: python -m benchmarks.server FACE ROW URL
 
-It prints its port, then after each line on its standard input the CPU seconds that it has used, how often
-its handler ran, and the kilobytes of its memory. It ends with its input. README.md says what the rows are.
+It prints its port. After each line on standard input, it prints the CPU seconds used, the number of handler
+runs, and its memory in kilobytes. It stops at the end of its input. README.md describes the rows.
 """
 
 import argparse
@@ -58,11 +58,11 @@ THINGS: dict[str, Callable[[grpc.ServicerContext], object]] = {
     "trailing metadata": lambda context: context.set_trailing_metadata((("idempotency-run", "0" * 16),)),
     "a callback": lambda context: context.add_callback(lambda: None),
 }
-"""What our interceptor needs of grpc, by name."""
+"""The features of grpc that the interceptor uses, by name."""
 
 
 class Floor(grpc.ServerInterceptor):
-    """Has grpc do one thing that ours needs of it, and nothing else."""
+    """An interceptor that uses one feature of grpc, and does nothing else."""
 
     def __init__(self, thing: str) -> None:
         self._do = THINGS[thing]
@@ -80,7 +80,7 @@ class Floor(grpc.ServerInterceptor):
 
 
 def settings(row: str) -> dict[str, Any]:
-    """The interceptor's settings. A scope that counts makes a call of another caller of every call."""
+    """Return the interceptor's settings. For first calls, the scope differs in every call."""
     if row.endswith("first") or row == "tokens":
         number = itertools.count()
         return {"scope": lambda call: str(next(number)), "default": KEPT}
@@ -89,13 +89,13 @@ def settings(row: str) -> dict[str, Any]:
 
 
 def resident() -> int:
-    """The bytes of this process's memory."""
+    """Return the memory of this process in bytes."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def report() -> None:
     used = resource.getrusage(resource.RUSAGE_SELF)
-    ran = next(runs) - next(reports)  # each report has counted one
+    ran = next(runs) - next(reports)  # `next(runs)` in each report also counts one
     print(used.ru_utime + used.ru_stime, ran, resident() // 1024, flush=True)
 
 
@@ -137,8 +137,8 @@ def main() -> None:
     parser.add_argument("face", choices=FACES)
     parser.add_argument("row")
     parser.add_argument("store", help="URL of the store")
-    parser.add_argument("--processor", type=int, help="the only one to run on")
-    parser.add_argument("--no-gc", action="store_true", help="do without the collector of garbage")
+    parser.add_argument("--processor", type=int, help="the only processor to run on")
+    parser.add_argument("--no-gc", action="store_true", help="switch the garbage collector off")
     options = parser.parse_args()
     if options.processor is not None:
         os.sched_setaffinity(0, {options.processor})

@@ -1,7 +1,7 @@
-"""Whether a server's memory stays flat: python -m benchmarks soak
+"""Check that a server's memory stays flat: python -m benchmarks soak
 
-300,000 first calls on Redis, with the collector of garbage and without it, and as many calls of the bare
-server: grpc.aio itself leaves cycles behind. The first two fifths are warm-up; from then on, memory may
+Makes 300,000 first calls on Redis, with and without the garbage collector, and as many calls of the bare
+server, because grpc.aio itself leaves cycles behind. The first two fifths are warm-up. After that, memory may
 grow by 5 % more than the bare server's.
 """
 
@@ -16,10 +16,10 @@ MOST = 0.05
 
 
 def sizes(face: str, row: str, url: str, processor: int | None, *, collects: bool) -> list[int]:
-    """Kilobytes of memory after each part of the calls."""
+    """Return the memory in kilobytes after each part of the calls."""
     found = []
     with Server(face, row, url, collects=collects, processor=processor) as server:
-        server.key = server.key or uuid4().hex  # metadata too is left behind by grpc.aio
+        server.key = server.key or uuid4().hex  # grpc.aio leaves metadata behind too
         for _ in range(PARTS):
             server.load(CALLS // PARTS)
             found.append(server.report()[2])
@@ -27,12 +27,12 @@ def sizes(face: str, row: str, url: str, processor: int | None, *, collects: boo
 
 
 def grown(found: list[int]) -> int:
-    """By how many kilobytes memory has grown since the warm-up."""
+    """Return the growth of memory since the warm-up, in kilobytes."""
     return max(found[WARM_UP:]) - found[WARM_UP - 1]
 
 
 def main(report: Report, *, quick: bool = False) -> bool:
-    """Measure. Returns whether memory grew."""
+    """Measure. Returns whether memory grew by more than the limit."""
     has_grown = False
     results: dict[str, dict[str, list[int]]] = {}
     with spared_processor() as processor:

@@ -1,8 +1,8 @@
-"""How much of the bare server's throughput is left: python -m benchmarks throughput
+"""Measure throughput as a ratio to the bare server: python -m benchmarks throughput
 
-All servers of a face run side by side, each in a process of its own, and take turns: in each repeat all are
-loaded once, in another order each time. Ratios are taken within a repeat, so that whatever else the host does
-falls on all of them alike.
+All servers of a face run side by side, each in its own process. In each repeat, all are loaded once, in
+turns, in another order each time. Ratios are taken within a repeat, so that other load on the host affects
+all alike.
 """
 
 import tempfile
@@ -27,7 +27,7 @@ BLOCKS = 10
 
 
 def measure(face: str, processor: int | None, *, repeats: int, calls: int, single: int) -> dict[str, Any]:
-    """Load all servers of a face ``repeats`` times with ``calls`` calls, and ``single`` one by one."""
+    """Load all servers of a face ``repeats`` times with ``calls`` calls, and make ``single`` single calls."""
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="idem-benchmark-"))
         redis = stack.enter_context(redis_server())

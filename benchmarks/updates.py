@@ -1,7 +1,7 @@
-"""What changed and apply cost: python -m benchmarks updates
+"""Measure the cost of ``changed`` and ``apply``: python -m benchmarks updates
 
-Beside each time stands its ratio to serializing the same message, measured in turns with it, so
-that whatever else the host does falls on both alike.
+Each time is shown with its ratio to serializing the same message. The two are measured in turns, so that
+other load on the host affects both alike.
 """
 
 import time
@@ -20,7 +20,7 @@ ROUNDS = 300
 
 
 def profile(strings: int) -> pb.Profile:
-    """A stored profile with so many strings of ten characters: 10 KB for 850 of them."""
+    """Return a stored profile with ``strings`` strings of ten characters: 10 KB for 850 of them."""
     made = pb.Profile(name="profiles/1", interests=[f"{number:010}" for number in range(strings)])
     return updates.apply(pb.Profile(), made).message
 

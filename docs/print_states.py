@@ -1,4 +1,4 @@
-"""Prints docs/states.md from the tables in the code:
+"""Print docs/states.md from the tables in the code:
 
 python docs/print_states.py > docs/states.md
 """
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "generated")]  # so that a plain checkout will do
+sys.path[:0] = [str(ROOT), str(ROOT / "generated")]  # works in a checkout without an install
 
 from idem_grpc._core.judge import ARRIVAL, BY_HAND, LATE, TRANSITIONS, Rule  # noqa: E402 -- found only once the path is set
 from idem_grpc._core.outcome import Code  # noqa: E402 -- found only once the path is set
@@ -22,33 +22,32 @@ PAGE = """\
 This page is printed from the tables in `idem_grpc/_core/judge.py` and `idem_grpc/_core/steps.py`
 by `python docs/print_states.py > docs/states.md`. Change the tables, not the page.
 
-A key that was never seen, or whose record has expired or was deleted, is at the start.
+A key starts at `[*]` if it was never seen, or if its record has expired or was deleted.
 
 ```mermaid
 stateDiagram-v2
 {diagram}
 ```
 
-A person corrects only what a person said: `idem-grpc resolve` replaces an outcome that it wrote, and never
-that of a run.
+`idem-grpc resolve` can replace an outcome that it wrote itself. It never replaces the outcome of a run.
 
 ## When a call arrives
 
-The first rule that fits what is found under the key decides.
+The first rule that matches the state found under the key applies.
 
 {arrival}
 
-## When a run ends, and its record is another's by now
+## When a run ends, and its record has changed
 
-An owner may come late: its lease ran out, or the store lost its record. It wants to keep its
-outcome, and the first rule that fits what it finds decides.
+An owner may be late: its lease expired, or the store lost its record. It then tries to keep its
+outcome. The first rule that matches the state found under the key applies.
 
 {late}
 
-## What the end of a handler means
+## How a handler's status is classified
 
-Where the handler does not say otherwise with `current().keep()` or `current().release()`.
-These are the defaults of `Policy.replay_errors`.
+This applies unless the handler calls `current().keep()` or `current().release()`. The table uses the default
+of `Policy.replay_errors`.
 
 {endings}
 """

@@ -1,6 +1,6 @@
-"""What the examples share: servers as processes of their own, which do not outlive who started them.
+"""Server processes for the examples, which end with the process that started them.
 
-A server ends when its standard input does, and that ends with its parent, however the parent ends.
+A server stops at the end of its standard input. That is closed when its parent ends, for any reason.
 """
 
 import signal
@@ -20,8 +20,8 @@ GRACE = 10.0
 
 
 def serve(name: str, interceptors: list[grpc.ServerInterceptor], add: Callable[[grpc.Server], None]) -> None:
-    """Serve on a free port, which is printed, until standard input ends. ``add`` adds the services."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C, the parent says when to end
+    """Serve on a free port until standard input ends. Prints the address. ``add`` adds the services."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C, the parent stops this process
     server = grpc.server(ThreadPoolExecutor(THREADS), interceptors=interceptors)
     add(server)
     port = server.add_insecure_port("127.0.0.1:0")
@@ -31,11 +31,11 @@ def serve(name: str, interceptors: list[grpc.ServerInterceptor], add: Callable[[
     server.stop(GRACE).wait()
     for each in interceptors:
         if isinstance(each, ServerInterceptor):
-            each.drain(GRACE)  # lets runs end whose callers are gone, and tells the store
+            each.drain(GRACE)  # waits for runs whose callers have disconnected
 
 
 class Server:
-    """A server process. As a context manager, it is gone afterwards."""
+    """A server process. A context manager that kills it at the end."""
 
     def __init__(self, module: str, *options: str) -> None:
         self._process = subprocess.Popen(
@@ -47,11 +47,11 @@ class Server:
         self._name = module
 
     def ready(self) -> str:
-        """Wait until it serves, and return its address. Raises RuntimeError if it does not start."""
+        """Wait until the server is up, and return its address. Raises RuntimeError if it does not start."""
         return self.line().split()[-1]
 
     def line(self) -> str:
-        """Wait for the next line that it prints."""
+        """Wait for the next line that the server prints."""
         assert self._process.stdout is not None
         said = self._process.stdout.readline()
         if not said:
@@ -59,7 +59,7 @@ class Server:
         return said.strip()
 
     def kill(self) -> None:
-        """SIGKILL: nothing is tidied up."""
+        """Kill the server (SIGKILL), without cleanup."""
         self._process.kill()
         self._process.wait()
 
@@ -67,7 +67,7 @@ class Server:
         return self._process.poll() is None
 
     def stop(self) -> None:
-        """Let it end what it has begun; a server that takes too long over it is killed."""
+        """Stop the server after its calls in progress. Kills a server that takes too long."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         try:
@@ -86,7 +86,7 @@ class Server:
 
 
 def until(happened: Callable[[], object], what: str, patience: float = 10) -> None:
-    """Wait until something shows. Raises RuntimeError if it does not in ``patience`` seconds."""
+    """Wait until ``happened()`` is true. Raises RuntimeError after ``patience`` seconds."""
     give_up = time.monotonic() + patience
     while not happened():
         if time.monotonic() > give_up:

@@ -1,10 +1,10 @@
-"""Scenes of an example: each says what it is to show, and whether that held."""
+"""Run the scenes of an example. A scene returns its expectations, and whether each of them held."""
 
 from collections.abc import Callable, Iterable
 
 
 def play_all(scenes: Iterable[Callable[[], dict[str, bool]]]) -> int:
-    """Play each and print what came of it. Returns the exit status: 0 if all of it held."""
+    """Play the scenes and print the results. Returns the exit status: 0 if all scenes held."""
     held = [play(scene) for scene in scenes]
     failed = held.count(False)
     print(f"FAILED: {failed} of {len(held)} scenes did not hold." if failed else "All scenes held.")

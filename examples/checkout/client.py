@@ -1,7 +1,7 @@
-"""A client of the payments service that sends a key with its calls, and sends calls again.
+"""A client of the payments service that sends a key with its calls and retries them.
 
-``python -m examples.checkout.client 127.0.0.1:50051 order-1 12.99 --key K`` charges a card;
-run it again, and nothing more is charged.
+``python -m examples.checkout.client 127.0.0.1:50051 order-1 12.99 --key K`` charges a card.
+Running it again with the same key charges nothing more.
 """
 
 import argparse
@@ -26,11 +26,11 @@ Response = TypeVar("Response", bound=Message)
 
 @dataclass(frozen=True)
 class Answer:
-    """What a call was answered in the end, and what the server said about it.
+    """The final answer to a call.
 
-    body: the response, or the rich status of an error, as bytes.
-    reason: the reason that a rich status gives.
-    run: the id of the run that made the answer; the same in every duplicate's answer.
+    body: the serialized response, or the serialized rich status of an error.
+    reason: the reason in the rich status.
+    run: the id of the run that produced the answer; the same in every duplicate's answer.
     """
 
     code: grpc.StatusCode
@@ -44,7 +44,7 @@ class Answer:
 
 
 class Client:
-    """``on_pushback`` is told of every answer that asks for the call to be sent again later."""
+    """Calls ``on_pushback`` for every answer that asks for the call to be sent again later."""
 
     def __init__(
         self, address: str, tenant: str = "shop", on_pushback: Callable[[str], object] = lambda reason: None
@@ -63,7 +63,7 @@ class Client:
         return self._send(self._stub.Refund, request, key, timeout)
 
     def issue_token(self, timeout: float = 10) -> str:
-        """A token to pay with, once; what a front end does before it shows the page."""
+        """Get a token for one payment. A front end does this before it shows the page."""
         request = token_pb2.IssueTokensRequest(operation="payments.charge")
         metadata = (("x-tenant-id", self._tenant),)
         return self._tokens.IssueTokens(request, timeout=timeout, metadata=metadata).tokens[0].token
@@ -85,7 +85,7 @@ class Client:
         key: str,
         timeout: float,
     ) -> Answer:
-        """Send a call, and again under the same key for as long as the server asks for that."""
+        """Send a call, and repeat it under the same key for as long as the server asks for it."""
         deadline = time.monotonic() + timeout
         metadata = (("idempotency-key", key), ("x-tenant-id", self._tenant))
         while True:
@@ -102,7 +102,7 @@ class Client:
 
 
 def _answer(call: grpc.Call, body: str | bytes) -> Answer:
-    assert isinstance(body, bytes)  # gRPC gives an entry whose name ends in -bin as bytes
+    assert isinstance(body, bytes)  # the value of a metadata entry whose name ends in -bin is bytes
     trailing = dict(call.trailing_metadata() or ())
     return Answer(
         code=call.code(),
@@ -122,7 +122,7 @@ def _reason(rich_status: bytes) -> str:
 
 
 def cents(euro: str) -> int:
-    """Raises ValueError for what is no amount."""
+    """Convert an amount in euro. Raises ValueError if it is not a number."""
     try:
         return int(Decimal(euro) * 100)
     except ArithmeticError as error:
@@ -131,7 +131,7 @@ def cents(euro: str) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Charge a card.")
-    parser.add_argument("address", help="of the server, as it printed it")
+    parser.add_argument("address", help="the address that the server printed")
     parser.add_argument("order")
     parser.add_argument("amount", type=cents, help="in euro, such as 12.99")
     parser.add_argument("--card", default="card-good", help="see provider.py")

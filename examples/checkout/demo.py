@@ -1,6 +1,6 @@
 """Eight ways in which one call arrives twice, over real ports: ``make demo``.
 
-Exit status 0 says that every scene held, which is judged by the answers and by the shop's ledger.
+Checks the answers and the shop's ledger. Exits with status 0 if every scene held.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from idem_grpc import keys
 
 def main() -> int:
     options = parse()
-    # As on Ctrl-C: an exception, so that the servers are stopped.
+    # Raise an exception, as Ctrl-C does, so that the servers are stopped.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     with tempfile.TemporaryDirectory(prefix="checkout-") as folder:
         store = options.store or f"sqlite:///{folder}/idem.db"
@@ -36,20 +36,20 @@ def main() -> int:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Show how calls that arrive twice take effect once.")
     parser.add_argument("--store", help="URL of a store, such as redis://localhost; default: SQLite")
-    parser.add_argument("--unprotected", action="store_true", help="show what happens without us")
+    parser.add_argument("--unprotected", action="store_true", help="run without the interceptor, which fails")
     return parser.parse_args()
 
 
 def play(shop: Shop, kind: str) -> int:
     began = time.monotonic()
     print(f"Two servers share one store ({kind}) and one ledger; a silent server is dead after {LEASE} s.")
-    print("All calls of a scene bear one idempotency key. The ledger says how often the handler ran.\n")
+    print("All calls of a scene carry one idempotency key. The ledger counts the handler's runs.\n")
     print(row(" ", "scene", "what was sent", "runs", "charged", "answers"))
     held = [show(number, scene, run(scene, shop, number)) for number, scene in enumerate(SCENES, 1)]
     statuses = shop.stop()
     late = [fault for number, scene in enumerate(SCENES, 1) for fault in booked(scene, shop, number)]
     if any(statuses):
-        print(f"✗ the servers did not stop in good order: exit statuses {statuses}")
+        print(f"✗ the servers did not stop cleanly: exit statuses {statuses}")
     if late and all(held):
         print(f"✗ after the servers had stopped: {late}")
     seconds = time.monotonic() - began

@@ -1,7 +1,7 @@
-"""The shop's own books, in an SQLite file that all its servers share.
+"""The shop's ledger, in an SQLite file that all its servers share.
 
-It knows nothing of gRPC. A payment and a refund are each one transaction, under an id that the
-caller chose; a row that is there already is left as it is, so the same id never counts twice.
+This module does not use gRPC. A payment or a refund is one transaction, under an id that the caller
+chooses. An existing row is not changed, so the same id never counts twice.
 """
 
 import sqlite3
@@ -27,12 +27,12 @@ CREATE TABLE IF NOT EXISTS refunds (
 
 
 class LedgerError(Exception):
-    """The books do not allow it."""
+    """The ledger does not allow the operation."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run of a handler: which attempt it was told that it is, where it ran and since when."""
+    """A run of a handler: its attempt number, its server and its start time."""
 
     id: int
     attempt: int
@@ -42,7 +42,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Payment:
-    """A charge that was made, and by which run."""
+    """A charge, and the run that made it."""
 
     id: str
     order_id: str
@@ -53,17 +53,17 @@ class Payment:
 
 
 class Ledger:
-    """The books in the file at ``path``, on behalf of the server called ``server``."""
+    """The ledger in the file at ``path``, used by the server called ``server``."""
 
     def __init__(self, path: Path, server: str = "") -> None:
         self._path = path
         self._server = server
-        # Not in WAL mode: SQLite does not wait to switch to that, and two servers may start at once.
+        # Not in WAL mode: SQLite does not wait for a lock to switch to it, and two servers may start at once.
         with self._open() as books:
             books.executescript(_SCHEMA)
 
     def note_run(self, order_id: str, attempt: int) -> int:
-        """Write down that a handler runs, before it does anything else. Returns the run's id."""
+        """Record the start of a run, before the handler does anything else. Returns the run's id."""
         with self._open() as books:
             cursor = books.execute(
                 "INSERT INTO runs (order_id, attempt, server, began) VALUES (?, ?, ?, ?)",
@@ -91,7 +91,7 @@ class Ledger:
             return _payments(books, "id", payment_id)[0]
 
     def refund(self, refund_id: str, payment_id: str, minor_units: int) -> Payment:
-        """Book a refund, once per ``refund_id``. Raises LedgerError if that much is not left."""
+        """Book a refund, once per ``refund_id``. Raises LedgerError if less is left of the payment."""
         with self._open() as books:
             books.execute("BEGIN IMMEDIATE")
             if not books.execute("SELECT 1 FROM refunds WHERE id = ?", (refund_id,)).fetchone():
@@ -114,7 +114,7 @@ class Ledger:
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
-        """A connection for one transaction: handlers run on many threads, and SQLite opens fast."""
+        """Open a connection for one transaction: handlers run on many threads, and opening is cheap."""
         with closing(sqlite3.connect(self._path, timeout=10)) as books, books:
             yield books
 

@@ -1,7 +1,7 @@
-"""The payments service: plain business code, which protection did not change.
+"""The payments service: plain business code, the same with and without protection.
 
-All it asks of ``idem_grpc`` is an id that is the same in every attempt at one request. With that
-id as a primary key, a run that died after it charged and one that follows charge once.
+From ``idem_grpc`` it uses only an id that is the same in every attempt at one request. This id is the
+primary key of the payment. If a run dies after the charge and another run follows, the card is charged once.
 """
 
 import uuid
@@ -71,7 +71,7 @@ class PaymentService(pb_grpc.PaymentServiceServicer):
 
 
 class CheckoutService(pb_grpc.CheckoutServiceServicer):
-    """The same charge for the front end. That its key is a token, the handler need not know."""
+    """The same charge, for the front end. The handler does not depend on the key being a token."""
 
     def __init__(self, payments: PaymentService) -> None:
         self._payments = payments
@@ -81,13 +81,13 @@ class CheckoutService(pb_grpc.CheckoutServiceServicer):
 
 
 def stable_id(name: str) -> str:
-    """An id that every attempt at this call shares; a new one where no interceptor stands."""
+    """Return an id that all attempts at this call share, or a new id if there is no interceptor."""
     execution = current()
     return execution.derive(name) if execution else str(uuid.uuid4())
 
 
 def card_declined(declined: Declined) -> RichStatus:
-    """An answer and not a failure: it is kept for duplicates, its reference number with it."""
+    """Build the status of a declined card. It is kept for duplicates, with its reference number."""
     code = grpc.StatusCode.FAILED_PRECONDITION
     status = status_pb2.Status(code=code.value[0], message=str(declined))
     reference = {"reference": str(uuid.uuid4())}

@@ -1,11 +1,11 @@
-"""A stand-in for the company that moves the money, with test cards as such companies offer them.
+"""A stand-in for a payment provider, with test cards.
 
     card-declined       is declined
     card-slow           is charged once the gate of its order is open
-    card-slow-receipt   is charged at once, and the receipt goes out once the gate is open
+    card-slow-receipt   is charged at once, and the receipt is sent once the gate is open
 
-Every other card is good. A gate is a file named for the order; whoever runs the service for a
-demonstration decides so when the provider answers, and nobody has to guess how long to sleep.
+All other cards are accepted. A gate is a file named after the order. The demonstration creates it to let the
+provider answer, so no code has to guess how long to sleep.
 """
 
 import threading
@@ -14,11 +14,11 @@ from pathlib import Path
 
 
 class Declined(Exception):
-    """The card's bank said no."""
+    """The bank declined the card."""
 
 
 class Provider:
-    """Without ``gates``, a folder, no card is slow."""
+    """``gates`` is the folder of the gates. Without it, no card is slow."""
 
     def __init__(self, gates: Path | None = None, patience: float = 30.0) -> None:
         self._gates = gates
@@ -32,7 +32,7 @@ class Provider:
             self._wait_for_gate(order_id)
 
     def send_receipt(self, order_id: str, card: str) -> None:
-        """Tell the customer."""
+        """Send the customer a receipt."""
         if card == "card-slow-receipt":
             self._wait_for_gate(order_id)
 

@@ -1,4 +1,4 @@
-"""What goes wrong between a client and a server, one scene each: what is done, and what must come of it."""
+"""Failures between a client and a server, one scene each: the calls to send and the expected result."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -13,11 +13,11 @@ from examples.checkout.shop import LEASE, PRICE, Shop
 
 @dataclass(frozen=True)
 class Scene:
-    """``play`` sends the calls for an order of the scene's own and returns their answers.
+    """A scene. ``play`` sends the calls for the scene's own order and returns their answers.
 
-    answers: how many of which must come. Those that tell an outcome must be the same bytes.
-    runs: how often the handler must have run.
-    charged_by: which of its runs must have made the one charge; None if nothing may be charged.
+    answers: the expected number of each answer. Answers with an outcome must be identical bytes.
+    runs: the expected number of handler runs.
+    charged_by: the run that must have made the one charge; None if nothing may be charged.
     """
 
     title: str
@@ -30,7 +30,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Seen:
-    """What came of a scene: the answers that the clients got, and what the ledger says."""
+    """The result of a scene: the answers that the clients got, and the ledger's entries."""
 
     answers: Mapping[str, int]
     runs: int
@@ -40,7 +40,7 @@ class Seen:
 
 
 def run(scene: Scene, shop: Shop, number: int) -> Seen:
-    """Play a scene and hold what is seen against what must be."""
+    """Play a scene and compare the result with the expected one."""
     order = _order(number)
     faults: list[str] = []
     answers: list[Answer] = []
@@ -61,7 +61,7 @@ def run(scene: Scene, shop: Shop, number: int) -> Seen:
     remarks = []
     if pushbacks := shop.pushbacks(order):
         remarks.append(
-            f"{pushbacks} times the answer was IN_PROGRESS, and the call sent again after its pushback"
+            f"{pushbacks} times the answer was IN_PROGRESS, and the call was sent again after its pushback"
         )
     if scene.runs > 1:
         charging = {payment.run for payment in payments}
@@ -74,7 +74,7 @@ def run(scene: Scene, shop: Shop, number: int) -> Seen:
 
 
 def booked(scene: Scene, shop: Shop, number: int) -> list[str]:
-    """What is wrong in the ledger."""
+    """Return the faults in the ledger."""
     order = _order(number)
     runs, payments = shop.ledger.runs(order), shop.ledger.payments(order)
     ids = [each.id for each in runs]
@@ -82,7 +82,7 @@ def booked(scene: Scene, shop: Shop, number: int) -> list[str]:
     if len(runs) != scene.runs:
         faults.append(f"the handler must run {scene.runs}×, and ran {len(runs)}×")
     elif (attempts := [each.attempt for each in runs]) != list(range(1, len(runs) + 1)):
-        faults.append(f"a run must know which attempt it is, and they were told {attempts}")
+        faults.append(f"the runs must be numbered from 1, and their attempts were {attempts}")
     elif any(after.began - before.began < LEASE / 2 for before, after in pairwise(runs)):
         faults.append(f"a run must not follow another before its lease of {LEASE} s has run out")
     charges = 0 if scene.charged_by is None else 1
@@ -120,7 +120,7 @@ def _crowd(shop: Shop, order: str) -> list[Answer]:
     calls = [shop.pay(order, number % 2, card="card-slow", timeout=15) for number in range(50)]
     shop.until(
         lambda: shop.pushbacks(order) or len(shop.ledger.runs(order)) > 1,
-        "a duplicate is told to come again",
+        "a duplicate is refused with a pushback",
     )
     shop.open_gate(order)
     return [call.result() for call in calls]
@@ -201,7 +201,7 @@ SCENES = [
     ),
     Scene(
         "Token, double-click",
-        "a token with the page; 2 clicks bear it",
+        "a token with the page; 2 clicks send it",
         _token,
         {"OK": 1, "OK replayed": 1},
     ),

@@ -1,4 +1,4 @@
-"""Two payment servers as processes of their own, on one store and one ledger, and clients of both."""
+"""Two payment servers in separate processes, on one store and one ledger, and clients of both."""
 
 import signal
 import subprocess
@@ -19,10 +19,10 @@ from examples.checkout.ledger import Ledger
 from idem_grpc import keys
 
 PRICE = 1299
-"""Of every order, in cents."""
+"""The price of every order, in cents."""
 
 LEASE = 2
-"""Seconds of silence after which a run counts as dead. Users leave it at 30."""
+"""Seconds of silence after which a run counts as dead. In production, keep the default of 30."""
 
 
 class Server:
@@ -42,10 +42,10 @@ class Server:
         return said.split()[-1]
 
     def stop(self, number: signal.Signals) -> int:
-        """Send a signal and wait for the end; a server that takes too long over it is killed."""
+        """Send a signal and wait for the server to end. Kills a server that takes too long."""
         self._process.send_signal(number)
         try:
-            return self._process.wait(timeout=30)  # it takes its time of grace twice, at most
+            return self._process.wait(timeout=30)  # at most twice its grace period
         except subprocess.TimeoutExpired:
             self._process.kill()
             return self._process.wait()
@@ -55,7 +55,7 @@ class Server:
 
 
 class Shop:
-    """What the scenes play with. As a context manager, it leaves no process behind."""
+    """The servers and clients that the scenes use. A context manager that stops all its processes."""
 
     def __init__(self, folder: Path, *options: str) -> None:
         self.ledger = Ledger(folder / "ledger.db")
@@ -69,7 +69,7 @@ class Shop:
         self._cleanup = ExitStack()
 
     def __enter__(self) -> "Shop":
-        with self._cleanup:  # if a server does not start, the other one goes too
+        with self._cleanup:  # if one server does not start, stop the other
             self._cleanup.callback(self._calls.shutdown)
             self._servers += [self._launch("server-1"), self._launch("server-2")]
             self._addresses += [server.ready() for server in self._servers]
@@ -96,9 +96,9 @@ class Shop:
         token: str = "",
         timeout: float = 10,
     ) -> "Future[Answer]":
-        """Click on "Pay". Every click on one page bears its token.
+        """Click on "Pay". All clicks on one page send its token.
 
-        Where there is none, every click on one order has the same key, made of what it means.
+        Without a token, all clicks for one order send the same key, built from the order id.
         """
         request = pb.ChargeRequest(
             order_id=order, amount=pb.Money(minor_units=price, currency="EUR"), card=card
@@ -106,7 +106,7 @@ class Shop:
         return self._calls.submit(self._charge, self._addresses[server], request, token, timeout)
 
     def show_page(self, server: int = 0) -> str:
-        """The page with the button comes with a token, which is returned."""
+        """Get the token that comes with the page."""
         client = Client(self._addresses[server])
         try:
             return client.issue_token()
@@ -124,7 +124,7 @@ class Shop:
             client.close()
 
     def pushbacks(self, order: str) -> int:
-        """How often a call for this order was told to come again."""
+        """Return how often a call for this order was refused with a pushback."""
         return self._pushbacks[order]
 
     def open_gate(self, order: str) -> None:
@@ -132,18 +132,18 @@ class Shop:
         (self._gates / order).touch()
 
     def kill(self, server: int) -> None:
-        """SIGKILL: nothing is tidied up. Then start a new server in its place."""
+        """Kill a server (SIGKILL, without cleanup) and start a new one in its place."""
         self._servers[server].stop(signal.SIGKILL)
         self._servers[server] = self._launch(self._servers[server].name)
         self._addresses[server] = self._servers[server].ready()
 
     def stop(self) -> list[int]:
-        """SIGTERM: the servers end what they have begun. Returns their exit statuses."""
+        """Stop the servers (SIGTERM), which finish what they have begun. Returns their exit statuses."""
         return [server.stop(signal.SIGTERM) for server in self._servers]
 
     @staticmethod
     def until(happened: Callable[[], object], what: str, patience: float = 8) -> None:
-        """Wait until something shows in the ledger or at a client. Raises TimeoutError."""
+        """Wait until ``happened()`` is true. Raises TimeoutError after ``patience`` seconds."""
         give_up = time.monotonic() + patience
         while not happened():
             if time.monotonic() > give_up:

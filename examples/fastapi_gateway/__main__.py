@@ -1,6 +1,6 @@
 """Run the payments service and the gateway: ``python -m examples.fastapi_gateway``, and open the URL.
 
-``--check`` runs a scripted HTTP client against them instead, and exits 0 only if all of it holds.
+``--check`` runs a scripted HTTP client against them instead, and exits with status 0 if every scene held.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from examples.fastapi_gateway.trouble import Line, LosesReplies
 
 def main() -> int:
     options = parse()
-    # As on Ctrl-C: an exception, so that the processes are stopped. To a server it is a good end.
+    # Raise, as Ctrl-C does, so that the processes are stopped. For a server, this is a normal exit.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1 if options.check else 0))
     if options.check:
         return check()
@@ -32,7 +32,7 @@ def main() -> int:
 
 def serve(payments: str, options: argparse.Namespace) -> None:
     app = LosesReplies(make_app(payments, options.deadline))
-    # Until a stop, requests that are under way get a moment to be answered.
+    # When it stops, the server waits up to 5 s for requests in progress.
     config = uvicorn.Config(app, http=Line, log_level="warning", timeout_graceful_shutdown=5)
     server = uvicorn.Server(config)
     if options.child:
@@ -44,11 +44,11 @@ def serve(payments: str, options: argparse.Namespace) -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="An HTTP gateway to a gRPC payments service.")
-    parser.add_argument("--check", action="store_true", help="play the scenes by script, and judge them")
+    parser.add_argument("--check", action="store_true", help="play the scenes by script and check them")
     parser.add_argument("--port", type=int, default=0, help="default: a free one, which is printed")
     parser.add_argument("--deadline", type=float, default=DEADLINE, help="seconds that a payment may take")
     parser.add_argument("--gates", help="folder that makes slow cards slow; see checkout/provider.py")
-    parser.add_argument("--child", action="store_true", help="end with the process that started this")
+    parser.add_argument("--child", action="store_true", help="stop when the parent process ends")
     return parser.parse_args()
 
 

@@ -1,4 +1,4 @@
-"""A headless Chromium of the system's own, driven by Playwright: nothing is downloaded for it."""
+"""Drive the system's Chromium, headless, with Playwright. Nothing is downloaded."""
 
 import shutil
 from collections.abc import Iterator
@@ -8,8 +8,8 @@ from playwright.sync_api import Browser, sync_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
-# --no-sandbox: root and containers have no user namespaces for it. The others keep it off the network,
-# which all but this gateway is.
+# --no-sandbox: root and containers have no user namespaces for the sandbox. The other flags keep the browser
+# from making network requests of its own.
 FLAGS = (
     "--no-sandbox",
     "--disable-gpu",
@@ -22,13 +22,13 @@ FLAGS = (
 
 
 def find_chromium() -> str | None:
-    """The path of a Chromium that is installed, if one is."""
+    """Return the path of an installed Chromium, or None."""
     return next((path for name in NAMES if (path := shutil.which(name))), None)
 
 
 @contextmanager
 def opened() -> Iterator[Browser]:
-    """A browser with a profile of its own, which is gone afterwards. Raises RuntimeError without Chromium."""
+    """Open a browser with a temporary profile. Raises RuntimeError if there is no Chromium."""
     path = find_chromium()
     if path is None:
         raise RuntimeError("no Chromium was found: on Debian, apt-get install chromium")

@@ -1,4 +1,4 @@
-"""The scenes that the page is for, played by a script: what is sent, and what must come of it."""
+"""Play the scenes of the page with an HTTP client, and check the results."""
 
 import sys
 import time
@@ -18,7 +18,7 @@ PRICE = 1299
 
 @dataclass(frozen=True)
 class Answer:
-    """What a client gets. ``status`` is 0 if nothing came."""
+    """An answer as the client sees it. ``status`` is 0 if there was no reply."""
 
     status: int
     body: str = ""
@@ -36,7 +36,7 @@ class Answer:
 
 
 class Browser:
-    """Sends what the page would."""
+    """Sends the requests of the page."""
 
     def __init__(self, url: str) -> None:
         self._http = httpx.Client(base_url=url, timeout=20)
@@ -50,7 +50,7 @@ class Browser:
         headers: Mapping[str, str] | None = None,
         lose: bool = False,
     ) -> Answer:
-        """Press "Pay". Every press for one order has the same key, unless ``headers`` says otherwise."""
+        """Press "Pay". Every press for one order has the same key, unless ``headers`` is given."""
         sent = dict({"Idempotency-Key": f'"pay-{order}"'} if headers is None else headers)
         if lose:
             sent["X-Lose-Reply"] = "true"
@@ -68,7 +68,7 @@ class Browser:
         )
 
     def books(self, order: str) -> dict[str, int]:
-        """What the ledger says."""
+        """Return the ledger's entries for an order."""
         books: dict[str, int] = self._http.get(f"/orders/{order}/books").raise_for_status().json()
         return books
 
@@ -78,7 +78,7 @@ class Browser:
 
 @dataclass(frozen=True)
 class Scene:
-    """``answers`` must come, of which those that tell an outcome must be the same; ``charges`` be booked."""
+    """A scene with the expected answers and charges. Answers with an outcome must be identical."""
 
     title: str
     play: Callable[[Browser, str], list[Answer]]
@@ -131,14 +131,14 @@ SCENES = [
 
 
 def faults(scene: Scene, answers: list[Answer], charges: int) -> list[str]:
-    """What did not hold."""
+    """Return the expectations that did not hold."""
     found = []
     if Counter(map(str, answers)) != Counter(scene.answers):
         found.append(f"the answers must be: {', '.join(scene.answers)}")
     if any(answer.status == 409 and answer.retry_after is None for answer in answers):
-        found.append("a 409 must say when to come back")
+        found.append("a 409 must have a Retry-After")
     if len({answer.body for answer in answers if answer.status in {201, 402}}) > 1:
-        found.append("a replay must be the first answer, and was another")
+        found.append("a replay must equal the first answer, and differed")
     if charges != scene.charges:
         found.append(f"the card must be charged {scene.charges}×, and was charged {charges}×")
     return found

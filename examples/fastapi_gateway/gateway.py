@@ -1,9 +1,8 @@
-"""The gateway: **what you would copy**. A header in, metadata out, and the answer's status mapped.
+"""The gateway: **the file to copy**. It turns the header into metadata, and maps the status of the answer.
 
-It keeps nothing and decides nothing: whether a key is needed, was used before, or is busy, is known
-to the payments service, and so two gateways need not know of each other. It sends each call once.
-The one who retries is the client, since it alone knows for how long an answer is worth waiting for,
-and retries of several layers multiply.
+The gateway has no state and makes no decisions. The payments service knows whether a key is needed, was used
+before, or is in use, so gateways do not depend on each other. The gateway sends each call once. Only the
+client retries: it knows how long an answer is worth waiting for, and retries of several layers multiply.
 """
 
 import re
@@ -26,16 +25,16 @@ from pydantic import BaseModel, ConfigDict, Field
 from examples.fastapi_gateway.problems import MEDIA_TYPE, Problem, answer_headers, problem
 from idem_grpc import Reason, keys
 
-TENANT = "shop"  # a real gateway takes it from the caller's credentials, and never from a header of his
+TENANT = "shop"  # a real gateway takes it from the caller's credentials, never from the caller's headers
 
 DEADLINE = 10.0
-"""Seconds that a payment may take. The service goes on after that, and a retry gets its answer."""
+"""Seconds that a payment may take. After that the service continues, and a retry gets its answer."""
 
 PAGE = Path(__file__).parent / "page"
 
 
 class Payment(BaseModel):
-    """What is to be paid, as JSON."""
+    """The JSON body of a payment."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -46,10 +45,10 @@ class Payment(BaseModel):
 
 
 def idempotency_key(request: Request) -> str | None:
-    """The key of a request; None if it bears none. Raises Problem if it cannot be one.
+    """Return the key of a request, or None if it has none. Raises Problem if the key is malformed.
 
-    The draft has a string in quotes (RFC 9651, section 3.3.3). A bare key is taken too, as it is
-    what clients have sent to payment services for years; quotes then are no part of the key.
+    The draft requires a string in quotes (RFC 9651, section 3.3.3). The quotes are not part of the key. A key
+    without quotes is accepted too, because clients have sent such keys to payment services for years.
     """
     given = request.headers.getlist("idempotency-key")
     if not given:
@@ -64,7 +63,7 @@ def idempotency_key(request: Request) -> str | None:
 
 
 def make_app(payments: str, deadline: float = DEADLINE) -> FastAPI:
-    """The gateway to the payments service at the address ``payments``."""
+    """Create the gateway to the payments service at the address ``payments``."""
     stub: payments_pb2_grpc.PaymentServiceAsyncStub
     ledger: books_pb2_grpc.BooksServiceAsyncStub
 
@@ -86,7 +85,7 @@ def make_app(payments: str, deadline: float = DEADLINE) -> FastAPI:
         about = f"{request.base_url}problems.html"
         return JSONResponse(problem.body(about), problem.status, headers, MEDIA_TYPE)
 
-    # FastAPI says 422 for this, which the draft keeps for a key that came with another payload.
+    # FastAPI uses 422 here, which the draft reserves for a key that was used with another payload.
     @app.exception_handler(RequestValidationError)
     async def tell_of_a_bad_request(request: Request, error: RequestValidationError) -> JSONResponse:
         faults = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
@@ -95,7 +94,7 @@ def make_app(payments: str, deadline: float = DEADLINE) -> FastAPI:
     @app.post("/payments", status_code=HTTPStatus.CREATED)
     async def pay(payment: Payment, key: Annotated[str | None, Depends(idempotency_key)]) -> JSONResponse:
         metadata = [("x-tenant-id", TENANT)]
-        if key is not None:  # without one, the service says that it needs it
+        if key is not None:  # without a key, the service refuses the call
             metadata.append((keys.METADATA_KEY, key))
         amount = pb.Money(minor_units=payment.minor_units, currency=payment.currency)
         charge = pb.ChargeRequest(order_id=payment.order_id, amount=amount, card=payment.card)

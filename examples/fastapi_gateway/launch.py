@@ -1,4 +1,4 @@
-"""Processes that do not outlive the one that starts them: the payments service, and the gateway."""
+"""Start processes that end with their parent: the payments service and the gateway."""
 
 import signal
 import subprocess
@@ -9,14 +9,14 @@ from types import TracebackType
 
 
 class Launched:
-    """``python -m module options…``, and the first line that it prints, which says where it listens.
+    """A process of ``python -m module options…``, whose first line of output ends with its address.
 
-    As a context manager it ends the process. Raises RuntimeError if it does not start.
+    A context manager that stops the process. Raises RuntimeError if the process does not start.
     """
 
     def __init__(self, module: str, *options: str) -> None:
         command = [sys.executable, "-m", module, *options]
-        # Nothing is ever written to its standard input: it ends when we do, however we end.
+        # Nothing is ever written to its standard input, which closes when this process ends, for any reason.
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
         )
@@ -37,7 +37,7 @@ class Launched:
         self.stop()
 
     def stop(self) -> int:
-        """Ask it to end, and have it killed if it takes too long. Returns its exit status."""
+        """Stop the process (SIGTERM), and kill it if it takes too long. Returns its exit status."""
         self._process.send_signal(signal.SIGTERM)
         try:
             self._process.communicate(timeout=15)
@@ -46,13 +46,13 @@ class Launched:
         return self._process.returncode
 
     def kill(self) -> None:
-        """SIGKILL: nothing is tidied up."""
+        """Kill the process (SIGKILL), without cleanup."""
         self._process.kill()
         self._process.communicate()
 
 
 def when_orphaned(stop: Callable[[], None]) -> None:
-    """In a process that was Launched: call ``stop`` once the one that did so has ended."""
+    """In a process started by Launched: call ``stop`` when the parent process has ended."""
 
     def watch() -> None:
         sys.stdin.read()

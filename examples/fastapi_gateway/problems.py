@@ -1,8 +1,8 @@
-"""What HTTP clients are told of a call that failed: a table, and problem details (RFC 9457) made of it.
+"""Map failed calls to HTTP statuses and problem details (RFC 9457).
 
-The draft (draft-ietf-httpapi-idempotency-key-header) asks for 400 if the key is
-missing, 422 if it came with another payload before, and 409 while the first request is still being
-processed. ``Retry-After`` stands wherever the same request with the same key is worth sending again.
+The draft (draft-ietf-httpapi-idempotency-key-header) requires 400 if the key is missing, 422 if it was used
+with another payload, and 409 while the first request is still being processed. ``Retry-After`` is set if the
+same request with the same key is worth sending again.
 """
 
 import math
@@ -17,12 +17,12 @@ from idem_grpc import Reason
 MEDIA_TYPE = "application/problem+json"
 
 
-@dataclass(eq=False)  # and not frozen: an exception gets its traceback while it rises
+@dataclass(eq=False)  # not frozen, because raising an exception sets its traceback
 class Problem(Exception):
-    """An HTTP status and what it means; ``code`` tells those of one status apart.
+    """An HTTP status and its meaning. ``code`` distinguishes problems with the same status.
 
     retry_after: seconds until the same request should be sent again, under the same key.
-    headers: what else the answer bears.
+    headers: further headers of the answer.
     """
 
     status: int
@@ -32,7 +32,7 @@ class Problem(Exception):
     headers: dict[str, str] = field(default_factory=dict)
 
     def body(self, about: str) -> dict[str, str | int]:
-        """``about`` is the page that tells more, which the draft wants linked."""
+        """Return the JSON body. ``about`` is the page on problems, to which the draft asks for a link."""
         title = self.code.replace("_", " ").capitalize()
         return {
             "type": f"{about}#{self.code}",
@@ -48,21 +48,21 @@ REFUSALS = {
     Reason.KEY_INVALID: 400,
     Reason.KEY_REUSED: 422,
     Reason.IN_PROGRESS: 409,
-    Reason.OUTCOME_PENDING: 409,  # for the client the same: it ran, and the answer is on its way
+    Reason.OUTCOME_PENDING: 409,  # the same for the client: it ran, and the answer is not available yet
     Reason.LEASE_LOST: 409,
     Reason.STORE_UNAVAILABLE: 503,
     Reason.OVERLOADED: 503,
-    Reason.OUTCOME_UNKNOWN: 500,  # nobody can tell the client more before somebody has looked
+    Reason.OUTCOME_UNKNOWN: 500,  # nothing more is known until an operator settles it
     Reason.RESPONSE_NOT_KEPT: 410,
     Reason.SCOPE_UNKNOWN: 401,
-    Reason.TOKEN_UNKNOWN: 400,  # a token that was not issued is a key that is not valid
+    Reason.TOKEN_UNKNOWN: 400,  # a token that was not issued is an invalid key
     Reason.TOKEN_MISMATCH: 403,
     Reason.MISCONFIGURED: 500,
 }
-"""Why idem_grpc refused a payment. Nothing was run, or nothing was run again."""
+"""Statuses for refusals by idem_grpc. Nothing was run, or nothing was run again."""
 
 BUSINESS = {"CARD_DECLINED": 402}
-"""What the payments service itself answers, by the reason that its rich status gives."""
+"""Statuses for errors of the payments service, by the reason in the rich status."""
 
 CODES = {
     grpc.StatusCode.INVALID_ARGUMENT: 400,
@@ -78,14 +78,14 @@ CODES = {
     grpc.StatusCode.UNAVAILABLE: 503,
     grpc.StatusCode.DEADLINE_EXCEEDED: 504,
 }
-"""All else, by its status, as google/rpc/code.proto has it. 500 is for those that are not here."""
+"""Statuses for all other errors, as in google/rpc/code.proto. The default is 500."""
 
 AGAIN = {429, 503, 504}
-"""Worth sending again, even if nobody knows what became of them: with a key, that is safe."""
+"""Statuses worth a retry. With a key, a retry is safe even if the outcome is unknown."""
 
 
 def problem(error: grpc.aio.AioRpcError) -> Problem:
-    """What to answer for a call that failed."""
+    """Return the problem for a failed call."""
     trailing = dict(error.trailing_metadata())
     reason = idem_grpc.aio.reason(error)
     code = reason or business_reason(trailing.get("grpc-status-details-bin")) or error.code().name
@@ -104,13 +104,13 @@ def problem(error: grpc.aio.AioRpcError) -> Problem:
 
 
 def answer_headers(trailing: dict[str, str | bytes]) -> dict[str, str]:
-    """What the service said of a keyed answer. The draft names no headers for it: these are ours."""
+    """Return the service's metadata on a keyed answer as headers. The draft does not define such headers."""
     names = {"idempotency-replayed": "Idempotency-Replayed", "idempotency-run": "Idempotency-Run"}
     return {names[name]: str(value) for name, value in trailing.items() if name in names}
 
 
 def business_reason(rich_status: str | bytes | None) -> str:
-    """The reason in the google.rpc.Status of an error; empty if it gives none."""
+    """Return the reason in the google.rpc.Status of an error; empty if there is none."""
     if isinstance(rich_status, bytes):
         info = error_details_pb2.ErrorInfo()
         for detail in status_pb2.Status.FromString(rich_status).details:

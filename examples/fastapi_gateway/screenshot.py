@@ -1,6 +1,6 @@
 """Take docs/gateway.png: ``python -m examples.fastapi_gateway.screenshot docs/gateway.png``.
 
-``--phone`` takes it as wide as a phone.
+``--phone`` uses the width of a phone.
 """
 
 import argparse
@@ -26,7 +26,7 @@ def main() -> None:
 
 
 def press_in_trouble(page: Page) -> None:
-    """A lost reply, then a double-click. The pointer ends where it does not show."""
+    """Lose a reply, then double-click. At the end, move the pointer off the button."""
     pay = page.get_by_role("button", name="Pay")
     answers = page.get_by_role("log").get_by_role("listitem")
     page.get_by_role("switch", name="Lose the next reply").check()

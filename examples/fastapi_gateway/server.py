@@ -1,4 +1,4 @@
-"""The payments of ``examples.checkout``, and their books: a gRPC server, started by __main__."""
+"""A gRPC server with the payments of ``examples.checkout`` and its ledger, started by __main__."""
 
 import argparse
 import os
@@ -23,11 +23,11 @@ THREADS = 16
 GRACE = 5.0
 STOP = (signal.SIGTERM, signal.SIGINT)
 
-# A duplicate of a payment that takes longer is told to come back, and holds no connection until then.
+# If a payment takes longer, its duplicate is refused with IN_PROGRESS and does not hold a connection.
 WAIT = 1.0
 
 SLOW = 4.0
-"""Seconds that the bank takes over the slow card."""
+"""Seconds that the bank takes for the slow card."""
 
 
 class BooksService(books_pb2_grpc.BooksServiceServicer):
@@ -44,7 +44,7 @@ class BooksService(books_pb2_grpc.BooksServiceServicer):
 
 
 class UnhurriedProvider(Provider):
-    """Charges the slow card after a while, where nobody opens a gate for it."""
+    """Charges the slow card after ``SLOW`` seconds, without a gate."""
 
     def authorize(self, order_id: str, card: str) -> None:
         if card == "card-slow":
@@ -62,7 +62,7 @@ def main() -> None:
         store.check()
         idempotency = ServerInterceptor(
             store,
-            scope=metadata("x-tenant-id"),  # the gateway sets it, and callers cannot pass the gateway by
+            scope=metadata("x-tenant-id"),  # set by the gateway, which callers cannot bypass
             services=[PAYMENTS],
             policies={f"/{PAYMENTS}/*": Policy(key=KeyRule.REQUIRED, wait=WAIT)},
             max_waiters=THREADS // 4,

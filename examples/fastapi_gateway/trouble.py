@@ -1,7 +1,7 @@
-"""A network that loses replies: for the demonstration, and nothing to copy.
+"""Lose replies on purpose. For the demonstration only; do not copy.
 
-A request that bears ``X-Lose-Reply`` is served like any other, and its connection is cut when the
-answer is about to leave. The payment is booked by then, and the one who paid does not know.
+A request with the header ``X-Lose-Reply`` is served like any other, but its connection is cut before the
+answer is sent. The payment is booked by then, and the client does not know it.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ _lines: MutableMapping[Any, asyncio.Transport] = {}  # by the client's address
 
 
 class Line(H11Protocol):
-    """A connection that can be cut. ASGI has no word for that, so the transport is remembered."""
+    """A connection that can be cut. ASGI has no event for that, so the transport is stored."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         _lines[transport.get_extra_info("peername")] = transport
@@ -29,7 +29,7 @@ class Line(H11Protocol):
 
 
 class LosesReplies:
-    """``app``, behind connections of the class Line that are cut where a request asks for that."""
+    """Middleware that cuts the connection if a request asks for it. The connections must be of class Line."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -43,7 +43,7 @@ class LosesReplies:
             pass
 
         await self._app(scope, receive, swallow)
-        if (line := _lines.get(scope["client"])) is not None:  # the client may be gone already
+        if (line := _lines.get(scope["client"])) is not None:  # the client may have disconnected already
             line.abort()
         while (await receive())["type"] != "http.disconnect":
             pass

@@ -1,1 +1,1 @@
-"""A job that may be asked for many times an hour, and runs once in it."""
+"""A job that may be requested many times an hour, and runs once an hour."""

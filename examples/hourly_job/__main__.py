@@ -1,6 +1,6 @@
-"""Three schedulers ask for one report all the time: ``python -m examples.hourly_job``.
+"""Three schedulers request one report all the time: ``python -m examples.hourly_job``.
 
-Exit status 0 says that it was mailed once an hour.
+Exits with status 0 if the report was mailed once an hour.
 """
 
 import argparse
@@ -26,18 +26,18 @@ SCHEDULERS = 3
 HOURS = 2
 EVERY = timedelta(minutes=10)
 START = datetime(2024, 3, 30, 10, tzinfo=UTC)
-"""The demonstration has a clock of its own, so that two hours take a second."""
+"""The start of the demonstration's simulated clock, on which two hours take a second."""
 
 
 class Scheduler:
-    """Knows nothing of the others, nor of what it asked for before it was started."""
+    """A scheduler without any state: it does not know the others, or its own earlier requests."""
 
     def __init__(self, channel: grpc.Channel) -> None:
         self._stub = pb_grpc.ReportServiceStub(channel)
 
     def ask(self, now: datetime) -> bool | None:
-        """Ask for the report of this hour. Returns whether it had been mailed already."""
-        # Without `at`, it is the hour of this process' clock. Whoever asks in it makes the same key.
+        """Request the report of this hour. Returns whether it had been mailed already."""
+        # Without `at`, the hour is taken from the clock. All schedulers make the same key in one hour.
         key = keys.windowed("report", CUSTOMER, window=WINDOW, at=now)
         with keys.using(key):
             request = pb.MailReportRequest(customer=CUSTOMER)
@@ -47,9 +47,9 @@ class Scheduler:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Show a job that runs once an hour.")
-    parser.add_argument("--unprotected", action="store_true", help="show what the schedulers do without us")
+    parser.add_argument("--unprotected", action="store_true", help="leave the interceptor out, which fails")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # as on Ctrl-C: the server is ended
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # as on Ctrl-C: raise and clean up
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hourly-job-")))
         settings = [str(folder), *(["--unprotected"] if options.unprotected else [])]
@@ -65,7 +65,7 @@ def main() -> int:
 
 
 def play(schedulers: list[Scheduler], outbox: Outbox) -> list[str]:
-    """Have all of them ask at once, every few minutes of two hours. Returns what did not hold."""
+    """Let all schedulers ask at once, every ten minutes for two hours. Returns the broken rules."""
     times = [START + number * EVERY for number in range(HOURS * (timedelta(hours=1) // EVERY))]
     told: Counter[bool | None] = Counter()
     with ThreadPoolExecutor(SCHEDULERS) as pool:
@@ -80,7 +80,7 @@ def play(schedulers: list[Scheduler], outbox: Outbox) -> list[str]:
     asked = SCHEDULERS * len(times)
     rules = {
         "each hour must have one mail": list(mailed.values()) == [1] * HOURS,
-        "all others must be told that it was mailed": told == Counter({True: asked - HOURS, False: HOURS}),
+        "all other answers must be replays": told == Counter({True: asked - HOURS, False: HOURS}),
     }
     broken = [rule for rule, holds in rules.items() if not holds]
     for rule in broken:

@@ -15,7 +15,7 @@ from idem_grpc import SHARED, ServerInterceptor, current, open_store
 
 SERVICE = "examples.hourly_job.v1.ReportService"
 WINDOW = timedelta(hours=1)
-"""Of the keys that askers make. The server must remember them for at least as long: see its contract."""
+"""The window of the keys. The server must keep answers for at least as long: see its contract."""
 
 
 class Outbox:
@@ -35,7 +35,7 @@ class Outbox:
             return cursor.lastrowid
 
     def keys(self) -> list[str]:
-        """Those under which mails were sent, the oldest first."""
+        """Return the keys under which mails were sent, oldest first."""
         with closing(sqlite3.connect(self._path, timeout=10)) as mails, mails:
             return [key for (key,) in mails.execute("SELECT key FROM mails ORDER BY number")]
 
@@ -54,7 +54,7 @@ class ReportService(pb_grpc.ReportServiceServicer):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Mail reports.")
-    parser.add_argument("folder", type=Path, help="where the store and the outbox are")
+    parser.add_argument("folder", type=Path, help="folder of the store and the outbox")
     parser.add_argument("--unprotected", action="store_true", help="leave the interceptor out")
     options = parser.parse_args()
     interceptors: list[grpc.ServerInterceptor] = []
@@ -62,7 +62,7 @@ def main() -> None:
         if not options.unprotected:
             store = stack.enter_context(open_store(f"sqlite:///{options.folder}/idem.db"))
             store.check()
-            # That a key is required, and remembered for longer than the window, its contract says.
+            # The contract requires a key, and sets a retention that is longer than the window.
             interceptors.append(ServerInterceptor(store, scope=SHARED, services=[SERVICE]))
         service = ReportService(Outbox(options.folder / "outbox.db"))
         serve("reports", interceptors, lambda to: pb_grpc.add_ReportServiceServicer_to_server(service, to))

@@ -1,1 +1,1 @@
-"""Three services in a chain, the first of which is killed half-way."""
+"""A chain of three services, the first of which is killed half-way."""

@@ -1,6 +1,6 @@
 """Order calls Payment and Inventory, and is killed half-way: ``python -m examples.order_chain``.
 
-Exit status 0 says that every order was paid once and took its goods once.
+Exits with status 0 if every order was paid once and took its goods once.
 """
 
 import argparse
@@ -22,17 +22,17 @@ from examples.processes import Server
 from idem_grpc import client_interceptors, keys
 
 LEASE = 2
-"""Seconds of silence after which a run counts as dead. Users leave it at 30."""
+"""Seconds of silence after which a run counts as dead. In production, keep the default of 30."""
 
 IN_TURN = ("grpc.happy_eyeballs_connection_attempt_delay_ms", 2000)
-"""The client is to call the Order server that is killed, though that may be slow to take its connection."""
+"""Makes the client wait for the first Order server, which is killed, even if it is slow to accept."""
 
 SERVER = "examples.order_chain.server"
 
 
 @dataclass(frozen=True)
 class Scene:
-    """``replays``: how many calls at Payment and at Inventory must have been answered by a replay."""
+    """A scene. ``replays``: how many calls Payment and Inventory must answer with a replay."""
 
     title: str
     stall: str
@@ -46,7 +46,7 @@ SCENES = [
 
 
 class Shop:
-    """Payment and Inventory, one process each, and as many of Order as a scene wants."""
+    """Payment and Inventory, one process each, and any number of Order processes."""
 
     def __init__(self, stack: ExitStack, folder: Path, new_keys: bool) -> None:
         self._stack, self._folder = stack, folder
@@ -65,9 +65,9 @@ class Shop:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Show calls that are safe to send twice, down a chain.")
-    parser.add_argument("--new-keys", action="store_true", help="show what new keys in every run come to")
+    parser.add_argument("--new-keys", action="store_true", help="make new keys in every run, which fails")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # as on Ctrl-C: the servers are ended
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # as on Ctrl-C: raise and clean up
     failed = 0
     for scene in SCENES:
         with ExitStack() as stack:
@@ -78,7 +78,7 @@ def main() -> int:
 
 
 def play(scene: Scene, shop: Shop) -> list[str]:
-    """Place an order and kill the server that works on it. Returns what did not hold."""
+    """Place an order and kill the server that works on it. Returns the rules that did not hold."""
     print(scene.title)
     doomed, other = shop.order("--stall", scene.stall), shop.order()
     with ThreadPoolExecutor() as pool:
@@ -95,7 +95,7 @@ def play(scene: Scene, shop: Shop) -> list[str]:
         print(f"  {name}: effects: {len(effects)}, answers: {', '.join(map(str, replies.elements()))}")
         rules[f"{name} must have one effect"] = len(effects) == 1
         wanted = Counter({"OK": 1, "OK replayed": expected})
-        rules[f"{name} must answer {wanted['OK replayed']} call by a replay"] = +wanted == replies
+        rules[f"{name} must answer {wanted['OK replayed']} call with a replay"] = +wanted == replies
     broken = [rule for rule, holds in rules.items() if not holds]
     for line in [f"✗ {rule}" for rule in broken] or ["✓ held"]:
         print(f"  {line}")
@@ -104,7 +104,7 @@ def play(scene: Scene, shop: Shop) -> list[str]:
 
 
 def place_order(addresses: str) -> pb.PlaceOrderResponse:
-    """One call of a client that knows both Order servers. Its interceptors send it again to the second."""
+    """Make one call with a client that knows both Order servers. Its interceptors retry it on the second."""
     by_order = client_interceptors(keys=keys.from_request("place:{order_id}"))
     with grpc.intercept_channel(grpc.insecure_channel(addresses, [IN_TURN]), *by_order) as channel:
         request = pb.PlaceOrderRequest(order_id="order-1", cents=1299, article="teapot")

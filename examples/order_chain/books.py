@@ -1,7 +1,7 @@
-"""What a service has done, in an SQLite file of its own.
+"""The effects and answers of a service, in an SQLite file.
 
-Nothing here keeps an effect from happening twice: each run of a handler adds one. What keeps it
-from that is the interceptor, by which the handler is not run again.
+This module does not prevent a second effect: each run of a handler adds one. Only the interceptor keeps the
+handler from running again.
 """
 
 import sqlite3
@@ -18,16 +18,16 @@ CREATE TABLE IF NOT EXISTS replies (number INTEGER PRIMARY KEY, reply TEXT NOT N
 
 
 class Books(Reporter):
-    """As a Reporter, it is told by the interceptor how each call was answered."""
+    """A Reporter that stores how each call was answered, and the effects of the service."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        # Not in WAL mode: SQLite does not wait to switch to that, and two Order servers start at once.
+        # Not in WAL mode: SQLite does not wait for a lock to switch to it, and two servers start at once.
         with self._open() as books:
             books.executescript(_SCHEMA)
 
     def note_effect(self, order_id: str, key: str) -> str:
-        """Money or goods have moved. Returns the id of that."""
+        """Record that money or goods have moved. Returns the id of the effect."""
         with self._open() as books:
             cursor = books.execute("INSERT INTO effects (order_id, key) VALUES (?, ?)", (order_id, key))
             return f"{self._path.stem}-{cursor.lastrowid}"
@@ -38,13 +38,13 @@ class Books(Reporter):
             books.execute("INSERT INTO replies (reply) VALUES (?)", (reply,))
 
     def effects(self, order_id: str) -> list[str]:
-        """The keys under which something was done for an order."""
+        """Return the keys under which effects happened for an order."""
         with self._open() as books:
             rows = books.execute("SELECT key FROM effects WHERE order_id = ? ORDER BY number", (order_id,))
             return [key for (key,) in rows]
 
     def replies(self) -> list[str]:
-        """How each call was answered, the oldest first."""
+        """Return how each call was answered, oldest first."""
         with self._open() as books:
             return [reply for (reply,) in books.execute("SELECT reply FROM replies ORDER BY number")]
 

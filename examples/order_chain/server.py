@@ -1,6 +1,6 @@
 """Serve one of the three services: started by ``python -m examples.order_chain``.
 
-``interceptor`` is what makes a service safe to call twice, and ``downstream`` what passes that on.
+``interceptor`` makes a service safe to call twice. ``downstream`` extends this to the services that it calls.
 """
 
 import argparse
@@ -19,18 +19,18 @@ from idem_grpc import SHARED, Policy, ServerInterceptor, Store, client_intercept
 def interceptor(store: Store, books: Books, lease: float) -> ServerInterceptor:
     return ServerInterceptor(
         store,
-        scope=SHARED,  # all who call this server trust one another
-        default=Policy(lease=lease, retention=3600),  # that a key is required, the contract says
+        scope=SHARED,  # all callers of this server trust each other
+        default=Policy(lease=lease, retention=3600),  # the contract requires a key
         reporter=books,
     )
 
 
 def downstream(address: str, new_keys: bool) -> grpc.Channel:
-    """A channel for calls out of a handler: their keys are derived from the handler's own.
+    """Open a channel for calls from a handler. Their keys are derived from the handler's own key.
 
-    If the handler is run again, in whatever process, its calls bear the same keys again.
+    If the handler runs again, in any process, its calls get the same keys again.
     """
-    # Do not copy the first: it makes new keys in every run, to show what becomes of that.
+    # Do not copy the first variant: it makes new keys in every run, to show the failure.
     own = client_interceptors(keys=keys.unique, derive=False) if new_keys else client_interceptors()
     return grpc.intercept_channel(grpc.insecure_channel(address), *own)
 
@@ -62,11 +62,11 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Serve one of the services of a shop.")
     parser.add_argument("service", choices=["order", "payment", "inventory"])
-    parser.add_argument("folder", type=Path, help="where the stores and the books are")
+    parser.add_argument("folder", type=Path, help="folder of the stores and the databases")
     parser.add_argument("--payment", help="address of the payment service")
     parser.add_argument("--inventory", help="address of the inventory service")
     parser.add_argument("--lease", type=float, default=30, help="seconds after which a silent run is dead")
-    parser.add_argument("--stall", default="", help="where the order service stops for ever")
+    parser.add_argument("--stall", default="", help="where the order service stops forever")
     parser.add_argument("--new-keys", action="store_true", help="make new keys in place of derived ones")
     return parser.parse_args()
 

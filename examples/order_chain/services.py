@@ -1,4 +1,4 @@
-"""The handlers: plain business code, in which no key is passed on and none is made."""
+"""The handlers: plain business code that neither passes keys on nor makes them."""
 
 import threading
 
@@ -9,14 +9,13 @@ from examples_pb.order_chain.v1 import shop_pb2_grpc as pb_grpc
 from examples.order_chain.books import Books
 
 PATIENCE = 10.0
-"""Seconds that Order waits for the others."""
+"""Seconds that Order waits for the other services."""
 
 
 class OrderService(pb_grpc.OrderServiceServicer):
-    """Calls the other two, one after the other.
+    """Calls the other two services, one after the other.
 
-    ``stall`` has it stop for ever at one place, for the demonstration: "between" the two
-    calls or "after" both.
+    For the demonstration, ``stall`` makes it stop forever, "between" the two calls or "after" both.
     """
 
     def __init__(self, payments: grpc.Channel, inventory: grpc.Channel, stall: str = "") -> None:

@@ -1,6 +1,6 @@
-"""Four troubles that a retry cures, and one that it cannot: ``python -m examples.retries``.
+"""Four failures that a retry fixes, and one that it cannot fix: ``python -m examples.retries``.
 
-Exit status 0 says that every passenger has one seat, and every call one key.
+Exits with status 0 if every passenger has one seat, and every call one key.
 """
 
 import argparse
@@ -21,37 +21,35 @@ from examples.retries.train import Train
 from idem_grpc import Reason, Retry, client_interceptors, keys, reason, replayed
 
 LEASE = 2
-"""Seconds of silence after which a run counts as dead. Users leave it at 30."""
+"""Seconds of silence after which a run counts as dead. In production, keep the default of 30."""
 
 SCENES = {
-    "busy": ("the server says UNAVAILABLE before it has done anything", 2),
+    "busy": ("the server returns UNAVAILABLE before it has done anything", 2),
     "cut": ("the seat is reserved, and the connection is cut before the reply", 1),
     "killed": ("the seat is reserved, and the server is killed before the reply", 2),
     "slow": ("the server takes longer than one attempt may", 1),
 }
-"""What goes wrong for each passenger, and how often the handler must run for it."""
+"""The failure for each passenger, and how often the handler must run for it."""
 
 
 def client(address: str) -> grpc.Channel:
-    """All that a client does to have its calls sent again: give these interceptors to its channel."""
+    """Open a channel that retries calls. The interceptors are all that a client needs."""
     patient = Retry(
         initial_backoff=0.1,
         max_backoff=1,
-        attempt_timeout=3,  # what the server sees; the call's own deadline is the caller's patience
+        attempt_timeout=3,  # the deadline that the server sees; the call's own deadline covers all attempts
     )
     return grpc.intercept_channel(
         grpc.insecure_channel(address),
-        *client_interceptors(
-            keys=keys.unique, retry=patient
-        ),  # one key for every call, not for every attempt
+        *client_interceptors(keys=keys.unique, retry=patient),  # one key per call, not per attempt
     )
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Show a client that retries, and takes one seat.")
-    parser.add_argument("--unprotected", action="store_true", help="show what retries do without us")
+    parser.add_argument("--unprotected", action="store_true", help="leave the interceptor out, which fails")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # as on Ctrl-C: the servers are ended
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # as on Ctrl-C: raise and clean up
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="retries-")))
         train = Train(folder / "train.db")
@@ -68,7 +66,7 @@ def main() -> int:
 
 
 def play(stub: pb_grpc.SeatServiceStub, train: Train, passenger: str, folder: Path) -> list[str]:
-    """Reserve a seat while something goes wrong. Returns what did not hold."""
+    """Reserve a seat while something fails. Returns the rules that did not hold."""
     trouble, runs = SCENES[passenger]
     print(f"{passenger}: {trouble}")
     before = len(train.arrivals())
@@ -76,7 +74,7 @@ def play(stub: pb_grpc.SeatServiceStub, train: Train, passenger: str, folder: Pa
         calling = pool.submit(reserve, stub, passenger)
         if passenger == "slow":
             until(lambda: len(train.arrivals()) > before + 1, "the client sends the call again")
-            (folder / passenger).touch()  # now the handler may go on
+            (folder / passenger).touch()  # lets the handler continue
         answer, was_replayed = calling.result()
     arrivals = train.arrivals()[before:]
     for number, arrival in enumerate(arrivals, 1):
@@ -87,24 +85,24 @@ def play(stub: pb_grpc.SeatServiceStub, train: Train, passenger: str, folder: Pa
     return check(
         {
             "the call must come more than once": len(arrivals) > 1,
-            "all attempts must bear one key": len({arrival.key for arrival in arrivals} | {""}) == 2,
+            "all attempts must have one key": len({arrival.key for arrival in arrivals} | {""}) == 2,
             f"the handler must run {runs}×, and ran {train.runs(passenger)}×": train.runs(passenger) == runs,
             "the client must have its one seat": [answer.split(",")[0]] == [listing(seats)],
-            f"replayed() must tell {runs == 1}, and tells {was_replayed}": was_replayed is (runs == 1),
+            f"replayed() must return {runs == 1}, and returns {was_replayed}": was_replayed is (runs == 1),
         }
     )
 
 
 def reserve(stub: pb_grpc.SeatServiceStub, passenger: str) -> tuple[str, bool | None]:
-    """One call, as an application makes it: nothing in it shows how often it was sent."""
+    """Make one call, as an application does. The code does not depend on the number of attempts."""
     response, call = stub.Reserve.with_call(pb.ReserveRequest(passenger=passenger), timeout=20)
     was_replayed = replayed(call)  # None: the server does not protect this method
     return f"seat {response.seat}" + (", replayed" if was_replayed else ""), was_replayed
 
 
 def refused(stub: pb_grpc.SeatServiceStub, train: Train) -> list[str]:
-    """A key that stands for another request already: no retry can cure that, so there is none."""
-    print("reused: one key for two passengers, which no retry can cure")
+    """Send a key that was used with another request. No retry can fix that, so there is none."""
+    print("reused: one key for two passengers, which no retry can fix")
     before = len(train.arrivals())
     why: Reason | None = None
     for passenger in ("first", "second"):

@@ -1,4 +1,4 @@
-"""A TCP proxy that stands between a client and its servers, and can lose a reply."""
+"""A TCP proxy between a client and its servers, which can lose a reply."""
 
 import socket
 import threading
@@ -8,7 +8,7 @@ from contextlib import suppress
 
 
 class Proxy:
-    """Passes on connections to the first of ``targets`` that takes them. A context manager."""
+    """Forwards connections to the first of ``targets`` that accepts them. A context manager."""
 
     def __init__(self, *targets: str) -> None:
         self.targets = list(targets)
@@ -31,7 +31,7 @@ class Proxy:
         while True:
             try:
                 client, _ = self._listener.accept()
-            except OSError:  # it was ended
+            except OSError:  # the listener was closed
                 return
             threading.Thread(target=self._serve, args=(client,), name="proxied", daemon=True).start()
 
@@ -44,7 +44,7 @@ class Proxy:
         _end(client)
 
     def _connect(self, patience: float = 20.0) -> socket.socket | None:
-        """A connection to a server, which may be about to start."""
+        """Connect to a server. Retries for ``patience`` seconds, because the server may still be starting."""
         give_up = time.monotonic() + patience
         while time.monotonic() < give_up:
             for target in list(self.targets):
@@ -71,7 +71,7 @@ def _pass_on(
 
 
 def _end(connection: socket.socket) -> None:
-    """Close it, and wake the threads that read from it."""
+    """Close a socket, and wake the threads that read from it."""
     with suppress(OSError):
         connection.shutdown(socket.SHUT_RDWR)
     connection.close()

@@ -1,6 +1,6 @@
 """Serve seats, and fail on purpose the first time: started by ``python -m examples.retries``.
 
-The passenger's name says how. Of the library, the handler uses ``current()``; all else is the interceptor's.
+The passenger's name selects the failure. The handler uses ``current()``; the interceptor does the rest.
 """
 
 import argparse
@@ -23,7 +23,7 @@ SERVICE = "examples.retries.v1.SeatService"
 
 
 class Arrivals(grpc.ServerInterceptor):
-    """Writes down every call that comes, before anything else looks at it."""
+    """Records every call that arrives, before any other interceptor."""
 
     def __init__(self, train: Train) -> None:
         self._train = train
@@ -45,11 +45,11 @@ class SeatService(pb_grpc.SeatServiceServicer):
         trouble = request.passenger if is_first else "none"
         if trouble == "busy":
             if execution:
-                execution.release()  # nothing has happened yet, so that a retry may run at once
+                execution.release()  # nothing has happened yet, so a retry may run at once
             context.abort(grpc.StatusCode.UNAVAILABLE, "the train is not here yet")
         if trouble == "slow":
             until((self._gates / request.passenger).exists, "the gate of a slow passenger opens", 30)
-        # The same in every attempt at this request; without the interceptor, there is no such id.
+        # The id is the same in every attempt at this request. Without the interceptor, there is no such id.
         reservation_id = execution.derive("seat") if execution else str(uuid.uuid4())
         seat = self._train.reserve(reservation_id, request.passenger)
         if trouble == "killed":
@@ -63,7 +63,7 @@ def key_in(metadata: Any) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Serve seats on a train.")
-    parser.add_argument("folder", type=Path, help="where the store, the books and the gates are")
+    parser.add_argument("folder", type=Path, help="folder of the store, the database and the gates")
     parser.add_argument("--lease", type=float, default=30, help="seconds after which a silent run is dead")
     parser.add_argument("--unprotected", action="store_true", help="leave the interceptor out")
     options = parser.parse_args()
@@ -72,9 +72,9 @@ def main() -> None:
         store.check()
         once = ServerInterceptor(
             store,
-            scope=SHARED,  # all who call this server trust one another
+            scope=SHARED,  # all callers of this server trust each other
             services=[SERVICE],
-            default=Policy(lease=options.lease, retention=3600),  # that a key is required, the contract says
+            default=Policy(lease=options.lease, retention=3600),  # the contract requires a key
             max_waiters=4,
         )
         interceptors: list[grpc.ServerInterceptor] = [Arrivals(train)]

@@ -1,6 +1,6 @@
-"""The train's own books, in an SQLite file: who has which seat, and what came to the servers.
+"""The train's database, an SQLite file: the reserved seats, and the calls that arrived at the servers.
 
-A reservation is one transaction under an id that the caller chose; the same id never takes two seats.
+A reservation is one transaction, under an id that the caller chooses. The same id never takes two seats.
 """
 
 import sqlite3
@@ -20,7 +20,7 @@ CREATE TABLE IF NOT EXISTS seats (
 
 @dataclass
 class Arrival:
-    """A call as it came to a server. ``attempts``: the runs of the handler that began before the next one."""
+    """A call that arrived at a server. ``attempts``: the handler runs that began before the next arrival."""
 
     key: str
     attempts: list[int] = field(default_factory=list)
@@ -29,17 +29,17 @@ class Arrival:
 class Train:
     def __init__(self, path: Path) -> None:
         self._path = path
-        # Not in WAL mode: SQLite does not wait to switch to that, and two servers may start at once.
+        # Not in WAL mode: SQLite does not wait for a lock to switch to it, and two servers may start at once.
         with self._open() as books:
             books.executescript(_SCHEMA)
 
     def note_arrival(self, key: str) -> None:
-        """A call is here, whatever will become of it."""
+        """Record the arrival of a call."""
         with self._open() as books:
             books.execute("INSERT INTO arrivals (key) VALUES (?)", (key,))
 
     def note_run(self, key: str, passenger: str, attempt: int) -> bool:
-        """The handler runs. Returns whether it is its first run for this passenger."""
+        """Record a run of the handler. Returns whether it is the first one for this passenger."""
         with self._open() as books:
             books.execute("INSERT INTO arrivals (key, attempt) VALUES (?, ?)", (key, attempt))
             books.execute("INSERT INTO runs VALUES (?)", (passenger,))
@@ -69,7 +69,7 @@ class Train:
             )
 
     def arrivals(self) -> list[Arrival]:
-        """All that came to any server."""
+        """Return the calls that arrived at any server."""
         found: list[Arrival] = []
         with self._open() as books:
             for key, attempt in books.execute("SELECT key, attempt FROM arrivals ORDER BY number"):
@@ -81,6 +81,6 @@ class Train:
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
-        """A connection of its own for each transaction: whatever thread or process asks."""
+        """Open a connection for one transaction, so that any thread or process can use it."""
         with closing(sqlite3.connect(self._path, timeout=10)) as books, books:
             yield books

@@ -1,1 +1,1 @@
-"""Updates (PUT) that may be sent twice: one that changes nothing does nothing."""
+"""Updates (PUT) that may be sent twice: an update that changes nothing has no effect."""

@@ -1,6 +1,6 @@
 """Updates that arrive twice, at once and late: ``python -m examples.update_profile``.
 
-Exit status 0 says that everything held, which is judged by the answers and by the events.
+Checks the answers and the events. Exits with status 0 if everything held.
 """
 
 import argparse
@@ -25,14 +25,14 @@ TIMEOUT = 10
 
 
 class Scenes:
-    """Each returns what must hold, with whether it does."""
+    """The scenes. Each method returns its expectations, and whether each of them held."""
 
     def __init__(self, stub: pb_grpc.ProfileServiceStub, profiles: Profiles) -> None:
         self._stub = stub
         self._profiles = profiles
 
     def double_click(self) -> dict[str, bool]:
-        """Save is clicked twice: two calls, and no key could show that they are one"""
+        """Save is clicked twice: two calls, which no key could identify as one"""
         patch = pb.Profile(name="profiles/clicked", display_name="A", interests=["chess"])
         first, second = self._update(patch), self._update(patch)
         return {
@@ -47,12 +47,12 @@ class Scenes:
         with ThreadPoolExecutor(CLICKS) as pool:
             answers = list(pool.map(lambda _: self._update(patch).SerializeToString(), range(CLICKS)))
         return {
-            f"{CLICKS} answers are one and the same": len(set(answers)) == 1,
+            f"all {CLICKS} answers are the same": len(set(answers)) == 1,
             "one event is sent": self._events("profiles/burst") == ["email,name"],
         }
 
     def two_editors(self) -> dict[str, bool]:
-        """Two people edit what both have read: the second is told, and reads again"""
+        """Two people edit the same version: the second is refused, and reads again"""
         name = "profiles/edited"
         self._update(pb.Profile(name=name, address=pb.Address(street="Main Street 1", city="Oslo")))
         read_by_both = self._get(name)
@@ -64,13 +64,13 @@ class Scenes:
         both = self._update(renamed, "display_name") if refused else self._get(name)
         return {
             "the second is ABORTED, for its etag": refused.startswith("ABORTED: the etag is not"),
-            "both changes are there": (both.display_name, both.address.street) == ("C", "Side Street 2"),
-            "what no mask named has stayed": both.address.city == "Oslo",
-            "each change is told once": self._events(name)[1:] == ["address.street", "display_name"],
+            "both changes are saved": (both.display_name, both.address.street) == ("C", "Side Street 2"),
+            "fields outside the masks are unchanged": both.address.city == "Oslo",
+            "each change sends one event": self._events(name)[1:] == ["address.street", "display_name"],
         }
 
     def cleared(self) -> dict[str, bool]:
-        """A mask unsets what the update leaves out, twice; and must name fields that there are"""
+        """A mask unsets the fields that the update leaves out, and must name existing fields"""
         name = "profiles/emptied"
         self._update(pb.Profile(name=name, display_name="D", email="d@example.com"))
         emptied = [self._update(pb.Profile(name=name), "email") for _ in range(2)]
@@ -80,7 +80,7 @@ class Scenes:
             == ["", "D"],
             "update_time stays": emptied[0].update_time == emptied[1].update_time,
             "one event is sent for it": self._events(name)[1:] == ["email"],
-            "a field that there is not is INVALID_ARGUMENT": "INVALID_ARGUMENT" in refused
+            "a field that does not exist is INVALID_ARGUMENT": "INVALID_ARGUMENT" in refused
             and "address.planet" in refused,
         }
 
@@ -89,7 +89,7 @@ class Scenes:
         return self._stub.UpdateProfile(request, timeout=TIMEOUT).profile
 
     def _refusal(self, patch: pb.Profile, *mask: str) -> str:
-        """Why an update is refused; empty if it is not."""
+        """Return why an update is refused; empty if it is not."""
         request = pb.UpdateProfileRequest(profile=patch, update_mask=FieldMask(paths=mask))
         call = self._stub.UpdateProfile.future(request, timeout=TIMEOUT)
         return f"{call.code().name}: {call.details()}" if call.exception() else ""
@@ -103,9 +103,9 @@ class Scenes:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Show updates that may be sent twice.")
-    parser.add_argument("--careless", action="store_true", help="show a server that writes whatever comes")
+    parser.add_argument("--careless", action="store_true", help="show a server that writes every update")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # as on Ctrl-C: the server is ended
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # as on Ctrl-C: raise and clean up
     with ExitStack() as stack:
         database = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="profiles-"))) / "profiles.db"
         settings = [str(database), *(["--careless"] if options.careless else [])]

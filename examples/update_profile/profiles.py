@@ -1,6 +1,6 @@
-"""Profiles in an SQLite file, and the events that tell other services of changes.
+"""Profiles in an SQLite file, and the events that notify other services of changes.
 
-A profile and its event are written in one transaction, so there is no change without its event.
+A profile and its event are written in one transaction, so there is no change without an event.
 """
 
 import sqlite3
@@ -21,22 +21,22 @@ CREATE TABLE IF NOT EXISTS events (id INTEGER PRIMARY KEY, name TEXT NOT NULL, c
 
 
 class Profiles:
-    """``careless``: what most servers do: write, stamp and tell whatever comes."""
+    """The database. ``careless``: write every update, with a new time and an event, as most servers do."""
 
     def __init__(self, path: Path, *, careless: bool = False) -> None:
         self._path = path
         self._careless = careless
-        # Not in WAL mode: SQLite does not wait to switch to that, and two servers may start at once.
+        # Not in WAL mode: SQLite does not wait for a lock to switch to it, and two servers may start at once.
         with self._open() as database:
             database.executescript(_SCHEMA)
 
     def update(self, patch: pb.Profile, mask: FieldMask) -> pb.Profile:
-        """Raises UpdateRefused."""
+        """Apply an update. Returns the profile after it. Raises UpdateRefused."""
         with self._open() as database:
-            database.execute("BEGIN IMMEDIATE")  # nobody writes between the read and the write
+            database.execute("BEGIN IMMEDIATE")  # no other write between the read and the write
             stored = _profile(database, patch.name)
             update = updates.apply(stored, patch, mask) if not self._careless else _careless(stored, patch)
-            if update.changed:  # the one place for all that follows from a change
+            if update.changed:  # the one place for the effects of a change
                 body = update.message.SerializeToString()
                 database.execute("INSERT OR REPLACE INTO profiles VALUES (?, ?)", (patch.name, body))
                 event = (patch.name, ",".join(update.changed.paths))
@@ -48,7 +48,7 @@ class Profiles:
             return _profile(database, name)
 
     def events(self, name: str) -> list[str]:
-        """What was told of a profile's changes."""
+        """Return the events of a profile's changes, oldest first."""
         with self._open() as database:
             rows = database.execute("SELECT changed FROM events WHERE name = ? ORDER BY id", (name,))
             return [changed for (changed,) in rows]
@@ -60,7 +60,7 @@ class Profiles:
 
 
 def _profile(database: sqlite3.Connection, name: str) -> pb.Profile:
-    """The profile, or an empty one: then the first update makes it."""
+    """Return the profile, or an empty one, which the first update creates."""
     row = database.execute("SELECT body FROM profiles WHERE name = ?", (name,)).fetchone()
     return pb.Profile.FromString(row[0]) if row else pb.Profile()
 

@@ -34,7 +34,7 @@ class ProfileService(pb_grpc.ProfileServiceServicer):
 def main() -> None:
     parser = argparse.ArgumentParser(description="Serve profiles.")
     parser.add_argument("database", type=Path, help="SQLite file")
-    parser.add_argument("--careless", action="store_true", help="write and tell whatever comes")
+    parser.add_argument("--careless", action="store_true", help="write every update and send an event for it")
     options = parser.parse_args()
     service = ProfileService(Profiles(options.database, careless=options.careless))
     serve("profiles", [], lambda server: pb_grpc.add_ProfileServiceServicer_to_server(service, server))

@@ -1,6 +1,6 @@
 """Prices that arrive twice, at once and late: ``python -m examples.upsert``.
 
-Exit status 0 says that everything held, which is judged by the answers and by what was written.
+Checks the answers and the rows written. Exits with status 0 if everything held.
 """
 
 import argparse
@@ -24,17 +24,17 @@ TIMEOUT = 10
 
 
 class Scenes:
-    """Each returns what must hold, with whether it does."""
+    """The scenes. Each method returns its expectations, and whether each of them held."""
 
     def __init__(self, stub: pb_grpc.PriceServiceStub, prices: Prices) -> None:
         self._stub = stub
         self._prices = prices
 
     def twice(self) -> dict[str, bool]:
-        """A new article's price arrives twice: a retry, since the first reply was lost"""
+        """The price of a new article arrives twice: a retry, because the first reply was lost"""
         answers = [self._put("apple", 120, revision=1) for _ in range(2)]
         return {
-            "both are answered alike": answers == [120, 120],
+            "both answers are the same": answers == [120, 120],
             "one row was written, once": self._prices.writes("apple") == [120],
         }
 
@@ -43,12 +43,12 @@ class Scenes:
         with ThreadPoolExecutor(DUPLICATES) as pool:
             answers = set(pool.map(lambda _: self._put("bread", 300, revision=1), range(DUPLICATES)))
         return {
-            f"all {DUPLICATES} are answered alike": answers == {300},
+            f"all {DUPLICATES} answers are the same": answers == {300},
             "one row was written, once": self._prices.writes("bread") == [300],
         }
 
     def late(self) -> dict[str, bool]:
-        """A duplicate comes late, when the price has changed since"""
+        """A duplicate arrives late, after the price has changed"""
         answers = [self._put("cheese", cents, revision) for cents, revision in ((500, 1), (550, 2), (500, 1))]
         return {
             "it undoes nothing": answers[-1] == 550,
@@ -56,7 +56,7 @@ class Scenes:
         }
 
     def _put(self, article: str, minor_units: int, revision: int) -> int:
-        """Send a price, and return the one that stands."""
+        """Send a price, and return the current price."""
         price = pb.Price(article=article, minor_units=minor_units, revision=revision)
         return self._stub.PutPrice(pb.PutPriceRequest(price=price), timeout=TIMEOUT).price.minor_units
 
@@ -65,7 +65,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Show a method that needs no key.")
     parser.add_argument("--careless", action="store_true", help="show an upsert without its condition")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # as on Ctrl-C: the server is ended
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # as on Ctrl-C: raise and clean up
     with ExitStack() as stack:
         database = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="prices-"))) / "prices.db"
         settings = [str(database), *(["--careless"] if options.careless else [])]

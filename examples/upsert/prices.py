@@ -1,6 +1,6 @@
-"""Prices in an SQLite file: one statement that may be run as often as it likes.
+"""Prices in an SQLite file, written by one statement that may run any number of times.
 
-A trigger counts what really was written, so that the example can tell.
+A trigger records the actual writes, so that the example can check them.
 """
 
 import sqlite3
@@ -20,8 +20,8 @@ CREATE TRIGGER IF NOT EXISTS updated AFTER UPDATE ON prices
     BEGIN INSERT INTO writes VALUES (new.article, new.minor_units); END;
 """
 
-# All that it takes. The key makes a second row impossible; the condition keeps a duplicate from
-# being written again, and an old price that comes late from undoing a newer one.
+# The primary key prevents a second row. The condition prevents a second write of a duplicate, and keeps a
+# late, older price from overwriting a newer one.
 UPSERT = """
 INSERT INTO prices (article, minor_units, revision) VALUES (?, ?, ?)
 ON CONFLICT (article) DO UPDATE
@@ -29,13 +29,13 @@ ON CONFLICT (article) DO UPDATE
     WHERE excluded.revision > prices.revision
 """
 
-# Without the condition: the last to arrive wins, which need not be the last that was sent.
+# Without the condition, the last call to arrive wins, which may not be the last that was sent.
 CARELESS = UPSERT.partition("    WHERE")[0]
 
 
 @dataclass(frozen=True)
 class Price:
-    """What an article costs, in cents, and which decision that was."""
+    """The price of an article, in cents, and its revision."""
 
     article: str
     minor_units: int
@@ -46,19 +46,19 @@ class Prices:
     def __init__(self, path: Path, *, careless: bool = False) -> None:
         self._path = path
         self._statement = CARELESS if careless else UPSERT
-        # Not in WAL mode: SQLite does not wait to switch to that, and two servers may start at once.
+        # Not in WAL mode: SQLite does not wait for a lock to switch to it, and two servers may start at once.
         with self._open() as database:
             database.executescript(_SCHEMA)
 
     def put(self, price: Price) -> Price:
-        """Set a price, and return the one that stands."""
+        """Set a price, and return the current price."""
         with self._open() as database:
             database.execute(self._statement, (price.article, price.minor_units, price.revision))
             row = database.execute("SELECT * FROM prices WHERE article = ?", (price.article,)).fetchone()
             return Price(*row)
 
     def writes(self, article: str) -> list[int]:
-        """What was written of an article's price, and in which order."""
+        """Return the prices written for an article, oldest first."""
         with self._open() as database:
             rows = database.execute(
                 "SELECT minor_units FROM writes WHERE article = ? ORDER BY rowid", (article,)

@@ -1,4 +1,4 @@
-"""Serve prices: ``python -m examples.upsert.server prices.db``. It has no interceptor, and needs none."""
+"""Serve prices, without an interceptor: ``python -m examples.upsert.server prices.db``."""
 
 import argparse
 from pathlib import Path
@@ -28,7 +28,7 @@ class PriceService(pb_grpc.PriceServiceServicer):
 def main() -> None:
     parser = argparse.ArgumentParser(description="Serve prices.")
     parser.add_argument("database", type=Path, help="SQLite file")
-    parser.add_argument("--careless", action="store_true", help="let the last to arrive win")
+    parser.add_argument("--careless", action="store_true", help="let the last call to arrive win")
     options = parser.parse_args()
     service = PriceService(Prices(options.database, careless=options.careless))
     serve("prices", [], lambda server: pb_grpc.add_PriceServiceServicer_to_server(service, server))

@@ -1,5 +1,5 @@
-// One order has one key, made before the first press and kept where a reload finds it. Every press
-// sends the same key, so the server can tell that it is the same payment: nothing is ever disabled.
+// One order has one key. It is made before the first press, and kept in sessionStorage, which survives a reload.
+// Every press sends the same key, so the server recognises the payment, and the button is never disabled.
 
 const PRICE = 1299;
 const at = (id) => document.getElementById(id);
@@ -7,7 +7,7 @@ const euro = (cents) => `${(cents / 100).toFixed(2)} €`;
 const times = (count) => `${count}×`;
 const wait = (seconds) => new Promise((done) => setTimeout(done, seconds * 1000));
 
-// sessionStorage is this tab's own and outlives a reload: two tabs are two customers.
+// sessionStorage belongs to one tab: two tabs are two customers.
 let order = JSON.parse(sessionStorage.getItem("order")) ?? newOrder();
 
 function newOrder() {
@@ -28,7 +28,7 @@ async function press(lose) {
   const name = `Press ${paying.presses}`;
   for (let again = 1; again; await wait(again)) {
     const answer = await send(paying, lose);
-    if (order.id !== paying.id) return; // another order is on the page by now
+    if (order.id !== paying.id) return; // the page shows another order now
     again = answer.again;
     lose = false;
     if (answer.status === 402 && order.key === paying.key) keep({ isDeclined: true });
@@ -37,7 +37,7 @@ async function press(lose) {
   }
 }
 
-// A reply that breaks off is as good as none.
+// A reply that breaks off counts as no reply.
 async function send(paying, lose) {
   const headers = { "Content-Type": "application/json", "Idempotency-Key": `"${paying.key}"` };
   if (lose) headers["X-Lose-Reply"] = "true";
@@ -84,7 +84,7 @@ function say(name, answer) {
   at("none").hidden = true;
 }
 
-// Replies may overtake one another: what was asked for later is newer.
+// Replies may arrive out of order. The reply to the latest request wins.
 let asked = 0;
 let shown = 0;
 
@@ -110,8 +110,8 @@ at("pay").addEventListener("submit", (event) => {
   press(lose);
 });
 
-// A declined payment is over, and its key will say so for ever: another card is another payment, and
-// needs a key of its own. At any other time it may be the same payment, and the key stays.
+// A declined payment is final, and its key always replays the refusal. Another card is then another payment, and
+// needs a new key. Otherwise it may be the same payment, and the key stays.
 at("card").addEventListener("change", (event) => {
   const fresh = order.isDeclined ? { key: crypto.randomUUID(), isDeclined: false } : {};
   keep({ card: event.target.value, ...fresh });

@@ -27,8 +27,8 @@ if _version_not_supported:
 
 
 class TokenServiceStub(object):
-    """Issues tokens: keys for one call each, of one operation, by one caller. What a
-    caller is, is told by the scope of the server's interceptor.
+    """Issues tokens. A token is a key for one call, of one operation, by one caller.
+    The scope of the server's interceptor identifies the caller.
     """
 
     def __init__(self, channel):
@@ -55,15 +55,15 @@ class TokenServiceStub(object):
 
 
 class TokenServiceServicer(object):
-    """Issues tokens: keys for one call each, of one operation, by one caller. What a
-    caller is, is told by the scope of the server's interceptor.
+    """Issues tokens. A token is a key for one call, of one operation, by one caller.
+    The scope of the server's interceptor identifies the caller.
     """
 
     def IssueTokens(self, request, context):
         """Issues tokens for an operation.
 
         NOT_FOUND: there is no such operation. RESOURCE_EXHAUSTED, with a RetryInfo:
-        the caller has had too many lately. INVALID_ARGUMENT: count or ttl is out of
+        the caller has reached its rate. INVALID_ARGUMENT: count or ttl is out of
         range.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -71,10 +71,10 @@ class TokenServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetToken(self, request, context):
-        """Tells what became of a token; never what it was answered.
+        """Returns the state of a token, but never the answer to its call.
 
-        NOT_FOUND: it was never issued, has expired or was revoked, or its record was
-        forgotten. PERMISSION_DENIED: it was issued to another caller.
+        NOT_FOUND: the token was never issued, has expired or was revoked, or its
+        record was lost. PERMISSION_DENIED: it was issued to another caller.
         FAILED_PRECONDITION: this server cannot read its record.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -82,10 +82,10 @@ class TokenServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def RevokeToken(self, request, context):
-        """Makes an unused token useless. A token that is not there is so already.
+        """Invalidates an unused token. Succeeds if there is no such token.
 
-        FAILED_PRECONDITION: it is in use, or was used, or this server cannot read
-        its record. PERMISSION_DENIED: it was issued to another caller.
+        FAILED_PRECONDITION: the token is in use, or was used, or this server cannot
+        read its record. PERMISSION_DENIED: it was issued to another caller.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -118,8 +118,8 @@ def add_TokenServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class TokenService(object):
-    """Issues tokens: keys for one call each, of one operation, by one caller. What a
-    caller is, is told by the scope of the server's interceptor.
+    """Issues tokens. A token is a key for one call, of one operation, by one caller.
+    The scope of the server's interceptor identifies the caller.
     """
 
     @staticmethod

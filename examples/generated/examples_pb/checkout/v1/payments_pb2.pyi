@@ -40,7 +40,7 @@ Global___Money: typing_extensions.TypeAlias = Money
 
 @typing.final
 class Payment(google.protobuf.message.Message):
-    """A charge that was made."""
+    """A completed charge."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -54,11 +54,11 @@ class Payment(google.protobuf.message.Message):
     """The order that was paid."""
     @property
     def amount(self) -> Global___Money:
-        """What was charged."""
+        """The amount that was charged."""
 
     @property
     def refunded(self) -> Global___Money:
-        """What was given back of it."""
+        """The amount that was refunded."""
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class ChargeRequest(google.protobuf.message.Message):
     """The card to charge."""
     @property
     def amount(self) -> Global___Money:
-        """What it costs."""
+        """The price."""
 
     def __init__(
         self,
@@ -111,7 +111,7 @@ class ChargeResponse(google.protobuf.message.Message):
     PAYMENT_FIELD_NUMBER: builtins.int
     @property
     def payment(self) -> Global___Payment:
-        """As it stood when it was made."""
+        """The payment when it was made."""
 
     def __init__(
         self,
@@ -132,7 +132,7 @@ class PayRequest(google.protobuf.message.Message):
     CHARGE_FIELD_NUMBER: builtins.int
     @property
     def charge(self) -> Global___ChargeRequest:
-        """What to charge."""
+        """The charge."""
 
     def __init__(
         self,
@@ -146,14 +146,14 @@ Global___PayRequest: typing_extensions.TypeAlias = PayRequest
 
 @typing.final
 class PayResponse(google.protobuf.message.Message):
-    """What came of the click."""
+    """The result of the click."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     PAYMENT_FIELD_NUMBER: builtins.int
     @property
     def payment(self) -> Global___Payment:
-        """As it stood when it was made."""
+        """The payment when it was made."""
 
     def __init__(
         self,
@@ -174,9 +174,9 @@ class RefundRequest(google.protobuf.message.Message):
     PAYMENT_ID_FIELD_NUMBER: builtins.int
     MINOR_UNITS_FIELD_NUMBER: builtins.int
     payment_id: builtins.str
-    """The payment to give back."""
+    """The payment to refund."""
     minor_units: builtins.int
-    """How much of it, in minor units of the payment's currency."""
+    """The amount, in minor units of the payment's currency."""
     def __init__(
         self,
         *,
@@ -214,7 +214,7 @@ Global___RefundResponse: typing_extensions.TypeAlias = RefundResponse
 
 @typing.final
 class GetPaymentRequest(google.protobuf.message.Message):
-    """Asks for a payment."""
+    """A request for a payment."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -232,14 +232,14 @@ Global___GetPaymentRequest: typing_extensions.TypeAlias = GetPaymentRequest
 
 @typing.final
 class GetPaymentResponse(google.protobuf.message.Message):
-    """A payment as it stands."""
+    """The current payment."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     PAYMENT_FIELD_NUMBER: builtins.int
     @property
     def payment(self) -> Global___Payment:
-        """With all refunds made so far."""
+        """The payment, including all refunds made so far."""
 
     def __init__(
         self,

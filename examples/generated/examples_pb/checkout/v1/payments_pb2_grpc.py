@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class PaymentServiceStub(object):
-    """Moves money, so Charge and Refund must take effect once however often they arrive.
+    """Moves money, so Charge and Refund must take effect once, however often a call arrives.
     """
 
     def __init__(self, channel):
@@ -53,7 +53,7 @@ class PaymentServiceStub(object):
 
 
 class PaymentServiceServicer(object):
-    """Moves money, so Charge and Refund must take effect once however often they arrive.
+    """Moves money, so Charge and Refund must take effect once, however often a call arrives.
     """
 
     def Charge(self, request, context):
@@ -64,14 +64,14 @@ class PaymentServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Refund(self, request, context):
-        """Gives back a payment, in whole or in part. FAILED_PRECONDITION if less than that is left of it.
+        """Refunds a payment, in whole or in part. FAILED_PRECONDITION if less than the amount is left of it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetPayment(self, request, context):
-        """Reads a payment. It changes nothing, so it needs no key.
+        """Reads a payment. It changes nothing and needs no key.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -104,7 +104,7 @@ def add_PaymentServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class PaymentService(object):
-    """Moves money, so Charge and Refund must take effect once however often they arrive.
+    """Moves money, so Charge and Refund must take effect once, however often a call arrives.
     """
 
     @staticmethod
@@ -190,8 +190,8 @@ class PaymentService(object):
 
 
 class CheckoutServiceStub(object):
-    """What the shop's front end may call. It does not choose its keys: it is issued a token when it shows
-    the page, and pays with that. A service of its own, since a method takes either tokens or keys.
+    """The service for the shop's front end. The front end does not choose its keys. It gets a token when it
+    shows the page, and pays with it. This is a separate service, because a method takes either tokens or keys.
     """
 
     def __init__(self, channel):
@@ -208,8 +208,8 @@ class CheckoutServiceStub(object):
 
 
 class CheckoutServiceServicer(object):
-    """What the shop's front end may call. It does not choose its keys: it is issued a token when it shows
-    the page, and pays with that. A service of its own, since a method takes either tokens or keys.
+    """The service for the shop's front end. The front end does not choose its keys. It gets a token when it
+    shows the page, and pays with it. This is a separate service, because a method takes either tokens or keys.
     """
 
     def Pay(self, request, context):
@@ -236,8 +236,8 @@ def add_CheckoutServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class CheckoutService(object):
-    """What the shop's front end may call. It does not choose its keys: it is issued a token when it shows
-    the page, and pays with that. A service of its own, since a method takes either tokens or keys.
+    """The service for the shop's front end. The front end does not choose its keys. It gets a token when it
+    shows the page, and pays with it. This is a separate service, because a method takes either tokens or keys.
     """
 
     @staticmethod

@@ -74,7 +74,7 @@ _PaymentServiceGetPaymentType = typing_extensions.TypeVar(
 )
 
 class PaymentServiceStub(typing.Generic[_PaymentServiceChargeType, _PaymentServiceRefundType, _PaymentServiceGetPaymentType]):
-    """Moves money, so Charge and Refund must take effect once however often they arrive."""
+    """Moves money, so Charge and Refund must take effect once, however often a call arrives."""
 
     @typing.overload
     def __init__(self: PaymentServiceStub[
@@ -112,10 +112,10 @@ class PaymentServiceStub(typing.Generic[_PaymentServiceChargeType, _PaymentServi
     """Charges a card. FAILED_PRECONDITION with an ErrorInfo CARD_DECLINED if the card is declined."""
 
     Refund: _PaymentServiceRefundType
-    """Gives back a payment, in whole or in part. FAILED_PRECONDITION if less than that is left of it."""
+    """Refunds a payment, in whole or in part. FAILED_PRECONDITION if less than the amount is left of it."""
 
     GetPayment: _PaymentServiceGetPaymentType
-    """Reads a payment. It changes nothing, so it needs no key."""
+    """Reads a payment. It changes nothing and needs no key."""
 
 PaymentServiceAsyncStub: typing_extensions.TypeAlias = PaymentServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
@@ -133,7 +133,7 @@ PaymentServiceAsyncStub: typing_extensions.TypeAlias = PaymentServiceStub[
 ]
 
 class PaymentServiceServicer(metaclass=abc.ABCMeta):
-    """Moves money, so Charge and Refund must take effect once however often they arrive."""
+    """Moves money, so Charge and Refund must take effect once, however often a call arrives."""
 
     @abc.abstractmethod
     def Charge(
@@ -149,7 +149,7 @@ class PaymentServiceServicer(metaclass=abc.ABCMeta):
         request: examples_pb.checkout.v1.payments_pb2.RefundRequest,
         context: _ServicerContext,
     ) -> typing.Union[examples_pb.checkout.v1.payments_pb2.RefundResponse, collections.abc.Awaitable[examples_pb.checkout.v1.payments_pb2.RefundResponse]]:
-        """Gives back a payment, in whole or in part. FAILED_PRECONDITION if less than that is left of it."""
+        """Refunds a payment, in whole or in part. FAILED_PRECONDITION if less than the amount is left of it."""
 
     @abc.abstractmethod
     def GetPayment(
@@ -157,7 +157,7 @@ class PaymentServiceServicer(metaclass=abc.ABCMeta):
         request: examples_pb.checkout.v1.payments_pb2.GetPaymentRequest,
         context: _ServicerContext,
     ) -> typing.Union[examples_pb.checkout.v1.payments_pb2.GetPaymentResponse, collections.abc.Awaitable[examples_pb.checkout.v1.payments_pb2.GetPaymentResponse]]:
-        """Reads a payment. It changes nothing, so it needs no key."""
+        """Reads a payment. It changes nothing and needs no key."""
 
 def add_PaymentServiceServicer_to_server(servicer: PaymentServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...
 
@@ -178,8 +178,8 @@ _CheckoutServicePayType = typing_extensions.TypeVar(
 )
 
 class CheckoutServiceStub(typing.Generic[_CheckoutServicePayType]):
-    """What the shop's front end may call. It does not choose its keys: it is issued a token when it shows
-    the page, and pays with that. A service of its own, since a method takes either tokens or keys.
+    """The service for the shop's front end. The front end does not choose its keys. It gets a token when it
+    shows the page, and pays with it. This is a separate service, because a method takes either tokens or keys.
     """
 
     @typing.overload
@@ -209,8 +209,8 @@ CheckoutServiceAsyncStub: typing_extensions.TypeAlias = CheckoutServiceStub[
 ]
 
 class CheckoutServiceServicer(metaclass=abc.ABCMeta):
-    """What the shop's front end may call. It does not choose its keys: it is issued a token when it shows
-    the page, and pays with that. A service of its own, since a method takes either tokens or keys.
+    """The service for the shop's front end. The front end does not choose its keys. It gets a token when it
+    shows the page, and pays with it. This is a separate service, because a method takes either tokens or keys.
     """
 
     @abc.abstractmethod

@@ -47,7 +47,7 @@ class BooksServiceServicer(object):
     """
 
     def GetBooks(self, request, context):
-        """What was booked for an order. It changes nothing, so it needs no key.
+        """Returns the entries for an order. It only reads, so it needs no key.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -18,13 +18,13 @@ DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
 
 @typing.final
 class MailReportRequest(google.protobuf.message.Message):
-    """Asks for a report. It bears no time: all askers within one hour must ask for the same."""
+    """A request for a report. It contains no time, because all requests within one hour must be the same."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     CUSTOMER_FIELD_NUMBER: builtins.int
     customer: builtins.str
-    """Whose report it is."""
+    """The customer of the report."""
     def __init__(
         self,
         *,

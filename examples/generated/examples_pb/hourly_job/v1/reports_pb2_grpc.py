@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class ReportServiceStub(object):
-    """Mails, which cannot be taken back.
+    """Sends mails, which cannot be undone.
     """
 
     def __init__(self, channel):
@@ -43,12 +43,12 @@ class ReportServiceStub(object):
 
 
 class ReportServiceServicer(object):
-    """Mails, which cannot be taken back.
+    """Sends mails, which cannot be undone.
     """
 
     def MailReport(self, request, context):
-        """Makes a customer's report and mails it. Every run is another mail, so a server remembers its keys for
-        two hours: whoever asks makes one for each hour, and clocks that differ need a margin.
+        """Makes a customer's report and mails it. Every run is another mail. Callers make one key per hour. The
+        retention is two hours, which leaves a margin for clocks that differ.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -71,7 +71,7 @@ def add_ReportServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ReportService(object):
-    """Mails, which cannot be taken back.
+    """Sends mails, which cannot be undone.
     """
 
     @staticmethod

@@ -42,7 +42,7 @@ _ReportServiceMailReportType = typing_extensions.TypeVar(
 )
 
 class ReportServiceStub(typing.Generic[_ReportServiceMailReportType]):
-    """Mails, which cannot be taken back."""
+    """Sends mails, which cannot be undone."""
 
     @typing.overload
     def __init__(self: ReportServiceStub[
@@ -61,8 +61,8 @@ class ReportServiceStub(typing.Generic[_ReportServiceMailReportType]):
     ], channel: grpc.aio.Channel) -> None: ...
 
     MailReport: _ReportServiceMailReportType
-    """Makes a customer's report and mails it. Every run is another mail, so a server remembers its keys for
-    two hours: whoever asks makes one for each hour, and clocks that differ need a margin.
+    """Makes a customer's report and mails it. Every run is another mail. Callers make one key per hour. The
+    retention is two hours, which leaves a margin for clocks that differ.
     """
 
 ReportServiceAsyncStub: typing_extensions.TypeAlias = ReportServiceStub[
@@ -73,7 +73,7 @@ ReportServiceAsyncStub: typing_extensions.TypeAlias = ReportServiceStub[
 ]
 
 class ReportServiceServicer(metaclass=abc.ABCMeta):
-    """Mails, which cannot be taken back."""
+    """Sends mails, which cannot be undone."""
 
     @abc.abstractmethod
     def MailReport(
@@ -81,8 +81,8 @@ class ReportServiceServicer(metaclass=abc.ABCMeta):
         request: examples_pb.hourly_job.v1.reports_pb2.MailReportRequest,
         context: _ServicerContext,
     ) -> typing.Union[examples_pb.hourly_job.v1.reports_pb2.MailReportResponse, collections.abc.Awaitable[examples_pb.hourly_job.v1.reports_pb2.MailReportResponse]]:
-        """Makes a customer's report and mails it. Every run is another mail, so a server remembers its keys for
-        two hours: whoever asks makes one for each hour, and clocks that differ need a margin.
+        """Makes a customer's report and mails it. Every run is another mail. Callers make one key per hour. The
+        retention is two hours, which leaves a margin for clocks that differ.
         """
 
 def add_ReportServiceServicer_to_server(servicer: ReportServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class OrderServiceStub(object):
-    """Takes orders. It moves nothing itself.
+    """Takes orders. It moves no money or goods itself.
     """
 
     def __init__(self, channel):
@@ -43,11 +43,11 @@ class OrderServiceStub(object):
 
 
 class OrderServiceServicer(object):
-    """Takes orders. It moves nothing itself.
+    """Takes orders. It moves no money or goods itself.
     """
 
     def PlaceOrder(self, request, context):
-        """Charges the customer, then takes the goods off the shelf.
+        """Charges the customer, then takes the article off the shelf.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -70,7 +70,7 @@ def add_OrderServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class OrderService(object):
-    """Takes orders. It moves nothing itself.
+    """Takes orders. It moves no money or goods itself.
     """
 
     @staticmethod
@@ -123,7 +123,7 @@ class PaymentServiceServicer(object):
     """
 
     def Charge(self, request, context):
-        """Charges a customer. A second call is a second charge.
+        """Charges a customer. A second run is a second charge.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -199,7 +199,7 @@ class InventoryServiceServicer(object):
     """
 
     def Reserve(self, request, context):
-        """Takes goods off the shelf. A second call takes more of them.
+        """Takes an article off the shelf. A second run takes another one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -18,13 +18,13 @@ DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
 
 @typing.final
 class ReserveRequest(google.protobuf.message.Message):
-    """One passenger wants one seat."""
+    """A request for one seat."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     PASSENGER_FIELD_NUMBER: builtins.int
     passenger: builtins.str
-    """Who wants it."""
+    """The passenger."""
     def __init__(
         self,
         *,

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class SeatServiceStub(object):
-    """Gives away what there is once only.
+    """Reserves seats, of which there is one each.
     """
 
     def __init__(self, channel):
@@ -43,11 +43,11 @@ class SeatServiceStub(object):
 
 
 class SeatServiceServicer(object):
-    """Gives away what there is once only.
+    """Reserves seats, of which there is one each.
     """
 
     def Reserve(self, request, context):
-        """Reserves the next free seat for a passenger, who then has it; a second call is a second seat.
+        """Reserves the next free seat for a passenger. A second run reserves a second seat.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -70,7 +70,7 @@ def add_SeatServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class SeatService(object):
-    """Gives away what there is once only.
+    """Reserves seats, of which there is one each.
     """
 
     @staticmethod

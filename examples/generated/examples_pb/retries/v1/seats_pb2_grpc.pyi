@@ -42,7 +42,7 @@ _SeatServiceReserveType = typing_extensions.TypeVar(
 )
 
 class SeatServiceStub(typing.Generic[_SeatServiceReserveType]):
-    """Gives away what there is once only."""
+    """Reserves seats, of which there is one each."""
 
     @typing.overload
     def __init__(self: SeatServiceStub[
@@ -61,7 +61,7 @@ class SeatServiceStub(typing.Generic[_SeatServiceReserveType]):
     ], channel: grpc.aio.Channel) -> None: ...
 
     Reserve: _SeatServiceReserveType
-    """Reserves the next free seat for a passenger, who then has it; a second call is a second seat."""
+    """Reserves the next free seat for a passenger. A second run reserves a second seat."""
 
 SeatServiceAsyncStub: typing_extensions.TypeAlias = SeatServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
@@ -71,7 +71,7 @@ SeatServiceAsyncStub: typing_extensions.TypeAlias = SeatServiceStub[
 ]
 
 class SeatServiceServicer(metaclass=abc.ABCMeta):
-    """Gives away what there is once only."""
+    """Reserves seats, of which there is one each."""
 
     @abc.abstractmethod
     def Reserve(
@@ -79,6 +79,6 @@ class SeatServiceServicer(metaclass=abc.ABCMeta):
         request: examples_pb.retries.v1.seats_pb2.ReserveRequest,
         context: _ServicerContext,
     ) -> typing.Union[examples_pb.retries.v1.seats_pb2.ReserveResponse, collections.abc.Awaitable[examples_pb.retries.v1.seats_pb2.ReserveResponse]]:
-        """Reserves the next free seat for a passenger, who then has it; a second call is a second seat."""
+        """Reserves the next free seat for a passenger. A second run reserves a second seat."""
 
 def add_SeatServiceServicer_to_server(servicer: SeatServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -22,7 +22,7 @@ DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
 
 @typing.final
 class Profile(google.protobuf.message.Message):
-    """Somebody's profile."""
+    """The profile of a person."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -34,24 +34,24 @@ class Profile(google.protobuf.message.Message):
     UPDATE_TIME_FIELD_NUMBER: builtins.int
     ETAG_FIELD_NUMBER: builtins.int
     name: builtins.str
-    """Which one: profiles/123."""
+    """The resource name, such as profiles/123."""
     display_name: builtins.str
-    """What others see."""
+    """The name that others see."""
     email: builtins.str
-    """Where to write to."""
+    """The email address."""
     etag: builtins.str
-    """Changes with everything else. Send back the one that was read, and nobody's update is lost (AIP-154)."""
+    """Changes with every other change. Send back the etag that was read, so that no update is lost (AIP-154)."""
     @property
     def address(self) -> Global___Address:
-        """Where the person lives."""
+        """The postal address."""
 
     @property
     def interests(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """What the person cares about."""
+        """The person's interests."""
 
     @property
     def update_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
-        """When anything last changed. Set by the server."""
+        """The time of the last change. Set by the server."""
 
     def __init__(
         self,
@@ -93,13 +93,13 @@ Global___Address: typing_extensions.TypeAlias = Address
 
 @typing.final
 class GetProfileRequest(google.protobuf.message.Message):
-    """Asks for a profile."""
+    """A request for a profile."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     NAME_FIELD_NUMBER: builtins.int
     name: builtins.str
-    """Which one."""
+    """The resource name."""
     def __init__(
         self,
         *,
@@ -111,7 +111,7 @@ Global___GetProfileRequest: typing_extensions.TypeAlias = GetProfileRequest
 
 @typing.final
 class GetProfileResponse(google.protobuf.message.Message):
-    """A profile as it stands."""
+    """The current profile."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -140,11 +140,11 @@ class UpdateProfileRequest(google.protobuf.message.Message):
     UPDATE_MASK_FIELD_NUMBER: builtins.int
     @property
     def profile(self) -> Global___Profile:
-        """What to make of it. The name says of which."""
+        """The new values. The name selects the profile."""
 
     @property
     def update_mask(self) -> google.protobuf.field_mask_pb2.FieldMask:
-        """Which fields; absent: those that are populated; "*": all."""
+        """The fields to update. Absent: the populated fields. "*": all fields."""
 
     def __init__(
         self,

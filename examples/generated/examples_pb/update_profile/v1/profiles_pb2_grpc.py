@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class ProfileServiceStub(object):
-    """Keeps profiles. An update that changes nothing does nothing, so it may arrive as often as it likes.
+    """Keeps profiles. An update that changes nothing has no effect, so it may arrive any number of times.
     """
 
     def __init__(self, channel):
@@ -48,7 +48,7 @@ class ProfileServiceStub(object):
 
 
 class ProfileServiceServicer(object):
-    """Keeps profiles. An update that changes nothing does nothing, so it may arrive as often as it likes.
+    """Keeps profiles. An update that changes nothing has no effect, so it may arrive any number of times.
     """
 
     def GetProfile(self, request, context):
@@ -59,8 +59,8 @@ class ProfileServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def UpdateProfile(self, request, context):
-        """Updates a profile. ABORTED if it bears an etag that is not the current one; INVALID_ARGUMENT
-        if the mask names a field that there is not.
+        """Updates a profile. ABORTED if the request has an etag that is not the current one.
+        INVALID_ARGUMENT if the mask names a field that does not exist.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -88,7 +88,7 @@ def add_ProfileServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ProfileService(object):
-    """Keeps profiles. An update that changes nothing does nothing, so it may arrive as often as it likes.
+    """Keeps profiles. An update that changes nothing has no effect, so it may arrive any number of times.
     """
 
     @staticmethod

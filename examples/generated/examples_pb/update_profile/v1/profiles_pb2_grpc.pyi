@@ -58,7 +58,7 @@ _ProfileServiceUpdateProfileType = typing_extensions.TypeVar(
 )
 
 class ProfileServiceStub(typing.Generic[_ProfileServiceGetProfileType, _ProfileServiceUpdateProfileType]):
-    """Keeps profiles. An update that changes nothing does nothing, so it may arrive as often as it likes."""
+    """Keeps profiles. An update that changes nothing has no effect, so it may arrive any number of times."""
 
     @typing.overload
     def __init__(self: ProfileServiceStub[
@@ -88,8 +88,8 @@ class ProfileServiceStub(typing.Generic[_ProfileServiceGetProfileType, _ProfileS
     """Reads a profile."""
 
     UpdateProfile: _ProfileServiceUpdateProfileType
-    """Updates a profile. ABORTED if it bears an etag that is not the current one; INVALID_ARGUMENT
-    if the mask names a field that there is not.
+    """Updates a profile. ABORTED if the request has an etag that is not the current one.
+    INVALID_ARGUMENT if the mask names a field that does not exist.
     """
 
 ProfileServiceAsyncStub: typing_extensions.TypeAlias = ProfileServiceStub[
@@ -104,7 +104,7 @@ ProfileServiceAsyncStub: typing_extensions.TypeAlias = ProfileServiceStub[
 ]
 
 class ProfileServiceServicer(metaclass=abc.ABCMeta):
-    """Keeps profiles. An update that changes nothing does nothing, so it may arrive as often as it likes."""
+    """Keeps profiles. An update that changes nothing has no effect, so it may arrive any number of times."""
 
     @abc.abstractmethod
     def GetProfile(
@@ -120,8 +120,8 @@ class ProfileServiceServicer(metaclass=abc.ABCMeta):
         request: examples_pb.update_profile.v1.profiles_pb2.UpdateProfileRequest,
         context: _ServicerContext,
     ) -> typing.Union[examples_pb.update_profile.v1.profiles_pb2.UpdateProfileResponse, collections.abc.Awaitable[examples_pb.update_profile.v1.profiles_pb2.UpdateProfileResponse]]:
-        """Updates a profile. ABORTED if it bears an etag that is not the current one; INVALID_ARGUMENT
-        if the mask names a field that there is not.
+        """Updates a profile. ABORTED if the request has an etag that is not the current one.
+        INVALID_ARGUMENT if the mask names a field that does not exist.
         """
 
 def add_ProfileServiceServicer_to_server(servicer: ProfileServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -47,8 +47,8 @@ class PriceServiceServicer(object):
     """
 
     def PutPrice(self, request, context):
-        """Sets the price of an article, whether it had one or not. A price that is not newer than the one
-        that is there changes nothing. Answers with the price that stands.
+        """Sets the price of an article, whether it had one or not. A price that is not newer than the stored
+        one changes nothing. Returns the current price.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
