@@ -27,7 +27,7 @@ threads = pytest.mark.parametrize("style", ["sync", "aio-thread"], indirect=True
 
 
 class Work:
-    """A handler that waits at a gate once it has its whole request, and records what it sees of its caller."""
+    """A handler that waits at a gate once it has its whole request, and records what it sees of its call."""
 
     def __init__(self, kind):
         self.kind = kind
