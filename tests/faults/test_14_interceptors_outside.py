@@ -26,7 +26,7 @@ native_styles = pytest.mark.parametrize("style", ["sync", "aio"], indirect=True)
 
 
 def mapping(style: str, **settings: Any) -> Any:
-    """The interceptor of grpc-interceptor: maps exceptions to statuses, and checks whether a response is iterable."""
+    """The interceptor of grpc-interceptor: maps exceptions, and checks whether a response is iterable."""
     if style == "sync":
         return ExceptionToStatusInterceptor(**settings)
     return AsyncExceptionToStatusInterceptor(**settings)
