@@ -4,6 +4,7 @@ import ast
 import re
 import tokenize
 from pathlib import Path
+from typing import TypeGuard
 
 import pytest
 
@@ -76,7 +77,7 @@ def test_test_modules_are_not_imported(path):
         assert not [part for part in parts if part.startswith("test_")], f"line {node.lineno}"
 
 
-def is_pause(node: ast.AST) -> bool:
+def is_pause(node: ast.AST) -> TypeGuard[ast.Call]:
     """Whether it waits for a time only: ``asyncio.sleep`` of more than 0, ``Event().wait`` that times out."""
     match node:
         case ast.Call(func=ast.Attribute(ast.Name("asyncio"), "sleep"), args=[ast.Constant(0)]):

@@ -13,6 +13,7 @@ from idem_grpc.stores._redis import RedisStore
 from tests.server.client import Kind
 from tests.server.kinds import kinds
 from tests.server.ledger import order, run
+from tests.support.redis_server import calls_of
 from tests.support.wait import until
 
 kind = kinds(Kind.UNARY, Kind.SERVER_STREAM)
@@ -30,7 +31,7 @@ def relieve(admin):
 
 
 def renewals(admin):
-    return admin.info("commandstats").get("cmdstat_pexpire", {"calls": 0})["calls"]
+    return calls_of(admin)["pexpire"]
 
 
 class Blocking:

@@ -6,7 +6,6 @@ import sys
 import textwrap
 import time
 from pathlib import Path
-from uuid import uuid4
 
 import pytest
 
@@ -15,13 +14,15 @@ from idem_grpc._core.swap import Held, Swap, Swapped
 from idem_grpc.stores import open_store
 from idem_grpc.stores._boot_clock import BootClock
 from idem_grpc.stores._sqlite import SqliteStore
-from tests.server.client import Kind
 from tests.server.kinds import FIRST_AND_LAST, kinds
 from tests.server.ledger import order, run
-from tests.server.processes import ENVIRONMENT, ServerProcess
+from tests.server.processes import ENVIRONMENT, starting_processes
 from tests.support.namespaces import time_shifted, unshared
 from tests.support.remote_store import RemoteStore
+from tests.support.sqlite_file import path, url
 from tests.support.wait import until
+
+__all__ = ["path", "url"]  # fixtures are found by name
 
 AT_WORK = "at-work"
 AHEAD = 10_000  # seconds; longer than anything here lives
@@ -32,32 +33,12 @@ kind = kinds(*FIRST_AND_LAST)
 
 
 @pytest.fixture
-def path(tmp_path):
-    return str(tmp_path / "store.db")
-
-
-@pytest.fixture
-def url(path):
-    return f"sqlite:///{path}"
-
-
-@pytest.fixture
 def processes(face, url):
     """Start a server for each offset, all on one store."""
-    started = []
-    namespace = uuid4().hex
-
-    def processes(*offsets, **settings):
-        for offset in offsets:
-            within = time_shifted(offset) if offset else []
-            started.append(ServerProcess(face, url, namespace, within=within, **settings))
-        for process in started:
-            assert process.client.call(Kind.READ, order()).ok
-        return started
-
-    yield processes
-    for process in started:
-        process.close()
+    with starting_processes(face, url) as start:
+        yield lambda *offsets, **settings: start(
+            [time_shifted(offset) if offset else () for offset in offsets], **settings
+        )
 
 
 @pytest.mark.parametrize("offsets", [(0, AHEAD), (AHEAD, 0), (AHEAD, BEHIND)])

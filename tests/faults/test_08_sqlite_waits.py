@@ -23,24 +23,17 @@ from tests.server.ledger import order, run
 from tests.server.processes import ServerProcess
 from tests.support.namespaces import SmallDisk
 from tests.support.remote_store import Failed, RemoteStore
+from tests.support.sqlite_file import path, url
 from tests.support.sqlite_lock import locked
 from tests.support.wait import until
+
+__all__ = ["path", "url"]  # fixtures are found by name
 
 AT_WORK = "at-work"
 TTL = 600.0
 CALLS = 20
 
 kind = kinds(*FIRST_AND_LAST)
-
-
-@pytest.fixture
-def path(tmp_path):
-    return str(tmp_path / "store.db")
-
-
-@pytest.fixture
-def url(path):
-    return f"sqlite:///{path}"
 
 
 class SyncStore:

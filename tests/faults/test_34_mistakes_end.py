@@ -9,6 +9,7 @@ from idem_grpc._core.digest import store_key
 from idem_grpc._server import keeper
 from idem_grpc._server.availability import Availability
 from tests.server.ledger import order, run
+from tests.support.redis_server import calls_of
 from tests.support.wait import until
 
 AT_WORK = "at work"
@@ -27,8 +28,8 @@ def name(redis_server, kind, key):
 
 def swaps(client):
     """How many scripts the server has run so far."""
-    stats = client.info("commandstats")
-    return sum(stats.get(f"cmdstat_{name}", {}).get("calls", 0) for name in ("eval", "evalsha"))
+    calls = calls_of(client)
+    return calls["eval"] + calls["evalsha"]
 
 
 def test_a_key_of_another_type_is_refused_and_not_retried(own_redis_server, start, name, kind, key):

@@ -40,7 +40,7 @@ seconds = st.floats(0.01, 1e6)
 
 
 def waits(uniform, *, lasted=0.0, time_left=float("inf"), **policy):
-    """The waits of a client that first comes when the run has ``lasted`` so long, and is refused four times."""
+    """The waits of a client that comes when the run has ``lasted`` so long, and is refused four times."""
     found, waited = [], 0.0
     for attempt in range(4):
         outlook = Outlook(time_left - waited, lasted + waited, **policy)
