@@ -1,6 +1,5 @@
 """Fingerprints match for the same request, across retries, versions and ignored fields, and for no other."""
 
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -11,6 +10,9 @@ from tests_pb.v1 import order_pb2 as v1
 from tests_pb.v2 import order_pb2 as v2
 
 from idem_grpc._core.fingerprint import Fingerprint, StreamFingerprint, check_ignored, fingerprint
+from tests.support.threads import restless
+
+__all__ = ["restless"]  # fixtures are found by name
 
 METHOD = "/tests.Orders/Create"
 
@@ -164,15 +166,6 @@ def test_boundaries_between_messages_of_a_stream_count(one, two):
             rolling.add(part, part)
         streams.append(rolling.so_far().raw)
     assert len(set(streams)) == 3
-
-
-@pytest.fixture
-def restless():
-    """Make the interpreter switch threads as often as it can."""
-    usual = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(usual)
 
 
 def test_a_stream_fingerprint_can_be_read_while_another_thread_adds_to_it(restless):

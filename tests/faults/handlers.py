@@ -1,4 +1,4 @@
-"""Handlers of servers in these tests, and those that other interceptors make of the one inside."""
+"""Handlers of servers in these tests, and wrappers for handlers, as other interceptors make them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,9 +12,9 @@ from tests.streams.scripts import Do, Read, Send
 def ending(
     kind: Kind, way: Callable[[Any], Any], *, first: bytes | None = b"first", last: bytes | None = b"last"
 ) -> dict[Kind, Any]:
-    """Scripts of a handler that reads one request, goes that ``way``, and answers if that did not end it.
+    """Scripts of a handler that reads one request, runs ``way``, and answers if that did not end it.
 
-    A stream has the response ``first`` before that, and ``last`` after it; None is none.
+    A response stream has ``first`` before that, and ``last`` after it, unless they are None.
     """
 
     def script(context: Any) -> Any:
@@ -44,7 +44,7 @@ def behavior_of(handler: Any) -> Any:
 
 
 def like(handler: Any, behavior: Callable[[Any, Any], Any], *, bare: bool = False) -> Any:
-    """A handler of the same kind with another behavior; without the functions of messages if ``bare``."""
+    """A handler of the same kind with another behavior; without its parser and serializer if ``bare``."""
     words = [
         "stream" if streams else "unary"
         for streams in (handler.request_streaming, handler.response_streaming)

@@ -1,4 +1,4 @@
-"""A TCP proxy between a store and its Redis that holds replies back, for tests to act in mid-command."""
+"""A TCP proxy between a store and its Redis, which holds replies back so that tests can act meanwhile."""
 
 import socket
 import threading
@@ -10,7 +10,7 @@ from tests.server.ledger import DEADLINE
 
 
 class RedisProxy:
-    """Passes on all that the store sends, and as many replies as the test allows; at first, all."""
+    """Forwards everything that the store sends, and as many replies as the test allows; all, by default."""
 
     def __init__(self, port: int) -> None:
         self._target = port
@@ -39,7 +39,7 @@ class RedisProxy:
             thread.join(DEADLINE)
 
     def allow(self, replies: int | None) -> None:
-        """Let so many replies pass from now on, and hold the next; None lets all pass."""
+        """Let this number of replies pass from now on, and hold the next; None lets all pass."""
         with self._changed:
             self._allowed = replies
             self._changed.notify_all()

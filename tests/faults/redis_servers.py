@@ -1,4 +1,4 @@
-"""Redis servers that are set up in some way, and what is no Redis server."""
+"""Redis servers with special settings, and a server with scripted replies."""
 
 import re
 import socket
@@ -25,13 +25,13 @@ def running(*options: str, password: str | None = None) -> Iterator[RedisServer]
 
 
 def at(server: RedisServer, credentials: str = "", path: str = "") -> str:
-    """A server's URL with user and password, as in ``"user:password@"``, and the rest."""
+    """The URL of a server, with ``credentials`` such as ``"user:password@"``, and the rest."""
     return server.url.replace("://", f"://{credentials}") + path
 
 
 @contextmanager
 def cluster(*shares: range) -> Iterator[list[RedisServer]]:
-    """The nodes of a cluster, each with its share of the slots."""
+    """The nodes of a cluster, each with its slots."""
     nodes: list[RedisServer] = []
     try:
         for share in shares:
@@ -48,14 +48,14 @@ def cluster(*shares: range) -> Iterator[list[RedisServer]]:
 
 def _is_complete(node: RedisServer, size: int) -> bool:
     with node.client() as client:
-        told = client.execute_command("CLUSTER INFO")
-    known = told["cluster_state"], told["cluster_slots_ok"], told["cluster_size"]
+        info = client.execute_command("CLUSTER INFO")
+    known = info["cluster_state"], info["cluster_slots_ok"], info["cluster_size"]
     return known == ("ok", str(SLOTS), str(size))
 
 
 @contextmanager
 def scripted(reply: bytes) -> Iterator[str]:
-    """The URL of what gives one reply to whatever it is asked, once a client has introduced itself."""
+    """The URL of a server that gives one reply to every command after the handshake."""
 
     def serve(connection: socket.socket) -> None:
         with connection, suppress(OSError):

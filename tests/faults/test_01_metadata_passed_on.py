@@ -1,4 +1,4 @@
-"""The metadata that interceptors outside pass on is the metadata of the call."""
+"""The interceptor uses the metadata that interceptors outside pass on."""
 
 from collections import namedtuple
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ KEY = "idempotency-key"
 
 
 class Outer(grpc.ServerInterceptor):
-    """Passes on what ``change`` makes of the details."""
+    """Passes on the details changed by ``change``."""
 
     def __init__(self, change):
         self.change = change
@@ -43,7 +43,7 @@ class AsyncOuter(grpc.aio.ServerInterceptor):
 
 
 class Inner(grpc.aio.ServerInterceptor):
-    """Makes details of any class grpc.aio's own again, which takes no other at the end."""
+    """Converts the details to the class of grpc.aio, which accepts no other at the end."""
 
     native: Any = None
 
@@ -53,14 +53,14 @@ class Inner(grpc.aio.ServerInterceptor):
 
 @pytest.fixture
 def outside(face):
-    """Settings of a server that has an interceptor outside of ours: ``outside(change of details)``."""
+    """Settings of a server with another interceptor outside: ``outside(change of details)``."""
     if face == "sync":
         return lambda change: {"before": [Outer(change)]}
     return lambda change: {"before": [AsyncOuter(change)], "after": [Inner()]}
 
 
 def passing_on(metadata):
-    """A change of the details: ``metadata`` is made of the pairs that came."""
+    """A change of the details: ``metadata`` makes the new pairs from those that came."""
 
     def change(details):
         came = [tuple(pair) for pair in details.invocation_metadata]
@@ -118,7 +118,7 @@ def test_scope_and_key_are_read_from_all_forms_of_details(start, outside, detail
     assert server.record("outer", scope="real").state is State.DONE
 
 
-def test_the_scope_is_what_an_interceptor_outside_set(start, outside, kind, key):
+def test_the_scope_is_that_set_by_an_interceptor_outside(start, outside, kind, key):
     seen = []
 
     def scope(call):
@@ -144,7 +144,7 @@ def test_a_scope_that_an_interceptor_outside_removed_is_unknown(start, outside, 
     assert not server.ledger.all_runs
 
 
-def test_a_key_set_outside_is_the_key(start, outside, kind, key):
+def test_a_key_set_outside_is_used(start, outside, kind, key):
     server = start(default=Policy(key=KeyRule.REQUIRED), **outside(passing_on(setting(KEY, key))))
     request = order()
     first, second = server.client.call(kind, request), server.client.call(kind, request, "of the caller")
@@ -154,7 +154,7 @@ def test_a_key_set_outside_is_the_key(start, outside, kind, key):
     assert entry.execution.key == key
 
 
-def test_a_key_removed_outside_is_no_key(start, outside, kind, key):
+def test_a_key_removed_outside_is_not_used(start, outside, kind, key):
     server, request = start(**outside(passing_on(without(KEY)))), order()
     answers = [server.client.call(kind, request, key) for _ in range(2)]
     assert all(answer.ok and not answer.run for answer in answers)
@@ -164,7 +164,7 @@ def test_a_key_removed_outside_is_no_key(start, outside, kind, key):
 
 
 @pytest.mark.parametrize("bad", ["a b", "", "x" * 256, "caf\xe9", b"\xff", 7, ["list"]], ids=repr)
-def test_a_bad_key_set_outside_is_refused_as_one(start, outside, kind, key, bad):
+def test_an_invalid_key_set_outside_is_refused(start, outside, kind, key, bad):
     server = start(**outside(passing_on(setting(KEY, bad))))
     answer = server.client.call(kind, order(), key)
     assert answer.reason is Reason.KEY_INVALID
@@ -172,14 +172,14 @@ def test_a_bad_key_set_outside_is_refused_as_one(start, outside, kind, key, bad)
     assert not server.ledger.all_runs
 
 
-def test_two_keys_are_refused_where_one_was_set_outside(start, outside, kind, key):
+def test_a_second_key_set_outside_is_refused(start, outside, kind, key):
     server = start(**outside(passing_on(lambda came: [*came, (KEY, "outer")])))
     answer = server.client.call(kind, order(), key)
     assert answer.reason is Reason.KEY_INVALID
     assert "two different" in answer.details
 
 
-def test_no_metadata_is_none(start, outside, kind, key):
+def test_a_call_may_have_no_metadata(start, outside, kind, key):
     nothing = outside(passing_on(lambda _: None))
     server, request = start(**nothing), order()
     answers = [server.client.call(kind, request, key) for _ in range(2)]
@@ -189,7 +189,7 @@ def test_no_metadata_is_none(start, outside, kind, key):
 
 
 @pytest.mark.parametrize("junk", [[("one",)], [7], 7, [None]], ids=repr)
-def test_metadata_that_is_none_at_all_refuses_the_call_and_says_why(start, outside, kind, key, junk, caplog):
+def test_invalid_metadata_refuses_the_call_with_the_reason(start, outside, kind, key, junk, caplog):
     server = start(**outside(passing_on(lambda _: junk)))
     answer = server.client.call(kind, order(), key)
     assert answer.reason is Reason.MISCONFIGURED
@@ -198,7 +198,7 @@ def test_metadata_that_is_none_at_all_refuses_the_call_and_says_why(start, outsi
     assert server.client.call(Kind.READ, order()).ok, "what is not protected is not looked at"
 
 
-def test_the_attempts_of_a_client_are_counted_by_what_was_passed_on(start, outside, kind, key):
+def test_the_attempts_of_a_client_are_counted_by_the_metadata_passed_on(start, outside, kind, key):
     def counted(came):
         attempts = [("grpc-previous-rpc-attempts", value) for name, value in came if name == "attempts"]
         return [*came, *attempts]
@@ -214,8 +214,8 @@ def test_the_attempts_of_a_client_are_counted_by_what_was_passed_on(start, outsi
     assert first.answer().ok
 
 
-def test_a_call_is_of_the_method_that_was_passed_on(start, outside, kind, key):
-    """Names that grpc has no registered handler for, as it takes those by the name that came."""
+def test_the_method_is_that_passed_on(start, outside, kind, key):
+    """Names without a registered handler, since grpc looks those up by the name that came."""
     seen = []
 
     def scope(call):
@@ -240,7 +240,7 @@ def test_a_call_is_of_the_method_that_was_passed_on(start, outside, kind, key):
 
 
 def test_a_handler_sees_what_its_context_has(start, outside, kind, key):
-    """As without us: grpc gives handlers what came, whatever interceptors passed on to each other."""
+    """As without the interceptor: grpc gives handlers the metadata that came, not that passed on."""
     server, request = start(**outside(passing_on(setting(TENANT, "real")))), order()
     for keys in (key, None):
         assert server.client.call(kind, request, keys, metadata=SPOOFED).ok
@@ -253,7 +253,7 @@ OPERATIONS = {"tests.charge": Operation()}
 
 
 def generated(server, interceptor, operations):
-    """A servicer of one's own making, added as generated code has it."""
+    """Add a custom servicer as generated code does."""
     package = idem_grpc if isinstance(interceptor, idem_grpc.ServerInterceptor) else idem_grpc.aio
     servicer: Any = package.TokenServicer(interceptor, operations)
     token_pb2_grpc.add_TokenServiceServicer_to_server(servicer, server)
@@ -292,7 +292,7 @@ POLICIES = {"none": {}, "of its own": {"/idem.v1.TokenService/*": Policy(key=Key
 
 @pytest.mark.parametrize("url", ["memory"], indirect=True)
 @pytest.mark.parametrize("policies", POLICIES.values(), ids=POLICIES)
-def test_tokens_are_those_of_the_scope_that_was_passed_on(tokens, outside, policies):
+def test_tokens_are_issued_to_the_scope_passed_on(tokens, outside, policies):
     server = tokens(**outside(passing_on(setting("x-tenant-id", "alice"))), policies=policies)
     token = issue(server.client, "tests.charge", metadata=BOB)
     assert get(server.client, token, BOB).ok
@@ -319,7 +319,7 @@ def test_no_token_is_issued_where_the_scope_was_removed(tokens, outside):
 
 
 @pytest.mark.parametrize("url", ["memory"], indirect=True)
-def test_no_token_is_issued_on_metadata_that_is_none_at_all(tokens, outside):
+def test_no_token_is_issued_on_invalid_metadata(tokens, outside):
     server = tokens(**outside(passing_on(lambda _: [7])))
     request = token_pb2.IssueTokensRequest(operation="tests.charge")
     assert ask(server.client, "IssueTokens", request, ALICE).reason is Reason.MISCONFIGURED

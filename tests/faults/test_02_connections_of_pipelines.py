@@ -1,4 +1,4 @@
-"""A batch of swaps gives its connection back on every way out: callers leave, connections break."""
+"""A batch of swaps always gives its connection back, also if callers leave or connections break."""
 
 import asyncio
 from uuid import uuid4
@@ -39,7 +39,7 @@ def begin_issuing(server):
 
 
 def is_held(proxy, call):
-    """Wait until a reply is held back, or the call is over without."""
+    """Wait until a reply is held back, or the call is over without one."""
     until(lambda: proxy.held or call.done())
     return proxy.held
 
@@ -51,7 +51,7 @@ def caller_leaves(server, proxy, call):
 
 
 def connection_breaks(server, proxy, call):
-    """As often as the store tries again."""
+    """Break the connection as often as the store retries."""
     while not call.done():
         proxy.cut()
         is_held(proxy, call)

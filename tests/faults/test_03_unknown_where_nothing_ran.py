@@ -1,4 +1,4 @@
-"""Under OnUnclear.FAIL, a claim that was never executed is no unclear end, whatever became of it."""
+"""Under OnUnclear.FAIL, a claim that was never executed does not end UNKNOWN."""
 
 import grpc
 import pytest
@@ -65,10 +65,10 @@ def known(policy, key):
 
 
 def connected(start, url, policy):
-    """A server whose calls have a connection to the store, and the thread that renews leases has none.
+    """A server whose calls have a connection to the store, while the thread that renews leases has none.
 
-    It would give a claim back over that, before anybody could see that it took effect. So the call that opens
-    the first connection has a lease that is not renewed however slow the machine is.
+    That thread would give a claim back before a test could see that it took effect. So the call that opens
+    the first connection has a long lease, which is not renewed however slow the machine is.
     """
     first = Kind.SERVER_STREAM
     lasting = Policy(key=KeyRule.REQUIRED, lease=100, retention=600)

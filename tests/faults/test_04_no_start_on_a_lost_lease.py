@@ -1,4 +1,4 @@
-"""A handler does not start under a lease that has run out, or nearly so: its call looks again."""
+"""A handler does not start under a lease that has run out or nearly so: its call claims again."""
 
 import asyncio
 import subprocess
@@ -33,7 +33,7 @@ def proxy(redis_server):
 
 
 class Slow:
-    """Makes a store answer no swap within so many seconds."""
+    """Delays each answer of a store by a number of seconds."""
 
     def __init__(self, store, seconds):
         self.store, self._seconds, self._swap = store, seconds, store.swap
@@ -67,7 +67,7 @@ def lapsed(server, kind, key):
 
 
 @pytest.mark.parametrize("unprotected", [False, True], ids=["refuse", "run"])
-def test_a_call_ends_though_its_store_is_always_too_slow_for_its_lease(start, face, unprotected, kind, key):
+def test_a_call_ends_if_its_store_is_always_too_slow_for_its_lease(start, face, unprotected, kind, key):
     store = open_store(face, "memory:", key)
     policy = Policy(lease=0.01, retention=600, on_outage=OnOutage.RUN if unprotected else OnOutage.REFUSE)
     server = start(store=(Slow if face == "sync" else AsyncSlow)(store, 0.02).store, default=policy)
@@ -115,7 +115,7 @@ def test_a_claim_that_is_confirmed_while_another_runs_waits_for_it(proxy, redis_
     assert not slow.ledger.runs(request)
 
 
-def test_a_claim_that_is_confirmed_late_but_is_still_its_own_runs_under_a_new_lease(
+def test_a_claim_that_is_confirmed_late_and_was_not_taken_over_runs_under_a_new_lease(
     proxy, redis_server, start, kind, key
 ):
     slow, other = start(proxy.url + PATIENT, default=RERUN), start(redis_server.url, default=RERUN)
@@ -135,7 +135,7 @@ def test_a_claim_that_is_confirmed_late_but_is_still_its_own_runs_under_a_new_le
     assert not other.ledger.runs(request)
 
 
-def test_under_fail_what_a_person_released_meanwhile_runs_once(proxy, redis_server, start, kind, key):
+def test_a_call_that_was_released_by_hand_under_fail_runs_once(proxy, redis_server, start, kind, key):
     slow, other = start(proxy.url + PATIENT, default=FAIL), start(redis_server.url, default=FAIL)
     slow.client.call(kind, order(), "warm-up")
     request = order()
@@ -177,7 +177,7 @@ def test_a_process_that_is_stopped_between_claim_and_handler_does_not_run_it_lat
 
 
 def test_leases_count_the_time_for_which_a_host_was_suspended():
-    """CLOCK_BOOTTIME does. In a time namespace it can be told from the clock that does not."""
+    """CLOCK_BOOTTIME does. In a time namespace it differs from the clock that does not."""
     script = "import time; from idem_grpc._core.clock import elapsed; print(elapsed() - time.monotonic())"
     command = [*time_shifted(100_000), sys.executable, "-c", script]
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=ENVIRONMENT)

@@ -1,4 +1,4 @@
-"""An outage of the store that all see costs no second run, however long it lasts."""
+"""An outage of the store that all servers see causes no second run, however long it lasts."""
 
 from dataclasses import replace
 from threading import Thread
@@ -34,7 +34,7 @@ def policy(request):
 
 @pytest.fixture
 def servers(redis, start, policy):
-    """Two servers that share a store, as two processes do."""
+    """Two servers on one store, which act like two processes."""
     return [start(redis.url + IMPATIENT, default=policy) for _ in range(2)]
 
 
@@ -52,7 +52,7 @@ def lapse(redis, server, execution):
 
 
 class Duplicates:
-    """Calls that are sent again and again, side by side and without a pause, until each is answered."""
+    """Calls that are repeated in parallel, without a pause, until each is answered."""
 
     def __init__(self, server, kind, sent):
         self._server, self._kind = server, kind
@@ -91,7 +91,7 @@ def test_runs_of_living_owners_are_not_taken_over(redis, servers, kind, key):
     assert not [run for run in other.ledger.all_runs if run.request in sent.values()]
 
 
-def test_outcomes_that_wait_for_the_store_are_written_before_anybody_takes_over(redis, servers, kind, key):
+def test_outcomes_that_wait_for_the_store_are_written_before_a_takeover(redis, servers, kind, key):
     owner, other = servers
     sent = {f"{key}-{number}": order(run(gate=AT_WORK)) for number in range(RUNS)}
     calls = {each: owner.client.begin(kind, request, each) for each, request in sent.items()}
@@ -107,7 +107,7 @@ def test_outcomes_that_wait_for_the_store_are_written_before_anybody_takes_over(
     assert not [run for run in other.ledger.all_runs if run.request in sent.values()]
 
 
-def test_outcomes_that_wait_for_the_store_are_written_though_their_runs_would_be_past_max_run(
+def test_outcomes_that_wait_for_the_store_are_written_even_past_max_run(
     redis, start, monkeypatch, policy, kind, key
 ):
     monkeypatch.setattr(keeper, "FIRST_PAUSE", keeper.LONGEST_PAUSE)  # as in an outage that has lasted
@@ -154,7 +154,7 @@ def test_a_run_whose_owner_died_is_taken_over_once_owners_had_time_to_renew(
 
 
 class Unsteady:
-    """Makes a store fail once, each time that this is asked for."""
+    """Makes a store fail once, each time that a test requests it."""
 
     def __init__(self, store):
         self.store = store
@@ -178,8 +178,8 @@ class AsyncUnsteady(Unsteady):
         return await self._swap(swap)
 
 
-def test_a_swap_that_fails_now_and_then_keeps_nobody_from_taking_over_from_the_dead(start, face, kind, key):
-    """With many calls, some swap always fails: those who died would never be taken for dead."""
+def test_occasional_failures_of_swaps_do_not_prevent_takeovers(start, face, kind, key):
+    """With many calls some swap always fails, and dead owners must still be taken over."""
     unsteady = (Unsteady if face == "sync" else AsyncUnsteady)(open_store(face, "memory:", key))
     server = start(store=unsteady.store, default=Policy(lease=60, wait=0, retention=600))
     dead = Record(state=State.RUNNING, attempt=1, owner=b"dead", lease=60.0, ttl=600.0)

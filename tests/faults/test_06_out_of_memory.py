@@ -13,6 +13,7 @@ from idem_grpc.stores._redis import RedisStore
 from tests.server.client import Kind
 from tests.server.kinds import kinds
 from tests.server.ledger import order, run
+from tests.support.redis_server import calls_of
 from tests.support.wait import until
 
 kind = kinds(Kind.UNARY, Kind.SERVER_STREAM)
@@ -21,7 +22,7 @@ SHORT = Policy(lease=0.6, retention=600, wait=0)
 
 
 def fill(admin):
-    """More is in use than the server may use; noeviction is its default."""
+    """Use more memory than maxmemory; the default policy is noeviction."""
     admin.config_set("maxmemory", 1)
 
 
@@ -30,7 +31,7 @@ def relieve(admin):
 
 
 def renewals(admin):
-    return admin.info("commandstats").get("cmdstat_pexpire", {"calls": 0})["calls"]
+    return calls_of(admin)["pexpire"]
 
 
 class Blocking:
@@ -62,7 +63,7 @@ def store(face, redis):
 
 
 @pytest.mark.parametrize("has_script", [True, False], ids=["script there", "script lost"])
-def test_what_needs_no_memory_works_without(store, admin, has_script):
+def test_commands_that_need_no_memory_work_at_maxmemory(store, admin, has_script):
     mine, theirs = Swap(b"mine", None, b"one", TTL), Swap(b"theirs", None, b"two", TTL)
     store.swap_many([mine, theirs])
     fill(admin)
@@ -94,7 +95,7 @@ def look_at_nothing():
     return Swap(b"nothing", b"expected", b"expected", TTL)
 
 
-def test_what_is_new_is_refused_by_a_server_that_answers(store, admin):
+def test_new_keys_are_refused_at_maxmemory(store, admin):
     store.swap(Swap(b"mine", None, b"one", TTL))
     fill(admin)
     for send in (

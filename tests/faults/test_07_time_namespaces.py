@@ -1,4 +1,4 @@
-"""Processes of one host share a SQLite file, and CLOCK_BOOTTIME is not the same for all of them."""
+"""Processes in different time namespaces, where CLOCK_BOOTTIME differs, share a SQLite file."""
 
 import sqlite3
 import subprocess
@@ -6,7 +6,6 @@ import sys
 import textwrap
 import time
 from pathlib import Path
-from uuid import uuid4
 
 import pytest
 
@@ -15,13 +14,15 @@ from idem_grpc._core.swap import Held, Swap, Swapped
 from idem_grpc.stores import open_store
 from idem_grpc.stores._boot_clock import BootClock
 from idem_grpc.stores._sqlite import SqliteStore
-from tests.server.client import Kind
 from tests.server.kinds import FIRST_AND_LAST, kinds
 from tests.server.ledger import order, run
-from tests.server.processes import ENVIRONMENT, ServerProcess
+from tests.server.processes import ENVIRONMENT, starting_processes
 from tests.support.namespaces import time_shifted, unshared
 from tests.support.remote_store import RemoteStore
+from tests.support.sqlite_file import path, url
 from tests.support.wait import until
+
+__all__ = ["path", "url"]  # fixtures are found by name
 
 AT_WORK = "at-work"
 AHEAD = 10_000  # seconds; longer than anything here lives
@@ -32,36 +33,16 @@ kind = kinds(*FIRST_AND_LAST)
 
 
 @pytest.fixture
-def path(tmp_path):
-    return str(tmp_path / "store.db")
-
-
-@pytest.fixture
-def url(path):
-    return f"sqlite:///{path}"
-
-
-@pytest.fixture
 def processes(face, url):
-    """Start a server for each of these offsets, all on one store."""
-    started = []
-    namespace = uuid4().hex
-
-    def processes(*offsets, **settings):
-        for offset in offsets:
-            within = time_shifted(offset) if offset else []
-            started.append(ServerProcess(face, url, namespace, within=within, **settings))
-        for process in started:
-            assert process.client.call(Kind.READ, order()).ok
-        return started
-
-    yield processes
-    for process in started:
-        process.close()
+    """Start a server for each offset, all on one store."""
+    with starting_processes(face, url) as start:
+        yield lambda *offsets, **settings: start(
+            [time_shifted(offset) if offset else () for offset in offsets], **settings
+        )
 
 
 @pytest.mark.parametrize("offsets", [(0, AHEAD), (AHEAD, 0), (AHEAD, BEHIND)])
-def test_a_call_runs_once_in_containers_with_clocks_of_their_own(processes, offsets, kind, key):
+def test_a_call_runs_once_across_time_namespaces(processes, offsets, kind, key):
     one, other = processes(*offsets, default={"retention": TTL, "wait": 0})
     request = order(run(gate=AT_WORK))
     first = one.client.begin(kind, request, key)
@@ -87,7 +68,7 @@ def test_a_dead_owner_is_taken_over_after_its_lease(processes, offsets, kind, ke
 
 @pytest.fixture(params=[AHEAD, BEHIND])
 def elsewhere(request, url):
-    """The same store in a process in a time namespace of its own."""
+    """The same store, opened by a process in a time namespace of its own."""
     with RemoteStore(url, within=time_shifted(request.param)) as store:
         yield store
 
@@ -98,7 +79,7 @@ def here(url):
         yield store
 
 
-def test_seconds_left_are_the_same_everywhere(here, elsewhere):
+def test_the_ttl_is_the_same_in_both_namespaces(here, elsewhere):
     written = time.monotonic()
     assert elsewhere.swap(Swap(b"theirs", None, b"one", TTL)) == Swapped(0)
     assert here.swap(Swap(b"ours", None, b"one", TTL)) == Swapped(0)
@@ -110,7 +91,7 @@ def test_seconds_left_are_the_same_everywhere(here, elsewhere):
         assert first.ttl_left > second.ttl_left > third.ttl_left
 
 
-def test_a_renewal_elsewhere_beats_a_takeover_here(here, elsewhere):
+def test_a_renewal_in_the_other_namespace_prevents_a_takeover_here(here, elsewhere):
     here.swap(Swap(b"key", None, b"one", TTL))
     run_out = TTL - 1
     until(lambda: here.read(b"key").ttl_left < run_out)
@@ -120,7 +101,7 @@ def test_a_renewal_elsewhere_beats_a_takeover_here(here, elsewhere):
     assert isinstance(elsewhere.swap(Swap(b"key", b"one", b"two", TTL, left)), Swapped)
 
 
-def test_sweepers_on_both_sides_change_no_life(path, url, elsewhere):
+def test_sweepers_in_both_namespaces_change_no_ttl(path, url, elsewhere):
     with open_store(url) as here:
         here.swap(Swap(b"ours", None, b"one", TTL))
         elsewhere.swap(Swap(b"theirs", None, b"one", TTL))
@@ -141,7 +122,7 @@ def written_lives(path):
 
 
 def test_a_file_of_the_first_release_is_read_by_the_wall_clock(path, here):
-    """It wrote the time since boot with the offset of its container in it, under the bare id of the boot."""
+    """It wrote the time since boot including the offset of its container, under the bare id of the boot."""
     here.swap(Swap(b"key", None, b"one", TTL))
     boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     connection = sqlite3.connect(path)
@@ -157,8 +138,8 @@ def test_a_file_of_the_first_release_is_read_by_the_wall_clock(path, here):
     connection.close()
 
 
-def test_the_wall_clock_decides_where_the_namespace_is_not_known(url, here):
-    """As where /proc shows nothing, or a container has a boot id of its own (LXC, systemd-nspawn)."""
+def test_the_wall_clock_decides_if_the_namespace_is_unknown(url, here):
+    """/proc may be hidden, or a container may have a boot id of its own (LXC, systemd-nspawn)."""
     here.swap(Swap(b"ours", None, b"one", TTL))
     for hidden in ("mount -t tmpfs none /proc", "mount --bind /etc/hostname /proc/sys/kernel/random/boot_id"):
         within = unshared(
@@ -201,16 +182,16 @@ with open_store(sys.argv[1]) as store:
 """
 
 
-def test_a_process_that_is_moved_to_another_namespace_notices(url, here):
-    """As one that is restored from a checkpoint."""
+def test_a_process_that_is_moved_to_another_namespace_uses_its_clock(url, here):
+    """A process restored from a checkpoint is moved like this."""
     command = [*unshared("--mount"), sys.executable, "-c", textwrap.dedent(RESTORED), url]
     subprocess.run(command, check=True, env=ENVIRONMENT)
     for key in (b"key", b"moved"):
         assert 0 < TTL - here.read(key).ttl_left < TTL / 4
 
 
-def test_what_cannot_have_been_written_in_this_boot_is_judged_by_the_wall_clock(path, here):
-    """On some machines a reboot keeps the boot's id, and the time since boot starts again."""
+def test_a_record_from_the_future_of_this_boot_is_judged_by_the_wall_clock(path, here):
+    """On some machines a reboot keeps the boot id, and the time since boot starts again."""
     here.swap(Swap(b"key", None, b"one", TTL))
     connection = sqlite3.connect(path)
     connection.execute("UPDATE records SET expiry = expiry + 1e6, wall_expiry = wall_expiry - ?", (TTL / 2,))
@@ -222,7 +203,7 @@ def test_what_cannot_have_been_written_in_this_boot_is_judged_by_the_wall_clock(
     assert here.read(b"key") == Held(None, 0)
 
 
-def test_containers_whose_boots_have_names_of_their_own_leave_one_anothers_records_alone(path):
+def test_containers_with_different_boot_ids_do_not_expire_each_others_records(path):
     now = 1_700_000_000.0
     clocks = (
         BootClock("one", lambda: now, lambda: now),

@@ -1,4 +1,4 @@
-"""A SQLite file that others have locked, or that cannot be written or opened for a while."""
+"""A SQLite file that other processes have locked, or that cannot be written or opened for a while."""
 
 import asyncio
 import os
@@ -23,8 +23,11 @@ from tests.server.ledger import order, run
 from tests.server.processes import ServerProcess
 from tests.support.namespaces import SmallDisk
 from tests.support.remote_store import Failed, RemoteStore
+from tests.support.sqlite_file import path, url
 from tests.support.sqlite_lock import locked
 from tests.support.wait import until
+
+__all__ = ["path", "url"]  # fixtures are found by name
 
 AT_WORK = "at-work"
 TTL = 600.0
@@ -33,18 +36,8 @@ CALLS = 20
 kind = kinds(*FIRST_AND_LAST)
 
 
-@pytest.fixture
-def path(tmp_path):
-    return str(tmp_path / "store.db")
-
-
-@pytest.fixture
-def url(path):
-    return f"sqlite:///{path}"
-
-
 class SyncStore:
-    """A store whose swaps are waited for by as many threads as there are."""
+    """A store, and a thread for each swap that waits."""
 
     def __init__(self, url):
         self.blocking = open_store(url)
@@ -102,7 +95,7 @@ def is_locked_out(future):
 
 
 class TestLockedByAnotherProcess:
-    def test_each_call_waits_by_its_own_clock(self, opened, path, url):
+    def test_each_call_has_its_own_timeout(self, opened, path, url):
         opened.swap(Swap(b"key", None, b"one", TTL)).result()
         waited = []
 
@@ -119,7 +112,7 @@ class TestLockedByAnotherProcess:
         assert max(waited) < 2 * waited[0], "they do not add up"
         assert all(isinstance(again.result(), Swapped) for again in claims(opened, b"together"))
 
-    def test_swaps_that_change_nothing_wait_for_nobody(self, opened, path, url):
+    def test_swaps_that_change_nothing_do_not_wait(self, opened, path, url):
         opened.swap(Swap(b"key", None, b"one", TTL)).result()
         with open_store(url) as other:
             theirs = [Swap(b"theirs %d" % number, None, b"theirs", TTL) for number in range(CALLS)]
@@ -169,7 +162,7 @@ class TestLockedByAnotherProcess:
         assert all(isinstance(one.result(), Swapped | Held) for one in claims(store, b"try"))
         store.close()
 
-    def test_nobody_is_refused_while_the_first_one_after_a_lock_is_written(self, url, path):
+    def test_no_swap_is_refused_while_the_first_one_after_a_lock_is_written(self, url, path):
         store = SyncStore(url)
         store.swap(Swap(b"key", None, b"one", TTL)).result()
         with locked(path):
@@ -234,7 +227,7 @@ def test_runs_keep_their_leases_while_claims_wait(start, url, path, key):
 
 @contextmanager
 def limits(pid, **soft):
-    """Give a process soft limits, such as ``FSIZE=0``, until the block ends."""
+    """Set soft limits of a process, such as ``FSIZE=0``, until the block ends."""
     kinds = {getattr(resource, f"RLIMIT_{name}"): value for name, value in soft.items()}
     before = {kind: resource.prlimit(pid, kind) for kind in kinds}
     for kind, value in kinds.items():
@@ -254,7 +247,7 @@ TROUBLES = {
 
 @pytest.fixture(params=[*TROUBLES, "the disk is full"])
 def troubled(request, face, tmp_path):
-    """A server process on SQLite, and what brings trouble upon it until the block ends."""
+    """A server process on SQLite, and a context manager that makes its file fail."""
     disk = SmallDisk(tmp_path / "disk", 2_000_000)
     is_full = request.param not in TROUBLES
     url = f"sqlite:///{tmp_path}/disk/store.db"
@@ -290,7 +283,7 @@ def test_no_outcome_is_lost_to_a_file_that_cannot_be_written(troubled, kind, key
 
 
 class TestOutages:
-    """Whatever happens to a file that could be used is an outage, and the store recovers by itself."""
+    """A failure of a file that could be used is an outage, and the store recovers by itself."""
 
     def test_a_full_disk(self, tmp_path):
         disk = SmallDisk(tmp_path / "disk", 1_000_000)
@@ -318,7 +311,7 @@ class TestOutages:
             assert store.ask("store.check()") is None
 
     @pytest.mark.parametrize("is_first", [True, False])
-    def test_no_descriptors(self, url, is_first):
+    def test_no_file_descriptors(self, url, is_first):
         with RemoteStore(url) as store:
             assert store.ask("1") == 1
             if not is_first:
@@ -331,7 +324,7 @@ class TestOutages:
             assert isinstance(store.swap(Swap(b"other", None, b"one", TTL)), Swapped)
             assert store.read(b"key").value == (None if is_first else b"one")
 
-    def test_descriptors_that_run_out_later(self, url):
+    def test_file_descriptors_that_run_out_later(self, url):
         with RemoteStore(url) as store:
             assert store.swap(Swap(b"key", None, b"one", TTL)) == Swapped(0)
             with limits(store.pid, NOFILE=3):
@@ -349,7 +342,7 @@ class TestOutages:
             assert store.read(b"key").value == b"one"
             assert isinstance(store.swap(Swap(b"key", b"one", b"two", TTL)), Swapped)
 
-    def test_a_folder_that_is_gone_for_a_while(self, opened, path):
+    def test_a_folder_that_is_missing_for_a_while(self, opened, path):
         opened.swap(Swap(b"key", None, b"one", TTL)).result()
         folder = os.path.dirname(path)
         os.rename(folder, f"{folder}-moved")
@@ -378,7 +371,7 @@ class TestOutages:
 
         assert until(swapped) == b"one", "what is written is there for others"
 
-    def test_a_folder_that_was_never_there_is_a_mistake(self, face, tmp_path):
+    def test_a_folder_that_never_existed_is_a_mistake(self, face, tmp_path):
         store = SyncStore if face == "sync" else AsyncStore
         opened = store(f"sqlite:///{tmp_path}/missing/store.db")
         error = opened.swap(Swap(b"key", None, b"one", TTL)).exception()
@@ -387,7 +380,7 @@ class TestOutages:
         assert opened.swap(Swap(b"key", None, b"one", TTL)).result() == Swapped(0)
         opened.close()
 
-    def test_a_file_that_becomes_something_else(self, opened, path):
+    def test_a_file_that_is_replaced_by_another_kind_of_file(self, opened, path):
         opened.swap(Swap(b"key", None, b"one", TTL)).result()
         for end in ("", "-wal", "-shm"):
             os.unlink(path + end)
@@ -398,7 +391,7 @@ class TestOutages:
         assert isinstance(error, StoreUnavailable), "it may be put right while outcomes wait"
 
 
-def test_one_that_cannot_be_written_does_not_fail_the_others(opened, path):
+def test_a_swap_that_cannot_be_written_does_not_fail_the_others(opened, path):
     opened.swap(Swap(b"key", None, b"one", TTL)).result()
     with limits(os.getpid(), FSIZE=os.path.getsize(f"{path}-wal") + 1_000_000):
         with locked(path):
@@ -412,8 +405,8 @@ def test_one_that_cannot_be_written_does_not_fail_the_others(opened, path):
     assert opened.swap(Swap(b"large", None, bytes(3_000_000), TTL)).result() == Swapped(0)
 
 
-def test_reads_that_are_locked_out_wait_by_their_own_clocks_too(opened, path):
-    """By a process that has the file for itself, as no store does."""
+def test_each_read_that_is_locked_out_has_its_own_timeout_too(opened, path):
+    """They are locked out by a process with an exclusive lock, which no store takes."""
     opened.swap(Swap(b"key", None, b"one", TTL)).result()
     opened.blocking._reading.drop()
     opened.blocking._writing.drop()

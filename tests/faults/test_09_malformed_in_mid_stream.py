@@ -1,4 +1,4 @@
-"""A message of a request stream that cannot be parsed fails the call, whatever its handler makes of it."""
+"""A request stream with a message that cannot be parsed fails the call, whatever its handler does."""
 
 from contextlib import suppress
 
@@ -49,7 +49,7 @@ def releases(context):
 
 
 def reads_on(context):
-    """As one does that skips what it cannot read."""
+    """Read on after each error, as a handler that skips bad messages does."""
     is_over = False
     while not is_over:
         try:
@@ -78,7 +78,7 @@ MADE_OF_IT = [lets_it_through, returns, keeps, releases, reads_on, aborts, sets_
 
 
 def reading(kind, ways):
-    """A handler that answers the first request, reads on in the nth way at its nth run, and ends well."""
+    """A handler that answers the first request, reads on in the nth way in its nth run, and succeeds."""
     runs: list[int] = []
 
     def script(context):
@@ -116,7 +116,7 @@ def test_the_call_is_internal_and_nothing_is_kept(start_scripted, kind, key, way
 
 
 @pytest.mark.parametrize("way", MADE_OF_IT)
-def test_it_is_unclear_unless_the_handler_says_that_nothing_happened(start_scripted, kind, key, way):
+def test_the_end_is_unclear_unless_the_handler_releases_the_key(start_scripted, kind, key, way):
     settings, _ = reading(kind, [way, lets_it_through])
     server = start_scripted(default=Policy(on_unclear=OnUnclear.FAIL), **settings)
     assert is_refused(say(server.client, kind, key, IN_MID_STREAM))
@@ -127,15 +127,15 @@ def test_it_is_unclear_unless_the_handler_says_that_nothing_happened(start_scrip
 
 
 @pytest.mark.parametrize("way", MADE_OF_IT)
-def test_an_answer_over_the_limit_does_not_hide_it(start_scripted, kind, key, way):
+def test_the_call_fails_with_an_answer_over_the_limit_too(start_scripted, kind, key, way):
     settings, _ = reading(kind, [way])
     server = start_scripted(default=Policy(max_response_bytes=0), **settings)
     assert is_refused(say(server.client, kind, key, IN_MID_STREAM))
     assert server.record(key, kind).state is State.OPEN
 
 
-def test_a_duplicate_that_waits_does_not_get_it(start_scripted, kind, key):
-    """Its own stream may be as it should be."""
+def test_a_duplicate_that_waits_does_not_get_the_failure(start_scripted, kind, key):
+    """Its own stream may be well-formed."""
     gate = Gate()
 
     def at_the_gate(context):
@@ -155,7 +155,7 @@ def test_a_duplicate_that_waits_does_not_get_it(start_scripted, kind, key):
     assert runs == [0, 1]
 
 
-def test_a_duplicate_that_is_malformed_gets_no_answer(start_scripted, kind, key):
+def test_a_malformed_duplicate_gets_no_answer(start_scripted, kind, key):
     settings, runs = reading(kind, [lets_it_through])
     server = start_scripted(**settings)
     first = say(server.client, kind, key, GOOD)

@@ -1,4 +1,4 @@
-"""A handler that aborts ends its call as it does without us, whatever it does after that."""
+"""A handler that aborts ends its call as it does without the interceptor, whatever it does after that."""
 
 from contextlib import suppress
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 import grpc
 import pytest
 
-from tests.faults.beside import Beside, ask, status
+from tests.faults.compared import Compared, ask, status
 from tests.faults.handlers import ending
 from tests.server.client import Kind
 from tests.server.kinds import ALL, kinds
@@ -186,8 +186,8 @@ WAYS = [
 
 @pytest.mark.parametrize("style", ["sync", "aio", "aio-read-write"], indirect=True)
 @pytest.mark.parametrize("way", WAYS)
-def test_the_status_is_that_of_a_server_without_us(start_scripted, kind, key, way):
-    servers = Beside(start_scripted, scripts=ending(kind, way))
+def test_the_status_is_that_of_a_server_without_the_interceptor(start_scripted, kind, key, way):
+    servers = Compared(start_scripted, scripts=ending(kind, way))
     ours, plain = servers.ask(kind, key, requests=2)
     assert status(ours) == status(plain)
 
@@ -196,8 +196,8 @@ def test_the_status_is_that_of_a_server_without_us(start_scripted, kind, key, wa
 @pytest.mark.parametrize("style", ["aio-thread"], indirect=True)
 @pytest.mark.parametrize("kind", [Kind.UNARY, Kind.CLIENT_STREAM], ids=lambda kind: kind.value, indirect=True)
 @pytest.mark.parametrize("way", [way for way in WAYS if "with_status" not in way.__name__])
-def test_so_is_that_of_a_thread_in_aio(start_scripted, kind, key, way):
-    servers = Beside(start_scripted, scripts=ending(kind, way))
+def test_the_status_of_a_thread_in_aio_is_that_without_the_interceptor(start_scripted, kind, key, way):
+    servers = Compared(start_scripted, scripts=ending(kind, way))
     ours, plain = servers.ask(kind, key, requests=2)
     assert status(ours) == status(plain)
 
@@ -207,7 +207,7 @@ AFTER_AN_ABORT = [way for way in WAYS if way.__name__.startswith(("aborts_and", 
 
 @pytest.mark.parametrize("style", ["aio", "aio-read-write", "aio-thread"], indirect=True)
 @pytest.mark.parametrize("way", AFTER_AN_ABORT)
-def test_the_first_abort_is_what_aio_keeps(start_scripted, kind, key, way):
+def test_aio_keeps_the_first_abort(start_scripted, kind, key, way):
     server = start_scripted(scripts=ending(kind, way))
     first, second = (ask(server.client, kind, key, requests=2) for _ in range(2))
     assert (first.code, first.details) == (FIRST, "first")
@@ -217,7 +217,7 @@ def test_the_first_abort_is_what_aio_keeps(start_scripted, kind, key, way):
 
 @pytest.mark.parametrize("style", ["sync"], indirect=True)
 @pytest.mark.parametrize("way", [aborts_twice, aborts_twice_unseen, aborts_and_sets_a_code])
-def test_the_last_abort_is_what_counts_on_threads(start_scripted, kind, key, way):
+def test_on_threads_the_last_abort_counts(start_scripted, kind, key, way):
     server = start_scripted(scripts=ending(kind, way))
     first, second = (ask(server.client, kind, key, requests=2) for _ in range(2))
     assert (first.code, first.details) == (SECOND, "second")
@@ -225,7 +225,7 @@ def test_the_last_abort_is_what_counts_on_threads(start_scripted, kind, key, way
 
 
 @pytest.mark.parametrize("style", ["aio", "aio-read-write"], indirect=True)
-def test_nothing_is_read_written_or_sent_ahead_after_an_abort(start_scripted, kind, key):
+def test_reads_and_writes_fail_after_an_abort(start_scripted, kind, key):
     seen = []
 
     def goes_on(context):
@@ -249,7 +249,7 @@ def test_nothing_is_read_written_or_sent_ahead_after_an_abort(start_scripted, ki
 
 
 @pytest.mark.parametrize("style", ["sync"], indirect=True)
-def test_cancelling_itself_is_not_undone_by_an_answer(start_scripted, kind, key):
+def test_a_handler_that_cancels_its_call_cannot_answer_it(start_scripted, kind, key):
     server = start_scripted(scripts=ending(kind, lambda context: (yield Do(context.cancel))))
     answer = ask(server.client, kind, key)
     assert answer.code is grpc.StatusCode.CANCELLED

@@ -1,4 +1,4 @@
-"""What is to end the process, in a keyed coroutine, reaches the event loop, and leaves no run behind."""
+"""SystemExit and KeyboardInterrupt in a keyed coroutine reach the event loop, and leave no run behind."""
 
 import asyncio
 import gc
@@ -18,7 +18,7 @@ import idem_grpc.aio
 from idem_grpc import OnCancel, OnUnclear, Policy, current
 from idem_grpc._core.digest import store_key
 from idem_grpc._core.record import Record, State
-from tests.faults.beside import ask
+from tests.faults.compared import ask
 from tests.faults.stopping import STATUS
 from tests.server.client import Client, Kind
 from tests.server.kinds import ALL, kinds
@@ -65,7 +65,7 @@ class Process:
 @pytest.mark.parametrize("how", ["exit", "interrupt", "signal"])
 @pytest.mark.parametrize("kind", [Kind.UNARY, Kind.BIDI], ids=lambda kind: kind.value, indirect=True)
 @pytest.mark.parametrize("on_cancel", OnCancel)
-def test_the_process_ends_as_it_does_without_us(tmp_path, style, kind, key, how, on_cancel):
+def test_the_process_ends_as_it_does_without_the_interceptor(tmp_path, style, kind, key, how, on_cancel):
     if style == "aio-thread" and how == "signal":
         return  # which is the main thread's
     url = f"sqlite:///{tmp_path}/store.db"
@@ -81,7 +81,7 @@ def test_the_process_ends_as_it_does_without_us(tmp_path, style, kind, key, how,
 
 
 class Surviving:
-    """A server in a loop that is run again whenever something ends it."""
+    """A server in a loop that is run again whenever an exception ends it."""
 
     def __init__(self, style: str, script: Any, kind: Kind, outside: Any = (), **policy: Any) -> None:
         self.ended_by: queue.Queue[BaseException] = queue.Queue()
@@ -175,7 +175,7 @@ def test_a_loop_that_goes_on_has_no_run_left(surviving, style, kind, key, stoppi
 
 
 @asyncio_styles
-def test_so_it_is_where_the_policy_forbids_another_run(surviving, style, kind, key):
+def test_a_loop_that_goes_on_has_no_run_left_under_fail(surviving, style, kind, key):
     seen: list[int] = []
     server = surviving(style, exiting(kind, SystemExit(1), seen), kind, on_unclear=OnUnclear.FAIL)
     ask(server.client, kind, key, timeout=1)
@@ -184,7 +184,7 @@ def test_so_it_is_where_the_policy_forbids_another_run(surviving, style, kind, k
 
 
 @asyncio_styles
-def test_it_reaches_the_loop_when_the_caller_has_left(surviving, style, kind, key):
+def test_the_exception_reaches_the_loop_when_the_caller_has_left(surviving, style, kind, key):
     seen: list[int] = []
     gate, stop = Gate(), SystemExit(STATUS)
     server = surviving(style, exiting(kind, stop, seen, gate=gate), kind)
@@ -203,7 +203,7 @@ def test_it_reaches_the_loop_when_the_caller_has_left(surviving, style, kind, ke
 
 
 class Rpcs(grpc.aio.ServerInterceptor):
-    """Keeps the task of each RPC, in which it is intercepted too."""
+    """Keeps the task of each RPC, which runs the interceptors too."""
 
     def __init__(self) -> None:
         self.tasks: list[asyncio.Task[Any]] = []
@@ -216,8 +216,8 @@ class Rpcs(grpc.aio.ServerInterceptor):
 
 
 @pytest.mark.parametrize("style", ["aio", "aio-read-write"])
-def test_it_reaches_the_loop_whenever_the_rpc_is_cancelled(surviving, style, kind):
-    """A turn of the loop later each time, until the RPC is over by itself."""
+def test_the_exception_reaches_the_loop_whenever_the_rpc_is_cancelled(surviving, style, kind):
+    """It is cancelled a turn of the loop later each time, until the RPC is over by itself."""
     rpcs, stop = Rpcs(), SystemExit(STATUS)
     turns = 0
     was_too_late = False
@@ -248,8 +248,8 @@ def test_it_reaches_the_loop_whenever_the_rpc_is_cancelled(surviving, style, kin
     assert server.ended_by.empty()
 
 
-def test_on_a_thread_of_grpc_the_call_fails_and_nothing_is_left(start_scripted, style, kind, key):
-    """Grpc itself loses such a call: its caller waits for ever, and the thread serves on."""
+def test_on_a_thread_the_call_fails_and_no_run_is_left(start_scripted, style, kind, key):
+    """grpc loses such a call: its caller waits for ever, and the thread serves other calls."""
     if style != "sync":
         return
     seen: list[int] = []
@@ -263,7 +263,7 @@ def test_on_a_thread_of_grpc_the_call_fails_and_nothing_is_left(start_scripted, 
 @pytest.mark.parametrize("style", ["aio", "aio-read-write"])
 @pytest.mark.parametrize("on_unclear", [OnUnclear.RERUN, OnUnclear.FAIL])
 def test_a_loop_that_is_dropped_with_its_coroutines_leaves_no_run(style, kind, key, on_unclear):
-    """They are collected, and may wait for nothing more."""
+    """The coroutines are collected, and cannot await anything."""
     store = idem_grpc.aio.open_store("memory:")
     interceptor = idem_grpc.aio.ServerInterceptor(
         store, scope=idem_grpc.SHARED, default=Policy(on_unclear=on_unclear)

@@ -1,6 +1,6 @@
 """Calls under asyncio's eager tasks, on both sides (cpython #97696).
 
-A part of the asyncio tests, which is always run; ``make test-eager`` runs all of them so.
+These are always run; ``make test-eager`` runs all asyncio tests with eager tasks.
 """
 
 import asyncio
@@ -92,7 +92,7 @@ async def nothing():
     ids=["async", "plain", "empty async", "empty plain"],
 )
 @pytest.mark.parametrize("retry", [QUICK, None], ids=["retried", "not retried"])
-def test_requests_from_any_iterable(script, kind, source, count, retry):
+def test_requests_may_come_from_any_iterable(script, kind, source, count, retry):
     server = script(answer())
 
     async def main():
@@ -107,7 +107,7 @@ def test_requests_from_any_iterable(script, kind, source, count, retry):
 @request_streams
 @pytest.mark.parametrize("count", [0, 3])
 @pytest.mark.parametrize("settings", [{}, {"retry": None}, {"keys": None}], ids=["retried", "keyed", "bare"])
-def test_requests_that_are_written(script, kind, count, settings):
+def test_requests_may_be_written(script, kind, count, settings):
     server = script(answer())
 
     async def main():
@@ -149,7 +149,7 @@ def test_the_error_of_the_last_attempt_is_raised(script, kind):
 
 
 @pytest.mark.parametrize("retry", [QUICK, None], ids=["retried", "not retried"])
-def test_the_next_call_may_follow_at_once(script, kind, retry):
+def test_the_next_call_may_follow_a_cancelled_one_at_once(script, kind, retry):
     """In a keyed handler no two calls to one method may be in flight without a step for each."""
 
     async def main():
@@ -193,7 +193,7 @@ def test_a_server_answers_duplicates(kind, on_cancel):
 
 @pytest.mark.parametrize("on_cancel", OnCancel)
 def test_a_server_whose_caller_leaves(kind, on_cancel):
-    """The run goes on, or it is stopped and its key is free again."""
+    """The run goes on, or it is cancelled and its key is free again."""
 
     async def main():
         async with ledger_server(default=Policy(on_cancel=on_cancel)) as server, connected(server) as stub:
@@ -213,7 +213,7 @@ def test_a_server_whose_caller_leaves(kind, on_cancel):
     run(main())
 
 
-def test_tokens_are_fetched_once_for_all_who_lack_one():
+def test_tokens_are_fetched_once_for_all_waiting_calls():
     server = OnSync(open_store("sync", "memory:", "eager"))
 
     async def main():

@@ -17,7 +17,7 @@ from py_grpc_prometheus.prometheus_server_interceptor import (  # type: ignore[i
 )
 
 from idem_grpc import KeyRule, Policy, Reason, current
-from tests.faults.beside import ask
+from tests.faults.compared import ask
 from tests.faults.handlers import ending
 from tests.server.client import Answer, Kind
 from tests.server.kinds import ALL, kinds
@@ -88,7 +88,7 @@ def answers(context):
 
 
 class Outside:
-    """OpenTelemetry's interceptor, and the spans that it has ended."""
+    """The interceptor of OpenTelemetry, and the spans that it has ended."""
 
     def __init__(self, style: str) -> None:
         self._exporter = InMemorySpanExporter()
@@ -172,8 +172,8 @@ def test_opentelemetry_sees_that_a_call_is_in_progress(start_scripted, outside, 
 # OpenTelemetry itself takes no plain functions in aio, and no coroutine for a stream.
 @pytest.mark.parametrize("style", ["sync", "aio"], indirect=True)
 @pytest.mark.parametrize("way", [aborts, raises, answers])
-def test_opentelemetry_sees_what_it_sees_without_us(start_scripted, style, kind, key, way):
-    """But for an exception, whose status it does not know without us."""
+def test_opentelemetry_sees_what_it_sees_without_the_interceptor(start_scripted, style, kind, key, way):
+    """Except for an exception, whose status it does not know without idem_grpc."""
     seen = []
     for protected in (True, False):
         outside = Outside(style)
@@ -190,7 +190,7 @@ def test_opentelemetry_sees_what_it_sees_without_us(start_scripted, style, kind,
 @pytest.mark.parametrize("kind", [Kind.UNARY, Kind.CLIENT_STREAM], ids=lambda kind: kind.value, indirect=True)
 @pytest.mark.parametrize("place", ["before", "after"])
 @pytest.mark.parametrize("way", [aborts, aborts_with_status, sets_a_code, raises, says_not_found, answers])
-def test_prometheus_counts_what_it_counts_without_us(start_scripted, kind, key, place, way):
+def test_prometheus_counts_what_it_counts_without_the_interceptor(start_scripted, kind, key, place, way):
     counted = []
     for protected in (True, False):
         registry = CollectorRegistry()
@@ -209,7 +209,7 @@ def test_prometheus_counts_what_it_counts_without_us(start_scripted, kind, key, 
 
 
 class Notes:
-    """What an interceptor outside may read of its context once the call is over."""
+    """Records what an interceptor outside can read from its context once the call is over."""
 
     def __init__(self) -> None:
         self.seen: list[Any] = []

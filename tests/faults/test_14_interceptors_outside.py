@@ -1,4 +1,4 @@
-"""Interceptors outside that look at messages, or make a status of an exception."""
+"""Interceptors outside that look at messages, or map exceptions to statuses."""
 
 from collections.abc import AsyncIterable, Iterable
 from typing import Any
@@ -11,7 +11,7 @@ from tests_pb.v1 import ledger_pb2 as pb
 
 from idem_grpc import OnUnclear, Policy, Reason, current
 from idem_grpc._core.record import State
-from tests.faults.beside import Beside, ask, status
+from tests.faults.compared import Compared, ask, status
 from tests.faults.handlers import behavior_of, ending, like
 from tests.server.kinds import ALL, kinds
 from tests.server.ledger import Gate, order
@@ -26,7 +26,7 @@ native_styles = pytest.mark.parametrize("style", ["sync", "aio"], indirect=True)
 
 
 def mapping(style: str, **settings: Any) -> Any:
-    """grpc-interceptor's, which makes a status of an exception, and tests responses for iterables."""
+    """The interceptor of grpc-interceptor: maps exceptions, and checks whether a response is iterable."""
     if style == "sync":
         return ExceptionToStatusInterceptor(**settings)
     return AsyncExceptionToStatusInterceptor(**settings)
@@ -57,7 +57,7 @@ def sets_a_code_and_raises(context):
     raise ValueError("secret")
 
 
-def test_a_call_is_answered_behind_it(start_scripted, style, kind, key):
+def test_calls_are_answered_behind_a_mapping_interceptor(start_scripted, style, kind, key):
     server = start_scripted(scripts=ending(kind, answers), before=[mapping(style)])
     first, second = (ask(server.client, kind, key) for _ in range(2))
     assert first.ok
@@ -68,11 +68,11 @@ def test_a_call_is_answered_behind_it(start_scripted, style, kind, key):
 @native_styles
 @pytest.mark.parametrize("settings", [{}, {"status_on_unknown_exception": grpc.StatusCode.INTERNAL}], ids=str)
 @pytest.mark.parametrize("way", [raises_a_status, raises, aborts, sets_a_code_and_raises])
-def test_it_makes_the_status_that_it_makes_without_us(start_scripted, style, kind, key, way, settings):
-    servers = Beside(start_scripted, scripts=ending(kind, way), before=[mapping(style, **settings)])
+def test_exceptions_are_mapped_as_without_the_interceptor(start_scripted, style, kind, key, way, settings):
+    servers = Compared(start_scripted, scripts=ending(kind, way), before=[mapping(style, **settings)])
     ours, plain = servers.ask(kind, key)
     assert status(ours) == status(plain)
-    assert ours.run, "who asks can tell which run it was"
+    assert ours.run, "the run is known to the caller"
 
 
 @native_styles
@@ -86,7 +86,7 @@ def test_a_mapped_exception_is_unclear_and_runs_again(start_scripted, style, kin
 
 
 @native_styles
-def test_a_mapped_exception_is_not_run_again_where_the_policy_forbids_it(start_scripted, style, kind, key):
+def test_a_mapped_exception_is_not_run_again_under_fail(start_scripted, style, kind, key):
     server = start_scripted(
         scripts=ending(kind, raises_a_status),
         before=[mapping(style)],
@@ -97,7 +97,7 @@ def test_a_mapped_exception_is_not_run_again_where_the_policy_forbids_it(start_s
 
 
 @native_styles
-def test_inside_of_ours_its_status_is_kept(start_scripted, style, kind, key):
+def test_the_status_of_a_mapping_interceptor_inside_is_kept(start_scripted, style, kind, key):
     server = start_scripted(scripts=ending(kind, raises_a_status), after=[mapping(style)])
     first, second = (ask(server.client, kind, key) for _ in range(2))
     assert (first.code, first.details) == (grpc.StatusCode.NOT_FOUND, "no such order")
@@ -123,7 +123,7 @@ def test_an_exception_that_is_kept_has_one_status_for_all(start_scripted, style,
 
 
 @native_styles
-def test_a_duplicate_that_waited_gets_the_status_without_it(start_scripted, style, kind, key):
+def test_a_duplicate_that_waited_gets_the_unmapped_status(start_scripted, style, kind, key):
     gate = Gate()
 
     def waits(context):
@@ -140,7 +140,7 @@ def test_a_duplicate_that_waited_gets_the_status_without_it(start_scripted, styl
 
 
 class Looks:
-    """Looks at every message, as interceptors do that recognise a stream by its methods."""
+    """Looks at every message, and recognizes streams by their methods, as some interceptors do."""
 
     def __init__(self) -> None:
         self.sizes: list[int] = []
@@ -185,7 +185,7 @@ class AsyncLooks(grpc.aio.ServerInterceptor, Looks):
 
 
 def ledger(kind):
-    """A handler of the ledger's own messages."""
+    """A handler of the ledger's messages."""
 
     def script(context):
         request = yield Read()
@@ -197,7 +197,7 @@ def ledger(kind):
     return {"scripts": {kind: script}, **functions}
 
 
-def test_messages_look_like_messages_outside(start_scripted, style, kind, key):
+def test_interceptors_outside_see_messages(start_scripted, style, kind, key):
     looks: Any = SyncLooks() if style == "sync" else AsyncLooks()
     server = start_scripted(**ledger(kind), before=[looks])
     request = order()
@@ -209,7 +209,7 @@ def test_messages_look_like_messages_outside(start_scripted, style, kind, key):
 
 
 class Front:
-    """Answers one caller itself, and gives the handler of others another request."""
+    """Answers one caller itself, and changes the request of another."""
 
     mine = pb.LedgerResponse(entry="from the front")
     other = pb.LedgerRequest(order="another")
@@ -271,7 +271,7 @@ def test_an_interceptor_outside_may_give_another_request(behind_a_front, style, 
 
 
 class Proxy:
-    """A handler that has all four methods, as a proxy of Datadog's has, whatever its kind."""
+    """A handler that has all four methods whatever its kind, like the proxy of Datadog."""
 
     def __init__(self, handler: Any) -> None:
         self._handler = handler
@@ -310,7 +310,7 @@ class AsyncProxies(grpc.aio.ServerInterceptor):
 
 
 @pytest.mark.parametrize("place", ["before", "after"])
-def test_a_handler_that_is_a_proxy_is_taken_by_its_kind(start_scripted, style, kind, key, place):
+def test_a_handler_that_is_a_proxy_is_called_by_its_kind(start_scripted, style, kind, key, place):
     proxies: Any = SyncProxies() if style == "sync" else AsyncProxies()
     where: dict[str, Any] = {place: [proxies]}
     server = start_scripted(**ledger(kind), **where)
@@ -320,7 +320,7 @@ def test_a_handler_that_is_a_proxy_is_taken_by_its_kind(start_scripted, style, k
 
 
 class SyncBare(grpc.ServerInterceptor):
-    """Leaves out the handler's functions, as works for a service that deals in bytes."""
+    """Leaves out the functions that parse and serialize, as for a service that deals in bytes."""
 
     def intercept_service(self, continuation, details):
         handler = continuation(details)

@@ -1,4 +1,4 @@
-"""A handler's context has all that interceptors outside have put on it, and they see what is put on it."""
+"""Attributes of the context are shared between a handler and the interceptors outside."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import pytest
 
 from idem_grpc import OnCancel, Policy
 from idem_grpc._core.record import State
-from tests.faults.beside import ask
+from tests.faults.compared import ask
 from tests.faults.handlers import behavior_of, doing, like
 from tests.server.kinds import ALL, kinds
 from tests.server.ledger import Gate
@@ -32,7 +32,7 @@ OURS = [
 
 
 class Signed:
-    """A context with what authentication knows, around the real one."""
+    """A context with the identity from authentication, around the real one."""
 
     def __init__(self, context: Any) -> None:
         self._context = context
@@ -99,7 +99,7 @@ def signs(style) -> Any:
     return SyncSigns() if style == "sync" else AsyncSigns()
 
 
-def test_what_authentication_put_on_the_context_is_there(start_scripted, signs, kind, key):
+def test_the_handler_sees_what_authentication_put_on_the_context(start_scripted, signs, kind, key):
     seen: list[Any] = []
 
     def look(context):
@@ -115,7 +115,7 @@ def test_what_authentication_put_on_the_context_is_there(start_scripted, signs, 
     assert seen[3:] == [None, *(f"the {name} of authentication" for name in OURS)]
 
 
-def test_what_the_handler_puts_on_the_context_is_seen_outside(start_scripted, signs, kind, key):
+def test_interceptors_outside_see_what_the_handler_puts_on_the_context(start_scripted, signs, kind, key):
     def put(context):
         context.order = 5
         context.user = "bob"
@@ -134,7 +134,7 @@ def test_what_the_handler_puts_on_the_context_is_seen_outside(start_scripted, si
 
 
 def test_attributes_work_with_no_wrapper_outside(start_scripted, kind, key):
-    """As they do between an interceptor inside and its handler."""
+    """They work between an interceptor inside and its handler too."""
 
     def put(context):
         context.order = 5
@@ -146,7 +146,7 @@ def test_attributes_work_with_no_wrapper_outside(start_scripted, kind, key):
 
 
 @pytest.mark.parametrize("style", ["sync"], indirect=True)
-def test_what_is_set_on_grpcs_own_context_is_there(start_scripted, kind, key):
+def test_attributes_set_on_grpcs_own_context_are_there(start_scripted, kind, key):
     def marked(context):
         context.user = "alice"
         return context
@@ -160,7 +160,7 @@ def test_what_is_set_on_grpcs_own_context_is_there(start_scripted, kind, key):
 
 
 @pytest.mark.parametrize("style", ["sync"], indirect=True)
-def test_the_state_of_the_call_is_grpcs_with_what_the_handler_said(start_scripted, kind, key):
+def test_the_state_of_the_call_is_that_of_grpc_with_the_handlers_changes(start_scripted, kind, key):
     seen: list[Any] = []
 
     def look(context):
@@ -202,10 +202,10 @@ def test_an_interceptor_inside_may_replace_a_method(start_scripted, style, kind,
 
 
 @pytest.mark.parametrize("on_cancel", OnCancel)
-def test_a_handler_whose_caller_has_left_reads_attributes_still(
+def test_a_handler_whose_caller_left_can_still_read_attributes(
     start_scripted, signs, style, kind, key, on_cancel
 ):
-    """Grpc.aio's own context may not be asked any more: that would end the process."""
+    """The context of grpc.aio must not be used any more: that would end the process."""
     gate, seen = Gate(), list[Any]()
 
     def look(context):

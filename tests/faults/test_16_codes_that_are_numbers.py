@@ -1,4 +1,4 @@
-"""What may be given as a code is what grpc takes for one: in grpc.aio numbers too, on threads not."""
+"""Handlers may give the codes that grpc accepts: in grpc.aio numbers too, on threads not."""
 
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from google.rpc import code_pb2
 import idem_grpc
 from idem_grpc._core.record import State
 from tests.faults import handlers
-from tests.faults.beside import Beside, ask, status
+from tests.faults.compared import Compared, ask, status
 from tests.server.client import Kind
 from tests.server.kinds import kinds
 from tests.streams.scripts import Do
@@ -85,23 +85,23 @@ WAYS = [sets, aborts, aborts_with_status, aborts_after_setting, raises_after_set
 ending = partial(handlers.ending, first=None, last=None)  # of a stream, it sends nothing
 
 
-def is_told_by_plain_grpc(style, kind, way):
+def works_in_plain_grpc(style, kind, way):
     """Grpc.aio's context for threads has no abort_with_status, and an abort of a generator hangs in it."""
     return style != "aio-thread" or (way is not aborts_with_status and not kind.has_response_stream)
 
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("code", CODES, ids=repr)
-def test_the_status_is_that_of_a_server_without_us(start_scripted, style, kind, key, way, code):
-    servers = Beside(start_scripted, scripts=ending(kind, way(code)))
+def test_the_status_is_that_of_a_server_without_the_interceptor(start_scripted, style, kind, key, way, code):
+    servers = Compared(start_scripted, scripts=ending(kind, way(code)))
     ours = ask(servers.ours.client, kind, key)
-    if is_told_by_plain_grpc(style, kind, way):
+    if works_in_plain_grpc(style, kind, way):
         assert status(ours) == status(ask(servers.plain.client, kind, key))
 
 
 @pytest.mark.parametrize("code", OK_CODES, ids=repr)
-def test_ok_as_a_number_is_a_success_where_numbers_are_codes(start_scripted, style, kind, key, code):
-    servers = Beside(start_scripted, scripts=ending(kind, sets(code)))
+def test_ok_as_a_number_is_a_success_in_asyncio(start_scripted, style, kind, key, code):
+    servers = Compared(start_scripted, scripts=ending(kind, sets(code)))
     ours, plain = servers.ask(kind, key)
     assert status(ours) == status(plain)
     assert ours.ok is (style != "sync" or code is grpc.StatusCode.OK)
@@ -134,7 +134,7 @@ def test_the_handler_reads_the_code_as_it_gave_it(start_scripted, kind, key, way
 
 
 class Sees(grpc.ServerInterceptor):
-    """Notes the code of a call, from outside."""
+    """Records the code of a call, from outside."""
 
     def __init__(self):
         self.codes: list[Any] = []
@@ -174,7 +174,7 @@ class AsyncSees(grpc.aio.ServerInterceptor):
 @pytest.mark.parametrize("kind", [Kind.UNARY], ids=lambda kind: kind.value, indirect=True)
 @pytest.mark.parametrize("way", [sets, aborts])
 @pytest.mark.parametrize("code", [5, 99, grpc.StatusCode.NOT_FOUND], ids=repr)
-def test_outside_it_is_one_of_grpcs_codes(start_scripted, style, kind, key, way, code):
+def test_interceptors_outside_see_a_code_of_grpc(start_scripted, style, kind, key, way, code):
     outside: Any = Sees() if style == "sync" else AsyncSees()
     server = start_scripted(scripts=ending(kind, way(code)), before=[outside])
     answers = [ask(server.client, kind, key) for _ in range(2)]

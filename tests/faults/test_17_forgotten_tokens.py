@@ -30,7 +30,7 @@ some_kinds = pytest.mark.parametrize("kind", FIRST_AND_LAST, indirect=True, ids=
 
 
 class Noted(grpc.ServerInterceptor):
-    """The methods of the attempts that came. Requests for tokens wait for ``may_issue``."""
+    """Records the methods of the attempts that came. Requests for tokens wait for ``may_issue``."""
 
     def __init__(self):
         self.methods = []
@@ -53,7 +53,7 @@ class Noted(grpc.ServerInterceptor):
 
 
 class Forgetful:
-    """A server that issues tokens and takes them, until it forgets those that it issued."""
+    """A server that issues and accepts tokens, until it forgets those that it issued."""
 
     def __init__(self):
         self._clock = Clock()
@@ -68,7 +68,7 @@ class Forgetful:
 
     @property
     def issued(self):
-        """How often tokens were asked for."""
+        """How often tokens were requested."""
         return self._noted.methods.count(ISSUE)
 
     @property
@@ -189,7 +189,7 @@ def test_calls_whose_tokens_were_forgotten_take_new_ones(forgetful, connect, kin
 
 @pytest.mark.parametrize("future", [False, True], ids=["awaited", "future"])
 def test_callers_that_hold_forgotten_tokens_share_one_request_for_new_ones(forgetful, connect, kind, future):
-    """Fewer than the half of the pool, of which more would be fetched ahead."""
+    """Fewer than half of the pool: with more, tokens would be fetched ahead."""
     client = connect(forgetful)
     client.answer(kind)
     forgetful.forget()
@@ -204,7 +204,7 @@ def test_callers_that_hold_forgotten_tokens_share_one_request_for_new_ones(forge
 
 
 @some_kinds
-def test_a_store_that_forgets_again(forgetful, connect, kind):
+def test_tokens_may_be_forgotten_several_times(forgetful, connect, kind):
     client = connect(forgetful)
     for round_ in range(1, 4):
         assert client.answer(kind)
@@ -264,7 +264,7 @@ def script():
 
 
 @some_kinds
-def test_a_server_that_knows_no_token_is_not_asked_for_ever(forgetful, connect, script, kind):
+def test_calls_to_a_server_that_accepts_no_token_end(forgetful, connect, script, kind):
     server = script(refuse(UNKNOWN))
     client = connect(forgetful, server)
     for number in range(1, 4):
@@ -278,7 +278,7 @@ def test_a_server_that_knows_no_token_is_not_asked_for_ever(forgetful, connect, 
 
 @some_kinds
 def test_a_call_that_may_have_been_run_is_not_sent_with_another_token(forgetful, connect, script, kind):
-    """Its first attempt ended unclear: with another token it would be another call."""
+    """Its first attempt ended unclear, and with another token it would be another call."""
     server = script(fail(), refuse(UNKNOWN), answer())
     client = connect(forgetful, server)
     with refused(UNKNOWN):
@@ -290,8 +290,8 @@ def test_a_call_that_may_have_been_run_is_not_sent_with_another_token(forgetful,
 
 
 @some_kinds
-def test_a_call_that_was_not_run_for_want_of_the_store_is(forgetful, connect, script, kind):
-    """As a server answers whose store is restarted, and comes back empty."""
+def test_a_call_that_was_not_run_for_an_outage_is_sent_with_another_token(forgetful, connect, script, kind):
+    """A server answers like this if its store is restarted and has lost its data."""
     server = script(refuse(Reason.STORE_UNAVAILABLE), refuse(UNKNOWN), answer())
     assert connect(forgetful, server).answer(kind)
     assert len(server.seen) == 3
@@ -300,7 +300,7 @@ def test_a_call_that_was_not_run_for_want_of_the_store_is(forgetful, connect, sc
 
 @some_kinds
 def test_a_refusal_that_a_handler_passed_on_is_not_of_this_token(forgetful, connect, script, kind):
-    """The handler was run, and its answer says so: it called another server with another token."""
+    """The handler was run: it called another server with another token."""
 
     def passed_on(requests, context):
         context.set_trailing_metadata = lambda pairs, put=context.set_trailing_metadata: put(
@@ -318,7 +318,7 @@ def test_a_refusal_that_a_handler_passed_on_is_not_of_this_token(forgetful, conn
 
 
 @some_kinds
-def test_the_budget_holds(forgetful, connect, script, kind):
+def test_new_tokens_count_in_the_retry_budget(forgetful, connect, script, kind):
     """Of four tokens of a budget, two may be used."""
     server = script(refuse(UNKNOWN))
     client = connect(forgetful, server, retry=Retry(budget=Budget(max_tokens=4, ratio=1)))
@@ -343,7 +343,7 @@ def test_the_deadline_holds_while_new_tokens_are_fetched(forgetful, connect, kin
 
 @some_kinds
 @pytest.mark.parametrize("future", [False, True], ids=["awaited", "future"])
-def test_where_none_can_be_had_the_refusal_is_raised(forgetful, connect, script, kind, future):
+def test_the_refusal_is_raised_if_no_new_token_is_available(forgetful, connect, script, kind, future):
     server = script(answer(), refuse(UNKNOWN))
     client = connect(forgetful, server)
     client.answer(kind)
@@ -355,10 +355,8 @@ def test_where_none_can_be_had_the_refusal_is_raised(forgetful, connect, script,
 
 
 @some_kinds
-def test_a_token_of_somebody_else_is_refused_and_dropped_with_those_beside_it(
-    forgetful, connect, script, kind
-):
-    """Nothing says that another one would do, but the caller's identity may have changed."""
+def test_a_token_of_another_caller_is_refused_and_the_whole_pool_is_dropped(forgetful, connect, script, kind):
+    """Another token may not help, but the identity of the caller may have changed."""
     server = script(answer(), refuse(MISMATCH), answer())
     client = connect(forgetful, server)
     client.answer(kind)
@@ -369,7 +367,7 @@ def test_a_token_of_somebody_else_is_refused_and_dropped_with_those_beside_it(
     assert len(server.seen) == 3
 
 
-def test_a_key_of_the_calls_own_drops_no_tokens(forgetful, script):
+def test_a_refusal_of_an_explicit_key_drops_no_tokens(forgetful, script):
     server = script(answer(), refuse(UNKNOWN), answer())
     with grpc.insecure_channel(forgetful.address) as tokens, grpc.insecure_channel(server.address) as plain:
         ours = idem_grpc.client_interceptors(keys=idem_grpc.TokenKeys(tokens, CHARGE), retry=FAST)
@@ -401,7 +399,7 @@ def test_a_future_can_be_cancelled_while_new_tokens_are_fetched(forgetful):
     assert forgetful.runs == 2
 
 
-def test_tokens_asked_for_before_the_pool_was_dropped_are_not_given_out():
+def test_tokens_requested_before_the_pool_was_dropped_are_not_given_out():
     pool = TokenPool(4)
     asked = pool.generation
     pool.add([("a", 100.0), ("b", 100.0)], now=0, generation=asked)

@@ -1,4 +1,4 @@
-"""check() looks at the answers of its own swaps, on every store, and at what a Redis server is part of."""
+"""check() verifies the answers to its own swaps, on every store, and refuses nodes of a Redis cluster."""
 
 import asyncio
 from functools import partial
@@ -24,7 +24,7 @@ async def check(store):
 
 @pytest.fixture(scope="module")
 def nodes():
-    """A cluster of three, with a user who may ask for nothing but swaps."""
+    """A cluster of three, with a user who may run nothing but swaps."""
     with cluster(range(5461), range(5461, 10923), range(10923, SLOTS)) as nodes:
         for node in nodes:
             with node.client() as client:
@@ -33,7 +33,7 @@ def nodes():
 
 
 @pytest.mark.parametrize("user", ["", "shy:pw@"])
-def test_each_node_of_a_cluster_is_refused_every_time(nodes, user):
+def test_every_node_of_a_cluster_is_refused_each_time(nodes, user):
     for node in nodes:
         for _ in range(TIMES):
             with open_store(at(node, user)) as store, pytest.raises(StoreError, match="cluster") as caught:
@@ -51,7 +51,7 @@ def test_a_node_that_lacks_a_single_slot_is_refused():
             asyncio.run(check(open_async_store(node.url)))
 
 
-def test_a_cluster_of_one_will_do():
+def test_a_cluster_of_one_node_is_accepted():
     with cluster(range(SLOTS)) as (node,):
         with open_store(node.url) as store:
             store.check()
@@ -128,7 +128,7 @@ def going_wrong_async(kind, wrong):
 
 @pytest.fixture
 def place(url, tmp_path):
-    """The kinds of a store, plain and asyncio, and what they are opened with."""
+    """The stores, sync and asyncio, and the arguments that they are opened with."""
     if url == "memory:":
         return MemoryStore, AsyncMemoryStore, ()
     if url.startswith("sqlite"):
@@ -137,7 +137,7 @@ def place(url, tmp_path):
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_check_looks_at_the_answers_of_its_own_swaps(place, wrong):
+def test_check_fails_on_wrong_answers_to_its_swaps(place, wrong):
     kind, async_kind, where = place
     with going_wrong(kind, wrong)(*where) as store, pytest.raises(StoreError, match="contract") as caught:
         store.check()
@@ -146,7 +146,7 @@ def test_check_looks_at_the_answers_of_its_own_swaps(place, wrong):
         asyncio.run(check(going_wrong_async(async_kind, wrong)(*where)))
 
 
-def test_check_passes_on_a_store_that_keeps_its_contract(place):
+def test_check_passes_on_a_store_that_meets_its_contract(place):
     kind, async_kind, where = place
     with kind(*where) as store:
         store.check()
@@ -154,7 +154,7 @@ def test_check_passes_on_a_store_that_keeps_its_contract(place):
 
 
 @pytest.mark.parametrize("reply", [b"*1\r\n:-2\r\n", b"*2\r\n:-2\r\n$0\r\n\r\n"], ids=["swapped", "held"])
-def test_a_server_that_always_says_the_same_is_refused(reply):
+def test_a_server_that_always_gives_the_same_reply_is_refused(reply):
     with (
         scripted(reply) as url,
         open_store(url) as store,

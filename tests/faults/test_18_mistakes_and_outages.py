@@ -1,4 +1,4 @@
-"""A mistake that somebody has to correct is no outage that passes."""
+"""Mistakes, which a person must correct, are not reported as outages, which pass."""
 
 import asyncio
 import threading
@@ -102,19 +102,19 @@ MISTAKES = {
 
 @pytest.fixture(params=MISTAKES)
 def mistake(request):
-    """The URL of a store that nobody can use until somebody acts, and what is said of it."""
+    """The URL of a store that cannot be used until a person acts, and its error message."""
     opening, sentence = MISTAKES[request.param]
     with opening() as url:
         yield url, sentence
 
 
 def all_said(error):
-    """Whatever of it may reach a log."""
+    """All text of an error that may reach a log."""
     return "".join(traceback.format_exception(error))
 
 
 def each_use(url):
-    """The ways to use a store, plain and asyncio, on connections of their own."""
+    """The ways to use a store, sync and asyncio, on connections of their own."""
 
     def plain(use):
         with open_store(url) as store:
@@ -134,7 +134,7 @@ def each_use(url):
         yield lambda use=use: asyncio.run(awaited(use))
 
 
-def test_a_mistake_is_not_an_outage_and_the_sentence_says_what_to_do(mistake):
+def test_a_mistake_is_no_outage_and_its_error_says_what_to_do(mistake):
     url, sentence = mistake
     for use in each_use(url):
         with pytest.raises(StoreError, match=sentence) as caught:
@@ -144,7 +144,7 @@ def test_a_mistake_is_not_an_outage_and_the_sentence_says_what_to_do(mistake):
         assert RECORD.decode() not in all_said(caught.value)
 
 
-def test_nothing_runs_under_a_mistake_even_if_the_policy_rather_runs(mistake, start, key, caplog):
+def test_nothing_runs_during_a_mistake_even_under_on_outage_run(mistake, start, key, caplog):
     url, sentence = mistake
     server = start(url, default=Policy(on_outage=OnOutage.RUN))
     for _ in range(2):
@@ -186,7 +186,7 @@ OUTAGES = {
 
 
 @pytest.mark.parametrize("outage", OUTAGES)
-def test_a_server_that_answers_that_it_cannot_now_is_an_outage(own_redis_server, outage):
+def test_a_temporary_error_of_a_server_is_an_outage(own_redis_server, outage):
     act, said = OUTAGES[outage]
     with own_redis_server.client() as client, own_redis_server.client() as other:
         act(client)
@@ -226,8 +226,8 @@ def test_a_server_that_loads_its_data_is_an_outage():
 @pytest.mark.parametrize(
     "reply", [b"-ERR upstream failure\r\n", b"-TRYAGAIN Multiple keys request during rehashing of slot\r\n"]
 )
-def test_an_error_that_nobody_knows_is_an_outage(reply):
-    """A mistake drops what is to be written, and so an outcome: that takes certainty."""
+def test_an_unknown_error_is_an_outage(reply):
+    """A mistake drops pending writes, and so an outcome, which only a certain mistake may do."""
     with scripted(reply) as url:
         for use in each_use(url):
             with pytest.raises(StoreUnavailable) as caught:
@@ -235,7 +235,7 @@ def test_an_error_that_nobody_knows_is_an_outage(reply):
             assert caught.value.answered
 
 
-def test_silence_is_an_outage_without_an_answer(own_redis_server):
+def test_a_timeout_is_an_outage_without_an_answer(own_redis_server):
     own_redis_server.pause()
     for use in each_use(f"{own_redis_server.url}?{SOON}"):
         with pytest.raises(StoreUnavailable) as caught:
@@ -249,8 +249,8 @@ def test_silence_is_an_outage_without_an_answer(own_redis_server):
 
 
 @pytest.mark.parametrize("face", ["sync", "aio"])
-def test_a_batch_looks_for_the_new_primary_as_a_single_swap_does(own_redis_server, face):
-    """A server that has become a replica keeps its connections: a new one may lead elsewhere."""
+def test_a_batch_reconnects_to_a_new_primary_like_a_single_swap(own_redis_server, face):
+    """A server that has become a replica keeps its connections; a new connection may lead to the primary."""
     written = [Swap(b"%d" % number, None, b"one", TTL) for number in range(3)]
     refused = [Swap(swap.key, b"one", b"two", TTL) for swap in written]
 

@@ -1,4 +1,4 @@
-"""``replayed`` says None of an answer that no protected run made, on both faces."""
+"""``replayed`` is None for an answer of an unprotected run, on both faces."""
 
 import asyncio
 from typing import Any
@@ -28,7 +28,7 @@ def sent(stub: Any, kind: Any) -> Any:
 @pytest.mark.parametrize(("trailing", "expected"), TRAILERS.items())
 @pytest.mark.parametrize("code", [None, grpc.StatusCode.NOT_FOUND], ids=["ok", "error"])
 @pytest.mark.parametrize("settings", [{}, {"retry": None}, {"keys": None}], ids=["retried", "keyed", "bare"])
-def test_in_grpc(script, stub_of, kind, trailing, expected, code, settings):
+def test_replayed_is_none_in_grpc(script, stub_of, kind, trailing, expected, code, settings):
     server = script(answer(then=code, trailing=trailing))
     request, method = sent(stub_of(server, **settings), kind)
     call = (method if kind.has_response_stream else method.future)(request, timeout=DEADLINE)
@@ -47,7 +47,7 @@ def test_in_grpc(script, stub_of, kind, trailing, expected, code, settings):
 @pytest.mark.parametrize(("trailing", "expected"), TRAILERS.items())
 @pytest.mark.parametrize("code", [None, grpc.StatusCode.NOT_FOUND], ids=["ok", "error"])
 @pytest.mark.parametrize("settings", [{}, {"retry": None}, {"keys": None}], ids=["retried", "keyed", "bare"])
-def test_in_asyncio(script, kind, trailing, expected, code, settings):
+def test_replayed_is_none_in_asyncio(script, kind, trailing, expected, code, settings):
     server = script(answer(then=code, trailing=trailing))
 
     async def main():

@@ -35,7 +35,7 @@ class Events(Reporter):
     def replied(self, event):
         self.replies.append(event)
 
-    def told(self):
+    def summary(self):
         return [(event.code, event.replayed, event.protected) for event in self.replies]
 
 
@@ -46,7 +46,7 @@ def events():
 
 @pytest.fixture
 def away():
-    """While it is set, the store does not answer."""
+    """An event: while it is set, the store does not answer."""
     return threading.Event()
 
 
@@ -61,33 +61,33 @@ def server(face, plain, start, events, away):
 
 
 def names_run(answer):
-    """Whether an answer says anywhere which run it is of."""
+    """Whether the metadata of an answer names a run."""
     names = {name for name, _ in (*answer.initial, *answer.all_trailing)}
     return bool(names & {RUN, REPLAYED})
 
 
-def test_its_answer_names_no_run(server, kind, key, away, events):
+def test_the_answer_of_an_unprotected_run_names_no_run(server, kind, key, away, events):
     away.set()
     answer = server.client.call(kind, order(), key)
     assert answer.ok
     assert not names_run(answer)
-    assert events.told() == [(Code.OK, False, False)]
+    assert events.summary() == [(Code.OK, False, False)]
     assert events.replies[0].run
     away.clear()
 
 
 @pytest.mark.parametrize("code", [NOT_FOUND, ABORTED, grpc.StatusCode.INTERNAL])
-def test_its_error_names_no_run(server, kind, key, away, events, code):
+def test_the_error_of_an_unprotected_run_names_no_run(server, kind, key, away, events, code):
     away.set()
     answer = server.client.call(kind, order(run(code=code)), key)
     assert answer.code is code
     assert not names_run(answer)
-    assert events.told() == [(Code[code.name], False, False)]
+    assert events.summary() == [(Code[code.name], False, False)]
     away.clear()
 
 
-def test_it_is_not_protected_though_its_outcome_is_kept(server, kind, key, away, events):
-    """Others may have run the call too, until the store was back. From then on, it is protected."""
+def test_a_run_without_its_claim_is_unprotected_even_if_its_outcome_is_kept(server, kind, key, away, events):
+    """Other servers may have run the call too, until the store was back. Its replays are protected."""
     request = order(run(gate="at work", responses_before_gate=0))
     away.set()
     first = server.client.begin(kind, request, key)
@@ -101,17 +101,17 @@ def test_it_is_not_protected_though_its_outcome_is_kept(server, kind, key, away,
     assert replay.messages == first.answer().messages
     assert replay.replayed
     assert replay.run == events.replies[0].run
-    assert events.told() == [(Code.OK, False, False), (Code.OK, True, True)]
+    assert events.summary() == [(Code.OK, False, False), (Code.OK, True, True)]
 
 
 def test_a_run_with_its_claim_is_protected(server, kind, key, events):
     answer = server.client.call(kind, order(), key)
     assert answer.run
-    assert events.told() == [(Code.OK, False, True)]
+    assert events.summary() == [(Code.OK, False, True)]
 
 
 class Lossy(Watched):
-    """A store whose first claim lands, and its reply is lost."""
+    """A store whose first claim takes effect, and its reply is lost."""
 
     is_lost = False
 
@@ -139,7 +139,7 @@ class AsyncLossy(AsyncWatched):
 
 
 @pytest.mark.parametrize("end", [run(), run(code=NOT_FOUND), run(code=ABORTED)])
-def test_those_who_wait_for_it_share_its_answer_and_are_not_protected_either(
+def test_duplicates_that_wait_for_an_unprotected_run_share_its_answer_and_are_unprotected(
     face, plain, start, kind, key, events, end
 ):
     opened = open_store(face, "memory:", "lossy")
@@ -160,7 +160,7 @@ def test_those_who_wait_for_it_share_its_answer_and_are_not_protected_either(
     assert len({event.run for event in events.replies}) == 1
 
 
-def test_a_clients_replayed_is_none(server, key, away):
+def test_replayed_is_none_for_an_unprotected_run(server, key, away):
     request, path = order(), Kind.UNARY.path
     sent: Any = [("idempotency-key", key)]
     raw: Any = grpc.intercept_channel(server.client.channel, *client_interceptors())
@@ -185,8 +185,8 @@ def test_a_clients_replayed_is_none(server, key, away):
 
 
 @pytest.mark.parametrize("client", ["sync", "aio"])
-def test_a_client_does_not_resume_its_stream(server, kind, key, away, client):
-    """Another run would send another stream, and nothing tells the client whether it is the same."""
+def test_a_client_does_not_resume_the_stream_of_an_unprotected_run(server, kind, key, away, client):
+    """Another run would send another stream, and the client cannot know whether it is the same."""
     if not kind.has_response_stream:
         kind = Kind.SERVER_STREAM
     request = order(run(code=grpc.StatusCode.UNAVAILABLE)).SerializeToString()

@@ -1,4 +1,4 @@
-"""The reporter hears of every keyed call once, also of those whose callers have left."""
+"""Every keyed call is reported once, also if its caller has left."""
 
 import asyncio
 import threading
@@ -24,7 +24,7 @@ PATIENT = Policy(wait=600)
 
 
 class Events(Reporter):
-    """The replies reported so far."""
+    """Records the reported replies."""
 
     def __init__(self):
         self.replies = []
@@ -42,7 +42,7 @@ def events():
 
 
 def at_work(kind):
-    """A run that stands at its gate once its request has arrived whole."""
+    """A run that waits at its gate once its request has arrived completely."""
     return {"gate": "at work", "responses_before_gate": 3 if kind is Kind.BIDI else 0}
 
 
@@ -122,7 +122,7 @@ def test_waiting_duplicates_whose_callers_left_are_reported(face, start, plain, 
 
 
 class Late(grpc.ServerInterceptor):
-    """Stands outside, and passes a call on once its caller has left."""
+    """An interceptor outside, which passes a call on once its caller has left."""
 
     def __init__(self):
         self.arrived = threading.Event()
@@ -199,7 +199,7 @@ def test_a_refusal_whose_caller_left_is_reported(face, start, plain, events, kin
     assert not server.ledger.all_runs
 
 
-def test_a_call_that_came_with_its_caller_gone_is_reported(face, start, plain, events, kind, key):
+def test_a_call_that_arrives_after_its_caller_left_is_reported(face, start, plain, events, kind, key):
     late = Late() if face == "sync" else AsyncLate()
     server = start(plain=plain, reporter=events, before=[late])
     call = server.client.begin(kind, order(), key)

@@ -1,4 +1,4 @@
-"""Calls are retried through other people's interceptors, which give what they like in place of grpc's calls.
+"""Calls are retried through interceptors of other libraries, which replace the calls of grpc.
 
 otel-contrib #2014: OpenTelemetry makes a generator of a response stream.
 """
@@ -46,7 +46,7 @@ class Inside(
     grpc.StreamUnaryClientInterceptor,
     grpc.StreamStreamClientInterceptor,
 ):
-    """Between ours and the wire: gives ``make(send)``, where ``send()`` gives grpc's call."""
+    """An interceptor inside: returns ``make(send)``, where ``send()`` returns the call of grpc."""
 
     def __init__(self, make):
         self._make = make
@@ -67,7 +67,7 @@ def lazy_generator(send):
 
 
 class Iterator:
-    """No method of a call, and none of a generator."""
+    """An iterator without the methods of a call or of a generator."""
 
     def __init__(self, send):
         self._call = send()
@@ -80,7 +80,7 @@ class Iterator:
 
 
 class Iterable:
-    """Not even an iterator."""
+    """An iterable that is no iterator."""
 
     def __init__(self, send):
         self._call = send()
@@ -90,7 +90,7 @@ class Iterable:
 
 
 class SomeMethods(Iterator):
-    """Some of a call's methods."""
+    """An iterator with some of the methods of a call."""
 
     def initial_metadata(self):
         return self._call.initial_metadata()
@@ -108,7 +108,7 @@ def parts(responses):
 
 
 def sent(stub, kind, **options):
-    """Begin a call; of a method with one response, a future."""
+    """Begin a call; for a method with one response, a future."""
     request: Any = iter([pb.LedgerRequest()]) if kind.has_request_stream else pb.LedgerRequest()
     method = getattr(stub, kind.value)
     return (method if kind.has_response_stream else method.future)(request, timeout=DEADLINE, **options)
@@ -141,7 +141,7 @@ def test_the_last_failure_is_raised_from_iteration(script, stub_of, kind, make):
 
 @on(ANSWERING)
 @streams
-def test_a_failure_that_is_not_to_be_retried(script, stub_of, kind, make):
+def test_a_failure_that_must_not_be_retried_is_raised(script, stub_of, kind, make):
     server = script(answer(0, then=ABORTED, trailing=(("why", "so"),)))
     call = sent(stub_of(server, inside=[Inside(make)]), kind)
     assert next(call).part == 0
@@ -182,7 +182,7 @@ def test_callbacks_are_called_at_the_end(script, stub_of, kind, make):
 
 @on(ANSWERING)
 @streams
-def test_what_is_no_rpc_error_is_raised_as_it_is(script, stub_of, kind, make):
+def test_an_exception_that_is_no_rpc_error_is_raised_unchanged(script, stub_of, kind, make):
     server = script(answer(0, 1))
 
     def broken(send):
@@ -202,7 +202,7 @@ def test_what_is_no_rpc_error_is_raised_as_it_is(script, stub_of, kind, make):
 
 @on(ANSWERING)
 @streams
-def test_cancelling_and_letting_go_end_the_call(script, stub_of, kind, make):
+def test_a_stream_that_is_cancelled_or_deleted_ends_its_call(script, stub_of, kind, make):
     server = script(answer(*range(100_000)))
     stub = stub_of(server, inside=[Inside(make)])
     call = sent(stub, kind)
@@ -221,7 +221,7 @@ def test_cancelling_and_letting_go_end_the_call(script, stub_of, kind, make):
 
 @on(ANSWERING)
 @streams
-def test_a_channel_that_does_not_retry_passes_them_on(script, stub_of, kind, make):
+def test_response_streams_pass_a_channel_without_retries(script, stub_of, kind, make):
     server = script(answer(0, 1), fail())
     stub = stub_of(server, inside=[Inside(make)], retry=None)
     assert parts(sent(stub, kind)) == [0, 1]
@@ -232,8 +232,8 @@ def test_a_channel_that_does_not_retry_passes_them_on(script, stub_of, kind, mak
 
 @on(ANSWERING)
 @streams
-def test_the_budget_knows_of_calls_that_are_never_sent_again(script, stub_of, kind, make):
-    """Without keys, nothing may be sent again; the failures leave no budget for a call that may."""
+def test_failures_of_calls_that_are_not_retried_count_in_the_budget(script, stub_of, kind, make):
+    """Calls without keys may not be retried; their failures leave no budget for a call that may."""
     server = script(fail())
     retry = Retry(initial_backoff=0.001, budget=Budget(max_tokens=4, ratio=1))
     stub = stub_of(server, inside=[Inside(make)], retry=retry, keys=None)
@@ -246,7 +246,7 @@ def test_the_budget_knows_of_calls_that_are_never_sent_again(script, stub_of, ki
 
 
 def passed_on(name):
-    """A method that passes its call on to the call inside."""
+    """A method that calls the same method of the call inside."""
 
     def method(self, *args, **options):
         return getattr(self._call, name)(*args, **options)
@@ -255,7 +255,7 @@ def passed_on(name):
 
 
 class ResultOnly:
-    """The least that grpc asks of what an interceptor gives for a method with one response."""
+    """The least that grpc requires of the result of an interceptor for a method with one response."""
 
     def __init__(self, send):
         self._call = send()
@@ -282,7 +282,7 @@ class FutureOnly(grpc.Future):  # type: ignore[type-arg]  # at run time it takes
 
 
 class OverAtOnce(FutureOnly):
-    """A future that is over when it is given, as a quick answer's may be."""
+    """A future that is done when it is returned."""
 
     def __init__(self, send):
         super().__init__(send)
@@ -302,7 +302,7 @@ class NotIterable(FutureOnly, grpc.Call):
 
 
 def raises_at_once(send):
-    """The interceptor waits for the answer, and raises the error itself."""
+    """Wait for the answer, and raise its error."""
     call = send()
     call.result()
     return call
@@ -357,8 +357,8 @@ def test_futures_do_not_block(script, stub_of, kind, make):
 
 
 @on(SINGLE)
-def test_a_fallback_is_an_answer(script, stub_of, kind):
-    """Another interceptor has made something of the failure: it is not a failure any more."""
+def test_a_fallback_answer_is_not_retried(script, stub_of, kind):
+    """Another interceptor has replaced the failure by an answer."""
     fallback = SimpleNamespace(result=lambda timeout=None: pb.LedgerResponse(part=99))
     server = script(fail())
 
@@ -373,10 +373,10 @@ def test_a_fallback_is_an_answer(script, stub_of, kind):
 
 
 class Open(grpc.RpcError):
-    """As a circuit breaker raises it: an RpcError with no method at all."""
+    """An RpcError without any method, such as a circuit breaker raises."""
 
 
-def test_a_bare_error_of_another_interceptor_reaches_the_caller(script, stub_of, kind):
+def test_an_error_without_a_code_of_another_interceptor_reaches_the_caller(script, stub_of, kind):
     server = script(answer(0))
 
     def breaker(send):
@@ -397,7 +397,7 @@ def test_a_bare_error_of_another_interceptor_reaches_the_caller(script, stub_of,
 
 
 class Busy(grpc.RpcError):
-    """An error with a code, which grpc itself did not make."""
+    """An error with a code that was not raised by grpc."""
 
     def code(self):
         return UNAVAILABLE
@@ -439,7 +439,7 @@ def test_an_error_that_another_interceptor_raises_is_retried_by_its_code_in_asyn
 
 @pytest.fixture
 def tracing():
-    """OpenTelemetry's provider, and the spans of it."""
+    """The tracer provider of OpenTelemetry, and its spans."""
     spans = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(spans))
@@ -448,7 +448,7 @@ def tracing():
 
 @pytest.mark.parametrize("place", ["inside", "outside"])
 @pytest.mark.parametrize("future", [False, True], ids=["blocking", "future"])
-def test_with_opentelemetry(script, tracing, kind, place, future):
+def test_calls_are_retried_through_opentelemetry(script, tracing, kind, place, future):
     server = script(fail(), answer(0))
     traced = client_interceptor(tracer_provider=tracing.provider)
     with grpc.insecure_channel(server.address, [("grpc.enable_retries", 0)]) as plain:
@@ -470,7 +470,7 @@ def test_with_opentelemetry(script, tracing, kind, place, future):
 
 
 @pytest.mark.parametrize("place", ["inside", "outside"])
-def test_with_opentelemetry_in_asyncio(script, tracing, kind, place):
+def test_calls_are_retried_through_opentelemetry_in_asyncio(script, tracing, kind, place):
     server = script(fail(), answer(0, 1) if kind.has_response_stream else answer(0))
 
     async def main():
@@ -574,7 +574,7 @@ def test_the_last_failure_is_raised_from_iteration_in_asyncio(script, kind, make
     assert len(server.seen) == 2
 
 
-def test_a_mere_response_in_asyncio(script):
+def test_an_interceptor_that_returns_a_response_in_asyncio(script):
     server = script(fail(), answer(7))
 
     async def response(send):

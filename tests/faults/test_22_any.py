@@ -41,7 +41,7 @@ def packed(value: bytes, type_url: str = ORDER) -> AnyMessage:
 
 
 def packing(message: Message) -> AnyMessage:
-    """The message in an Any, serialized as it comes."""
+    """The message in an Any, with the bytes of its current serialization."""
     return packed(message.SerializePartialToString(), PREFIX + message.DESCRIPTOR.full_name)
 
 
@@ -78,7 +78,7 @@ places = pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
 
 
 def of(request: Message, ignore: tuple[str, ...] = ()) -> Fingerprint:
-    """The fingerprint of a request, whose raw digest is that of no other."""
+    """The fingerprint of a request, with a unique raw digest, so that only the canonical one can match."""
     return fingerprint(METHOD, uuid4().bytes, request, ignore)
 
 
@@ -93,7 +93,7 @@ def test_the_order_of_a_map_inside_does_not_matter(place):
 
 
 @places
-def test_streams_of_such_messages_are_compared_likewise(place):
+def test_streams_of_messages_with_an_any_are_compared_in_the_same_way(place):
     def stream(*values: bytes) -> Fingerprint:
         rolling = StreamFingerprint(METHOD)
         for value in values:
@@ -105,7 +105,7 @@ def test_streams_of_such_messages_are_compared_likewise(place):
 
 
 @places
-def test_the_handler_gets_what_was_sent(place):
+def test_the_handler_gets_the_request_unchanged(place):
     request = place(packed(OTHER_WAY))
     before = request.SerializePartialToString(deterministic=True)
     of(request)
@@ -127,12 +127,12 @@ def test_fields_of_the_content_in_another_order_are_the_same():
 @pytest.mark.parametrize(
     "type_url", ["a/tests.v1.Unknown", "", "/", "a/", "tests.v1.Order/", "a/tests.v1.Order.customer", "a/\0"]
 )
-def test_the_content_of_an_unknown_type_is_its_bytes(type_url):
+def test_content_of_an_unknown_type_is_compared_by_its_bytes(type_url):
     assert same(packed(ONE_WAY, type_url), packed(ONE_WAY, type_url))
     assert not same(packed(ONE_WAY, type_url), packed(OTHER_WAY, type_url))
 
 
-def test_content_that_cannot_be_parsed_is_its_bytes():
+def test_content_that_cannot_be_parsed_is_compared_by_its_bytes():
     broken, another = b"\xff" + ONE_WAY, b"\xff" + OTHER_WAY
     for place in PLACES.values():
         assert same(place(packed(broken)), place(packed(broken)))
@@ -141,7 +141,7 @@ def test_content_that_cannot_be_parsed_is_its_bytes():
     assert same(one, other)
 
 
-def test_the_name_of_a_type_counts_as_it_was_sent():
+def test_the_type_url_is_compared_as_it_was_sent():
     other_host = packed(ONE_WAY, "example.com/tests.v1.Order")
     assert same(other_host, packed(OTHER_WAY, "example.com/tests.v1.Order"))
     assert not same(packed(ONE_WAY), other_host)
@@ -164,7 +164,7 @@ def test_a_path_into_an_any_is_refused_with_the_reason(path):
         check_ignored(pb.Envelope.DESCRIPTOR, [whole])
 
 
-def test_a_type_that_is_registered_later_is_found_then():
+def test_a_type_that_is_registered_later_is_used_from_then_on():
     pool = descriptor_pool.DescriptorPool()
     for file in ("google/protobuf/any.proto", "tests_pb/v1/envelope.proto"):
         copied = descriptor_pb2.FileDescriptorProto()
@@ -184,7 +184,7 @@ def test_a_type_that_is_registered_later_is_found_then():
     assert same(sent(ONE_WAY), sent(OTHER_WAY))
 
 
-def test_an_extension_that_is_registered_later_is_found_then():
+def test_an_extension_that_is_registered_later_is_used_from_then_on():
     message = old.Folder(title="a")
     assert same(message, message)
     file = descriptor_pb2.FileDescriptorProto(
@@ -212,7 +212,7 @@ def test_an_extension_that_is_registered_later_is_found_then():
 
 
 def nested(levels: int, core: AnyMessage) -> bytes:
-    """An Any in so many others, made without a limit."""
+    """An Any nested in a number of others, serialized by hand, as protobuf has a limit."""
     url = b"\n" + _varint(len(PREFIX) + 19) + PREFIX.encode() + b"google.protobuf.Any\x12"
     inside = core.SerializeToString()
     heads, size = [], len(inside)
@@ -227,7 +227,7 @@ def _varint(number: int) -> bytes:
     return bytes([low]) if number < 128 else bytes([low | 128]) + _varint(number >> 7)
 
 
-def test_an_any_in_a_few_others_is_followed():
+def test_nested_anys_are_compared_by_their_content():
     def sent(value: bytes) -> Message:
         return AnyMessage.FromString(nested(40, packed(value)))
 
@@ -261,12 +261,12 @@ def test_messages_nested_as_deep_as_a_parser_allows_hold_an_any_each():
 @given(
     st.binary(max_size=60), st.sampled_from([ORDER, PREFIX + "tests.v1.Envelope", PREFIX + "tests.v1.Folder"])
 )
-def test_whatever_an_any_holds_nothing_is_raised(value, type_url):
+def test_no_content_of_an_any_raises(value, type_url):
     assert same(packed(value, type_url), packed(value, type_url))
 
 
 def envelopes() -> grpc.GenericRpcHandler:
-    """A service that takes envelopes, in all kinds of method, and answers with how many it has run."""
+    """A service that takes envelopes in all kinds of method, and answers with its number of runs."""
     runs = 0
 
     def one(request: Any, context: Any) -> bytes:

@@ -1,4 +1,4 @@
-"""The fields of wrapped requests, such as those of proto-plus, are read, or the call is refused for that."""
+"""The fields of wrapped requests, such as those of proto-plus, are read, or the call is refused."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ class Order(proto.Message):  # type: ignore[misc]  # it has no stubs
 
 
 class Opaque:
-    """A wrapper that does not give its message, as dataclasses of betterproto have none."""
+    """A wrapper without access to a protobuf message, like the dataclasses of betterproto."""
 
     def __init__(self, raw):
         self._raw = raw
@@ -43,7 +43,7 @@ class Opaque:
 
 
 class WithMethod(Opaque):
-    """Another library's wrapper, with a method that gives the message."""
+    """A wrapper of another library, with a method that returns the message."""
 
     def pb(self):
         return Order.pb().FromString(self._raw)
@@ -108,7 +108,7 @@ def serve(start, face):
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS.values(), ids=WRAPPERS)
-def test_ignored_fields_are_ignored_in_what_is_wrapped(serve, kind, wrapper):
+def test_ignored_fields_are_ignored_in_wrapped_requests(serve, kind, wrapper):
     ignore = ["trace", "item.trace", "items.trace"]
     call, calls = serve(kind, wrapper.deserialize, default=Policy(ignore=ignore))
     first = call(raw(trace="one", item_trace="x"))
@@ -121,7 +121,7 @@ def test_ignored_fields_are_ignored_in_what_is_wrapped(serve, kind, wrapper):
     assert type(given) is wrapper, "handlers get what their own function made"
 
 
-def test_what_is_wrapped_is_the_same_request_in_another_order_of_fields(serve, kind):
+def test_a_wrapped_request_is_the_same_in_another_order_of_fields(serve, kind):
     call, calls = serve(kind, Order.deserialize)
     one, two = Order.serialize(Order(order_id="1")), Order.serialize(Order(trace="2"))
     first, second = call(one + two), call(two + one)
@@ -131,7 +131,7 @@ def test_what_is_wrapped_is_the_same_request_in_another_order_of_fields(serve, k
 
 
 @pytest.mark.parametrize("parse", [Opaque.deserialize, None], ids=["a wrapper of nothing known", "bytes"])
-def test_fields_that_cannot_be_ignored_refuse_the_call_and_the_log_says_why(serve, kind, parse, caplog):
+def test_a_call_whose_fields_cannot_be_ignored_is_refused_and_the_log_says_why(serve, kind, parse, caplog):
     call, calls = serve(kind, parse, default=Policy(ignore=["trace"]))
     answer = call(raw())
     assert (answer.code, answer.reason) == (grpc.StatusCode.INTERNAL, Reason.MISCONFIGURED)
@@ -181,7 +181,7 @@ def test_a_key_is_made_of_fields_by_the_descriptor_whatever_the_handler_gets(ser
         assert call(b"\xff\xff\xff", key=None).code is grpc.StatusCode.INTERNAL
 
 
-def test_a_key_made_of_a_wrapped_request(serve, face):
+def test_a_key_is_made_of_a_wrapped_request(serve, face):
     """The fields are those of the class that the handler takes, if its own contract has them all."""
     call, calls = serve(Kind.UNARY, Wrapped.FromString, **CONTRACT)
     one = Fields(request_id="r", trace="one").SerializeToString()
@@ -212,7 +212,7 @@ def outgoing(request):
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS.values(), ids=WRAPPERS)
-def test_a_client_makes_keys_of_what_is_wrapped(wrapper):
+def test_a_client_makes_keys_of_wrapped_requests(wrapper):
     source = keys.from_request("order:{order_id}:{item.sku}")
     assert source(outgoing(wrapper.deserialize(raw("7", sku="b")))) == "order:7:b"
     with pytest.raises(ValueError, match="no value for 'order_id'"):
@@ -224,7 +224,7 @@ def test_a_client_makes_keys_of_what_is_wrapped(wrapper):
 @pytest.mark.parametrize(
     "request_", [Opaque(b""), b"bytes", {"order_id": 1}], ids=["opaque", "bytes", "a dict"]
 )
-def test_a_request_without_fields_is_what_a_client_blames(request_):
+def test_the_error_of_a_client_names_a_request_without_fields(request_):
     with pytest.raises(
         ValueError, match=r"its requests are of <class .*neither a protobuf message nor wraps"
     ):
@@ -267,7 +267,7 @@ def test_a_call_through_a_client_of_proto_plus(start, face):
     assert seen == ["order:7"]
 
 
-def test_what_is_wrapped_is_kept_as_it_was_for_a_retry():
+def test_a_wrapped_request_is_kept_unchanged_for_a_retry():
     order = Order(order_id="1", items=[Item(sku="a")])
     kept = snapshot(order)
     order.order_id = "2"
@@ -276,7 +276,7 @@ def test_what_is_wrapped_is_kept_as_it_was_for_a_retry():
     assert size_of(kept) == len(Order.serialize(kept))
 
 
-def test_updates_say_that_they_want_messages():
+def test_updates_refuse_wrapped_messages_with_the_reason():
     with pytest.raises(TypeError, match=r"of proto-plus: type\(m\)\.pb\(m\)"):
         updates.apply(Order(), Order())
     with pytest.raises(TypeError, match=r"of proto-plus: type\(m\)\.pb\(m\)"):
@@ -284,7 +284,7 @@ def test_updates_say_that_they_want_messages():
     assert updates.changed(Order.pb(Order(order_id="1")), Order.pb(Order())).paths == ["order_id"]
 
 
-def test_whatever_has_something_called_pb_is_no_message():
+def test_an_object_with_an_attribute_pb_is_not_taken_for_a_wrapper():
     class Raises:
         @property
         def pb(self):

@@ -1,4 +1,4 @@
-"""Plain handlers of asyncio servers run on threads of their own, or on those that they are given."""
+"""Plain handlers of asyncio servers run on a pool of their own, or on a given pool."""
 
 import asyncio
 import threading
@@ -23,7 +23,7 @@ CALLS = 16
 
 
 class Noting(Ledger):
-    """A ledger that notes the threads of its runs."""
+    """A ledger that records the threads of its runs."""
 
     def __init__(self):
         super().__init__()
@@ -66,7 +66,7 @@ def all_ok(calls):
     return all(call.answer().ok for call in calls)
 
 
-def test_they_run_at_once_on_the_threads_they_are_given(serve, ledger, pool, kind):
+def test_plain_handlers_run_at_once_on_a_given_pool(serve, ledger, pool, kind):
     server = serve(executor=pool)
     calls = begin(server, kind, CALLS)
     until(lambda: len(ledger.threads) == CALLS)
@@ -76,7 +76,7 @@ def test_they_run_at_once_on_the_threads_they_are_given(serve, ledger, pool, kin
     assert all_ok(calls)
 
 
-def test_they_run_at_once_on_threads_of_their_own(serve, ledger, kind):
+def test_plain_handlers_run_at_once_on_their_own_pool(serve, ledger, kind):
     server = serve()
     calls = begin(server, kind, CALLS)
     until(lambda: len(ledger.threads) == CALLS)
@@ -84,7 +84,7 @@ def test_they_run_at_once_on_threads_of_their_own(serve, ledger, kind):
     assert all_ok(calls)
 
 
-def test_no_more_of_them_run_than_there_are_threads(serve, ledger, kind):
+def test_no_more_plain_handlers_run_than_the_pool_has_threads(serve, ledger, kind):
     store = watched(open_store("aio", "memory:", "executor"))
     with ThreadPoolExecutor(2) as pool:
         server = serve(store=store, executor=pool)
@@ -96,8 +96,8 @@ def test_no_more_of_them_run_than_there_are_threads(serve, ledger, kind):
     assert len(set(ledger.threads)) == 2
 
 
-def test_they_leave_the_default_executor_alone(serve, ledger, kind):
-    """Names are looked up there, without which no store is reached."""
+def test_plain_handlers_do_not_use_the_default_executor(serve, ledger, kind):
+    """Host names are resolved there, which connections to a store need."""
     server = serve()
     calls = begin(server, kind, 32)
     until(lambda: len(ledger.threads) == 32)
@@ -110,7 +110,7 @@ def test_they_leave_the_default_executor_alone(serve, ledger, kind):
     assert all_ok(calls)
 
 
-def test_they_do_not_wait_for_the_default_executor(serve, ledger, kind):
+def test_plain_handlers_do_not_wait_for_the_default_executor(serve, ledger, kind):
     server, go = serve(), threading.Event()
 
     async def fill():
@@ -124,7 +124,7 @@ def test_they_do_not_wait_for_the_default_executor(serve, ledger, kind):
         go.set()
 
 
-def test_a_store_that_is_connected_anew_does_not_wait_for_them(serve, ledger, own_redis_server):
+def test_a_store_reconnects_while_plain_handlers_hold_all_threads(serve, ledger, own_redis_server):
     server = serve(own_redis_server.url.replace("127.0.0.1", "localhost"))
     calls = begin(server, Kind.UNARY, 31)
     until(lambda: len(ledger.threads) == 31)
@@ -161,7 +161,7 @@ def test_context_variables_are_passed_on(serve, ledger, pool, kind):
     assert seen == [("alice", True)] * 2
 
 
-def test_threads_of_its_own_end_with_drain_and_are_made_again(serve, ledger, kind):
+def test_the_own_pool_ends_with_drain_and_is_made_again(serve, ledger, kind):
     server = serve()
     for number in range(3):
         assert server.client.call(kind, order(), f"key-{number}").ok
@@ -170,23 +170,23 @@ def test_threads_of_its_own_end_with_drain_and_are_made_again(serve, ledger, kin
         until(lambda: not ledger.threads_alive)
 
 
-def test_threads_of_its_own_end_with_the_interceptor(serve, ledger):
+def test_the_own_pool_ends_with_the_interceptor(serve, ledger):
     server = serve()
     assert server.client.call(Kind.UNARY, order(), "key").ok
     assert ledger.threads_alive
     threads = server.interceptor._threads
-    threads._own = None  # as where the interceptor is dropped, and nobody drained it
+    threads._own = None  # as if the interceptor was dropped without drain
     until(lambda: not ledger.threads_alive)
 
 
-def test_a_pool_that_is_given_stays_the_users(serve, ledger, pool):
+def test_a_given_pool_is_not_shut_down(serve, ledger, pool):
     server = serve(executor=pool)
     assert server.client.call(Kind.UNARY, order(), "key").ok
     assert server.drain(DEADLINE) == 0
     assert pool.submit(int).result() == 0
 
 
-def test_where_its_pool_is_shut_down_nothing_runs_and_the_key_stays_free(serve, ledger, pool, kind):
+def test_after_the_pool_was_shut_down_nothing_runs_and_the_key_stays_free(serve, ledger, pool, kind):
     server, request = serve(executor=pool, default=Policy(on_unclear=idem_grpc.OnUnclear.FAIL)), order()
     pool.shutdown()
     answer = server.client.call(kind, request, "key")
@@ -198,7 +198,7 @@ def test_where_its_pool_is_shut_down_nothing_runs_and_the_key_stays_free(serve, 
 
 
 def test_a_handler_that_raises_stop_iteration_ends(serve, ledger, kind):
-    """As next() does on an empty request stream: no future takes that."""
+    """As next() raises it on an empty request stream; a future cannot hold it."""
 
     def start(request, context):
         raise StopIteration
@@ -211,7 +211,7 @@ def test_a_handler_that_raises_stop_iteration_ends(serve, ledger, kind):
 
 
 @pytest.mark.parametrize("wrong", [8, "threads", ThreadPoolExecutor, ProcessPoolExecutor(1)])
-def test_what_is_no_pool_of_threads_is_refused(face, wrong):
+def test_an_executor_that_is_no_thread_pool_is_refused(face, wrong):
     async def construct():
         async with idem_grpc.aio.open_store("memory:") as store:
             with pytest.raises(TypeError, match="ThreadPoolExecutor, such as"):

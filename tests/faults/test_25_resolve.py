@@ -1,4 +1,4 @@
-"""What a person gives as the outcome of a call is checked, and a person can correct it."""
+"""The outcome that a person gives for a call is checked, and can be corrected."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -154,8 +154,8 @@ def test_a_response_stream_may_be_empty(run, place, store):
         assert run("resolve", *place, "k", *KEY, *named, "--yes").exit_code == 0
 
 
-def test_what_cannot_be_checked_is_not_taken_unless_that_is_said(place, store, tmp_path):
-    """In a process of its own, where no generated module is imported."""
+def test_a_response_that_cannot_be_checked_needs_unchecked(place, store, tmp_path):
+    """The command runs in a process that has not imported the generated module."""
     write(store, "k", UNKNOWN)
     resolve = ("resolve", *place, "k", *KEY)
     junk = files(tmp_path, b"\xff\xff")
@@ -181,14 +181,14 @@ def test_what_cannot_be_checked_is_not_taken_unless_that_is_said(place, store, t
         (("--response-json", "{}", "--retention", "1e300"), ""),
     ],
 )
-def test_it_is_said_what_is_missing(run, place, store, how, says):
+def test_wrong_options_are_refused_with_the_reason(run, place, store, how, says):
     write(store, "k", UNKNOWN)
     refused = run("resolve", *place, "k", *KEY, "--method", Kind.UNARY.path, *how, "--yes")
     assert (refused.exit_code, says in refused.stderr) == (2, True), refused.stderr
     assert "UNKNOWN" in run("inspect", *place, "k", *KEY).stdout
 
 
-def test_an_operation_that_is_no_method_does_not_say_whose_response_it_is(run, place, store, contract):
+def test_an_operation_that_is_no_method_needs_the_method_of_the_response(run, place, store, contract):
     name = write(store, "k", UNKNOWN)
     for named in (("--raw", name), ("--token", "idt_a")):
         refused = run("resolve", *place, *named, "--response-json", "{}", "--contract", contract, "--yes")
@@ -207,8 +207,8 @@ def test_a_contract_may_be_a_folder_of_protos(run, place, store):
     assert done.exit_code == 0, done.stderr
 
 
-def test_required_fields_and_anys_of_the_contract(run, place, store, tmp_path):
-    """By a contract that this process does not have: its own pool finds what an Any holds."""
+def test_required_fields_and_anys_are_checked_by_the_contract(run, place, store, tmp_path):
+    """The types of the contract are unknown to this process, and are found in a pool of their own."""
     pool, found = descriptor_pool.Default(), descriptor_pb2.FileDescriptorSet()
     for file in (
         "google/protobuf/any.proto",
@@ -238,7 +238,7 @@ def test_required_fields_and_anys_of_the_contract(run, place, store, tmp_path):
 # -- corrections
 
 
-def test_what_a_person_said_a_person_corrects(settling, kind, tmp_path):
+def test_an_outcome_given_by_a_person_can_be_corrected(settling, kind, tmp_path):
     wrong = settling.resolve(*files(tmp_path, b"\xff\xff"), "--unchecked")
     assert wrong.exit_code == 0
     assert settling.call().messages == (b"\xff\xff",)
@@ -250,7 +250,7 @@ def test_what_a_person_said_a_person_corrects(settling, kind, tmp_path):
     assert len(settling.server.ledger.runs(settling.request)) == 1
 
 
-def test_a_correction_may_let_it_run_again_and_the_outcome_of_that_run_stays(settling):
+def test_a_correction_may_allow_another_run_whose_outcome_stays(settling):
     assert settling.resolve("--outcome-code", "ABORTED").exit_code == 0
     assert settling.resolve("--rerun").exit_code == 0
     record = settling.record()
@@ -276,7 +276,7 @@ def test_more_responses_than_the_method_has_are_not_sent_and_can_be_corrected(se
     assert settling.resolve("--rerun").exit_code == 0
 
 
-def test_the_outcome_of_a_run_is_not_a_persons_to_replace(run, place, store):
+def test_the_outcome_of_a_run_cannot_be_replaced(run, place, store):
     for record in (DONE, replace(DONE, state=State.OPEN, outcome=None), RUNNING):
         write(store, "k", record)
         for how in (("--rerun",), ("--outcome-code", "ABORTED"), ("--response-json", "{}")):
@@ -299,7 +299,7 @@ def test_the_command_shows_who_gave_an_outcome_and_asks_before_it_replaces_one(r
 
 
 @pytest.mark.parametrize("code", [code for code in Code if code is not Code.OK])
-def test_any_failure_can_be_given_and_is_sent(run, place, store, face, code):
+def test_every_failure_can_be_given_and_is_sent(run, place, store, face, code):
     server = FACES[face](open_store(face, place[1], place[3]), default=Policy(on_unclear=OnUnclear.FAIL))
     try:
         settling = Settling(run, server, place, Kind.UNARY)
@@ -310,5 +310,5 @@ def test_any_failure_can_be_given_and_is_sent(run, place, store, face, code):
         server.close()
 
 
-def test_all_kinds_are_there():
+def test_every_kind_of_method_is_tested():
     assert set(ALL) == {kind for kind in Kind if kind is not Kind.READ}

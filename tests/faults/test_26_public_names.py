@@ -1,4 +1,4 @@
-"""Whatever public signatures mention can be imported from a public place."""
+"""All types in public signatures can be imported from a public module."""
 
 import ast
 import inspect
@@ -23,7 +23,7 @@ def is_ours(module: str | None) -> bool:
 
 
 def callables(value: Any, name: str):
-    """The functions of a public value whose signatures users read: with classes, those of their own."""
+    """The functions of a public value whose signatures users read; of a class, those that it defines."""
     if inspect.isfunction(value):
         yield name, value
     if not inspect.isclass(value):
@@ -50,7 +50,7 @@ SIGNATURES = [
 
 
 def is_generated(function: Any) -> bool:
-    """Whether nobody wrote it, as the __init__ of a dataclass."""
+    """Whether it is generated, like the __init__ of a dataclass."""
     return inspect.isfunction(function) and function.__code__.co_filename == "<string>"
 
 
@@ -78,7 +78,7 @@ WRITTEN = [each for each in SIGNATURES if not is_generated(each.values[0])]
 
 @pytest.mark.parametrize("function", WRITTEN)
 def test_aliases_in_signatures_are_public(function):
-    """They are gone from what get_type_hints gives, but users read and write them."""
+    """get_type_hints resolves them, but users read and write them."""
     module = vars(sys.modules[function.__module__])
     node = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
     if isinstance(node, ast.ClassDef):
@@ -97,7 +97,7 @@ def test_aliases_in_signatures_are_public(function):
 
 
 def ours_in(module: str) -> set[str]:
-    """The names in a module that were made in this package, type variables left out."""
+    """The names in a module that are from this package, without type variables."""
     tree = ast.parse(inspect.getsource(sys.modules[module]))
     names: set[str] = set()
     for node in ast.walk(tree):

@@ -1,4 +1,4 @@
-"""A store written as the README says works, on both faces."""
+"""Stores written by users as the README describes work, on both faces."""
 
 import asyncio
 import math
@@ -35,7 +35,7 @@ README = from_the_readme()
 
 
 class Bare(idem_grpc.Store):
-    """``swap``, ``check`` and ``close``, and nothing else: not even a constructor that sets a namespace."""
+    """Only ``swap``, ``check`` and ``close``: not even a constructor that sets a namespace."""
 
     def __init__(self) -> None:
         self._inner = README["MyStore"]()
@@ -157,7 +157,7 @@ def test_leases_are_renewed(serve, store, key, kind):
 
 
 def counted(store):
-    """How often a record was replaced by itself."""
+    """Count how often a record was replaced by itself."""
     if isinstance(store, Native):
         return lambda: store.renewed
     blocking = getattr(store, "blocking", store)
@@ -210,7 +210,7 @@ def test_a_store_on_its_loop_is_unavailable_to_threads_where_no_loop_runs():
             work()
 
 
-def test_a_thread_that_waits_for_a_loop_is_told_when_it_stops():
+def test_a_thread_that_waits_for_a_loop_fails_when_the_loop_stops():
     entered = threading.Event()
 
     class Stuck(Native):

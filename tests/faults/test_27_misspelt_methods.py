@@ -20,7 +20,7 @@ DID_YOU_MEAN = r"there is no method '/tests\.v1\.LedgerService/Unray': .* has Un
 
 @pytest.fixture
 def build(face):
-    """Make an interceptor of this face on a store in memory."""
+    """Return a function that makes an interceptor of this face on a store in memory."""
     its = {"sync": idem_grpc, "aio": idem_grpc.aio}[face]
 
     def build(**settings):
@@ -49,14 +49,14 @@ def test_a_policy_for_a_misspelt_method_fails_at_construction(build):
     [[SERVICE], [ledger_pb2.DESCRIPTOR.services_by_name["LedgerService"]], [CONTRACT, SERVICE]],
     ids=["a name", "a descriptor", "two names"],
 )
-def test_with_services_too_it_says_what_was_meant(build, services):
+def test_a_misspelt_method_is_also_found_with_services(build, services):
     with pytest.raises(
         ValueError, match=r"Unray'\] match no method of services=.*did you mean '/tests.*Unary'"
     ):
         build(services=services, policies={f"/{SERVICE}/Unray": Policy()}, default=Policy())
 
 
-def test_policies_of_methods_that_are_there_or_of_services_not_known_are_good(build):
+def test_policies_for_existing_methods_and_unknown_services_are_valid(build):
     build(policies={f"/{SERVICE}/{kind.value}": Policy() for kind in Kind})
     build(policies={f"/{CONTRACT}/*": Policy(), "/pkg.Unknown/Charge": Policy(), "/pkg.Unknown/*": Policy()})
     build(policies={"/grpc.health.v1.Health/Check": Policy()})
@@ -98,7 +98,7 @@ def serve_late(start, late, face):
     return serve_late
 
 
-def test_a_service_that_is_known_later_refuses_its_calls_then(serve_late, late, caplog):
+def test_a_service_known_later_without_the_method_refuses_its_calls(serve_late, late, caplog):
     call, calls = serve_late(policies={late.method("Pya"): Policy(key=KeyRule.REQUIRED)})
     assert call("Pay").code() is grpc.StatusCode.OK, "a generic handler may have any methods"
     late.load()
@@ -112,7 +112,7 @@ def test_a_service_that_is_known_later_refuses_its_calls_then(serve_late, late, 
     assert call("Look").code() is grpc.StatusCode.OK, "what has no side effects needs no policy"
 
 
-def test_a_service_that_is_known_later_and_has_the_method_is_served(serve_late, late):
+def test_a_service_known_later_with_the_method_is_served(serve_late, late):
     call, calls = serve_late(policies={late.method("Pay"): Policy(key=KeyRule.REQUIRED)})
     late.load()
     assert [call("Pay").code() for _ in range(2)] == [grpc.StatusCode.OK] * 2
@@ -120,7 +120,7 @@ def test_a_service_that_is_known_later_and_has_the_method_is_served(serve_late, 
 
 
 def test_services_without_descriptors_keep_their_policies(start, key, face):
-    """As before: nobody can say which methods there are."""
+    """Their methods are unknown."""
     server = start(policies={"/tests.v1.Nowhere/Do": Policy(key=KeyRule.REQUIRED)})
     assert server.client.call(Kind.UNARY, order(), key).ok
 
@@ -192,7 +192,7 @@ def test_tokens_for_a_misspelt_operation_fail_at_construction(build, face, setti
         servicer(build(**settings), {wrong: Operation()})
 
 
-def test_tokens_may_be_for_operations_of_other_servers(build, face):
+def test_tokens_may_be_for_operations_of_unknown_services(build, face):
     servicer: Any = {"sync": TokenServicer, "aio": idem_grpc.aio.TokenServicer}[face]
     charge = build(default=Policy(operation="pay.charge"))
     servicer(charge, {"pay.charge": Operation(), "pay.charges": Operation()})

@@ -1,4 +1,4 @@
-"""Interceptors of one face given to a server or a channel of the other are refused with a sentence."""
+"""Interceptors of one face are refused by servers and channels of the other, with the reason."""
 
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -31,7 +31,7 @@ def ledger() -> Ledger:
 
 @pytest.fixture
 def misplaced(ledger):
-    """Start a grpc.server with the interceptor of asyncio, and with others inside of it."""
+    """Start a grpc.server with the asyncio interceptor, and with others inside of it."""
     started: list[Any] = []
 
     def start(*inside: Any, **settings: Any) -> Client:
@@ -61,7 +61,7 @@ def is_refused(answer):
 
 @pytest.mark.parametrize("is_keyed", [True, False])
 def test_a_threaded_server_refuses_every_call_from_the_first(misplaced, ledger, kind, key, is_keyed, caplog):
-    """Grpc.server looks at no interceptor before that."""
+    """grpc.server does not look at its interceptors before that."""
     client = misplaced(default=Policy(key=KeyRule.OPTIONAL))
     for _ in range(2):
         assert is_refused(client.call(kind, order(), key if is_keyed else None))
@@ -70,12 +70,12 @@ def test_a_threaded_server_refuses_every_call_from_the_first(misplaced, ledger, 
     assert "idem_grpc.aio.ServerInterceptor was given to grpc.server" in said
 
 
-def test_so_it_does_behind_another_that_is_misplaced(misplaced, kind, key):
+def test_a_threaded_server_refuses_calls_with_several_misplaced_interceptors(misplaced, kind, key):
     client = misplaced(Passes())
     assert is_refused(client.call(kind, order(), key))
 
 
-def test_an_unknown_method_stays_unknown(misplaced):
+def test_an_unknown_method_is_unimplemented(misplaced):
     method: Any = misplaced().channel.unary_unary("/tests.v1.LedgerService/None")
     with pytest.raises(grpc.RpcError) as refused:
         method(pb.LedgerRequest().SerializeToString())
@@ -88,7 +88,7 @@ async def _asyncio_server(interceptor):
 
 @pytest.mark.parametrize("face", ["aio"], indirect=True)
 def test_an_asyncio_server_refuses_the_threaded_one_when_it_is_made(start):
-    """By grpc's own check."""
+    """This is a check of grpc."""
     with idem_grpc.open_store("memory:") as store:
         interceptor: Any = idem_grpc.ServerInterceptor(store, scope=idem_grpc.SHARED)
         with pytest.raises(ValueError, match="must be ServerInterceptor"):

@@ -74,7 +74,7 @@ kept: ContextVar[str] = ContextVar("kept")
 
 
 class Listens:
-    """Notes what the handler said by a variable, and whether our own leaks out."""
+    """Records the value that the handler set, and whether the library's own variable leaks out."""
 
     def __init__(self) -> None:
         self.heard: list[Any] = []
@@ -145,7 +145,7 @@ class AsyncListens(grpc.aio.ServerInterceptor, Listens):
 
 
 def saying(kind, end):
-    """A handler that says something before its first response, after it, and at its end."""
+    """A handler that sets a variable before its first response, after it, and at its end."""
 
     def script(context):
         yield Read()
@@ -191,7 +191,7 @@ def test_variables_that_a_handler_sets_are_seen_outside(start_scripted, style, k
 
 
 @pytest.mark.parametrize("style", ["aio-read-write"], indirect=True)
-def test_so_are_those_of_a_coroutine_that_writes(start_scripted, kind, key):
+def test_variables_set_by_a_coroutine_that_writes_are_seen_outside(start_scripted, kind, key):
     listens = AsyncListens()
     server = start_scripted(scripts=saying(kind, "answers"), before=[listens])
     ask(server, kind, key)
@@ -200,7 +200,7 @@ def test_so_are_those_of_a_coroutine_that_writes(start_scripted, kind, key):
 
 @pytest.mark.parametrize("style", ["aio-thread"], indirect=True)
 @pytest.mark.parametrize("kind", [Kind.UNARY, Kind.CLIENT_STREAM], ids=lambda kind: kind.value, indirect=True)
-def test_those_of_a_thread_stay_there_as_without_us(start_scripted, kind, key):
+def test_variables_set_on_a_thread_are_not_seen_outside(start_scripted, kind, key):
     listens = AsyncListens()
     server = start_scripted(scripts=saying(kind, "answers"), before=[listens])
     ask(server, kind, key)
@@ -208,7 +208,7 @@ def test_those_of_a_thread_stay_there_as_without_us(start_scripted, kind, key):
 
 
 @pytest.mark.parametrize("style", ["sync", "aio"], indirect=True)
-def test_a_replay_sets_none(start_scripted, style, kind, key):
+def test_a_replay_sets_no_variables(start_scripted, style, kind, key):
     listens: Any = SyncListens() if style == "sync" else AsyncListens()
     server = start_scripted(scripts=saying(kind, "answers"), before=[listens])
     ask(server, kind, key)
@@ -221,7 +221,7 @@ def test_a_replay_sets_none(start_scripted, style, kind, key):
 
 @pytest.mark.parametrize("style", ["sync", "aio"], indirect=True)
 def test_a_handler_whose_caller_left_keeps_what_was_set_outside(start_scripted, style, kind, key):
-    """What is outside ends then, and takes its variables back."""
+    """The interceptors outside end then, and reset their variables."""
     gate, heard = Gate(), list[str]()
 
     def waits(context):

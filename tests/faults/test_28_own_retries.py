@@ -1,4 +1,4 @@
-"""A keyed handler that makes a failed call again by its own code, such as with tenacity."""
+"""A keyed handler that retries a failed call in its own code, such as with tenacity."""
 
 import asyncio
 from types import SimpleNamespace
@@ -24,7 +24,7 @@ ITEM = SimpleNamespace(sku="tea")
 
 
 def insisting(make):
-    """As tenacity does it."""
+    """Retry without end, as tenacity does."""
     while True:
         try:
             return make()
@@ -34,11 +34,11 @@ def insisting(make):
 
 @pytest.fixture
 def down(script):
-    """Three tries in the first run of the handler, and two in the second."""
+    """A server for three tries in the first run of the handler, and two in the second."""
     return script(fail(), fail(), answer(), fail(), answer())
 
 
-def test_all_tries_have_the_key_that_the_page_gives_them(down, stub_of, start, key):
+def test_all_tries_have_the_same_key_with_the_code_of_the_page(down, stub_of, start, key):
     stub = stub_of(down, keys=None, retry=None)
     inventory = SimpleNamespace(Reserve=lambda item: stub.Unary(pb.LedgerRequest(order=item.sku)))
     reserve = block("client.md", "tenacity")["reserve"]
@@ -48,8 +48,8 @@ def test_all_tries_have_the_key_that_the_page_gives_them(down, stub_of, start, k
 
 
 @pytest.mark.parametrize("step", [False, True], ids=["bare", "in a step"])
-def test_without_that_each_try_has_another(down, stub_of, start, key, step):
-    """As the page says: nothing tells a call that is made again from another one."""
+def test_without_the_code_of_the_page_each_try_has_another_key(down, stub_of, start, key, step):
+    """As the page says: a retry cannot be distinguished from another call."""
     stub = stub_of(down, keys=None, retry=None)
 
     def reserve():
@@ -65,7 +65,7 @@ def test_without_that_each_try_has_another(down, stub_of, start, key, step):
 
 
 def run_twice(start, key, act):
-    """Run ``act`` in a keyed handler, and once more for want of an answer."""
+    """Run ``act`` in a keyed handler twice, since the first run has no answer."""
 
     def handle(request, context):
         act()
@@ -79,7 +79,7 @@ def run_twice(start, key, act):
         assert error.value.code() is grpc.StatusCode.ABORTED, error.value.details()
 
 
-def test_all_tries_of_a_coroutine_too(down, key):
+def test_all_tries_of_a_coroutine_have_the_same_key(down, key):
     class Servicer(AsyncServicer):
         async def Unary(self, request, context):
             ours = idem_grpc.aio.client_interceptors(retry=None)

@@ -1,4 +1,4 @@
-"""What the command says of a wrong namespace and how it is installed, and which grpcio is taken."""
+"""The command on a wrong namespace, how to install it, and the supported versions of grpcio."""
 
 import json
 import re
@@ -21,12 +21,12 @@ NOTHING = "the namespace 'wrong' holds nothing at all"
 
 @pytest.fixture
 def elsewhere(place, store):
-    """The options of a store with records, of which none is in the namespace that is asked for."""
+    """The options of a store whose records are all in another namespace."""
     write(store, "k", UNKNOWN)
     return (*place[:2], "--namespace", "wrong")
 
 
-def test_a_list_of_a_namespace_that_holds_nothing_says_so(run, elsewhere):
+def test_list_fails_on_an_empty_namespace(run, elsewhere):
     for options in ((), ("--state", "done"), ("--limit", "1")):
         result = run("list", *elsewhere, *options)
         assert (result.exit_code, result.stdout) == (1, "")
@@ -36,7 +36,7 @@ def test_a_list_of_a_namespace_that_holds_nothing_says_so(run, elsewhere):
     assert NOTHING in result.stderr
 
 
-def test_a_list_of_a_namespace_with_records_of_other_states_is_done(run, place, store):
+def test_list_succeeds_if_all_records_are_in_other_states(run, place, store):
     write(store, "k", DONE)
     result = run("list", *place)
     assert (result.exit_code, result.stdout) == (0, "Nothing in these states.\n")
@@ -56,14 +56,14 @@ NAMED = {"key": ("k", *KEY), "token": ("--token", "idt_x"), "raw": ("--raw", "x"
 
 @pytest.mark.parametrize("named", NAMED.values(), ids=NAMED)
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
-def test_a_key_is_looked_for_in_a_namespace_that_holds_nothing(run, elsewhere, command, named):
+def test_a_missing_key_in_an_empty_namespace_is_reported_as_such(run, elsewhere, command, named):
     result = run(*command, *elsewhere, *named)
     assert (result.exit_code, result.stdout) == (1, "")
     assert NOTHING in result.stderr
 
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
-def test_a_key_that_is_not_there_is_another_matter(run, place, store, command):
+def test_a_missing_key_in_a_namespace_with_records(run, place, store, command):
     write(store, "another", UNKNOWN)
     result = run(*command, *place, "k", *KEY)
     assert (result.exit_code, result.stdout) == (1, "")
@@ -71,7 +71,7 @@ def test_a_key_that_is_not_there_is_another_matter(run, place, store, command):
     assert "nothing at all" not in result.stderr
 
 
-def test_a_store_that_is_empty_altogether(run, tmp_path):
+def test_list_fails_on_an_empty_store(run, tmp_path):
     url = f"sqlite:///{tmp_path}/store.db"
     with open_store(url) as store:
         store.check()
@@ -85,7 +85,7 @@ def requirement(name: str) -> Requirement:
     return found
 
 
-def test_yanked_releases_of_grpcio_are_not_taken():
+def test_yanked_releases_of_grpcio_are_excluded():
     specifier = requirement("grpcio").specifier
     assert not any(specifier.contains(version) for version in ("1.78.1", "1.82.0", "1.73.0"))
     assert all(specifier.contains(version) for version in ("1.73.1", "1.78.0", "1.78.2", "1.82.1", "1.85.3"))
@@ -96,5 +96,5 @@ SOURCES = [*(ROOT / "idem_grpc").rglob("*.py"), *(ROOT / "protos").rglob("*.prot
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_nobody_is_sent_to_an_index_for_a_package_that_is_not_released(path):
+def test_no_page_says_to_install_the_unreleased_package_from_an_index(path):
     assert not re.search(r"pip install[^\n`]*(?<![\w./])idem[-_]grpc(?![\w-]*[-.]\d)", path.read_text())

@@ -1,4 +1,4 @@
-"""A Redis URL with several hosts is refused for that reason, with and without ports and passwords."""
+"""A Redis URL with several hosts is refused with that reason, with and without ports and passwords."""
 
 import pytest
 
@@ -15,7 +15,7 @@ UNREADABLE = [f":12,{SECRET}/x@host", f":a,{SECRET}#x@host", f":a,{SECRET}?x@hos
 @pytest.mark.parametrize("opening", [open_store, open_async_store])
 @pytest.mark.parametrize("scheme", ["redis", "rediss"])
 @pytest.mark.parametrize("rest", SEVERAL)
-def test_several_hosts_are_refused_as_such(opening, scheme, rest):
+def test_several_hosts_are_refused(opening, scheme, rest):
     with pytest.raises(ValueError, match="names several hosts: give that of one server") as caught:
         opening(f"{scheme}://{rest}")
     assert SECRET not in str(caught.value)
@@ -23,7 +23,7 @@ def test_several_hosts_are_refused_as_such(opening, scheme, rest):
 
 @pytest.mark.parametrize("opening", [open_store, open_async_store])
 @pytest.mark.parametrize("rest", UNREADABLE)
-def test_a_comma_in_a_password_is_no_second_host(opening, rest):
+def test_a_comma_in_a_password_is_not_a_second_host(opening, rest):
     with pytest.raises(ValueError, match="percent-encode") as caught:
         opening(f"redis://{rest}")
     assert SECRET not in str(caught.value)

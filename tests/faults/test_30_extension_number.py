@@ -1,4 +1,4 @@
-"""The number of the options' extensions is one constant, and is said to be no registered one."""
+"""The extension number of the options is one constant, and is documented as unregistered."""
 
 import os
 import re
@@ -18,7 +18,7 @@ OPTIONS = ROOT / "protos/idem_grpc_pb/v1/options.proto"
 OURS = (options_pb2.policy, options_pb2.default_policy, options_pb2.role)
 
 
-def test_all_extensions_have_the_one_number():
+def test_all_extensions_have_the_same_number():
     assert {extension.number for extension in OURS} == {NUMBER}
     extensions = [*options_pb2.DESCRIPTOR.extensions_by_name.values()]
     assert sorted(each.name for each in extensions) == sorted(each.name for each in OURS)
@@ -37,7 +37,7 @@ def test_no_other_file_has_the_number():
     assert written == {ROOT / "Makefile", OPTIONS}
 
 
-def test_the_proto_says_whose_range_it_is():
+def test_the_proto_documents_the_range_of_the_number():
     comment = " ".join(line.strip("/ ") for line in OPTIONS.read_text().splitlines() if line.startswith("//"))
     assert 50000 <= NUMBER <= 99999, "once it is registered, the proto and the docs say so"
     assert "use within one organisation (50000 to 99999)" in comment
@@ -57,8 +57,8 @@ print(*key_field_names(fields), "trace" in list(ignored_fields(fields.input_type
 """
 
 
-def test_another_number_is_put_in_by_one_change(tmp_path):
-    """As by EXTENSION_NUMBER and ``make proto``, on a copy; code and contracts have it by name."""
+def test_the_number_is_changed_in_one_place(tmp_path):
+    """By EXTENSION_NUMBER and ``make proto``, on a copy; code and contracts use the name."""
     for folder in "protos", "tests/protos":
         shutil.copytree(ROOT / folder, tmp_path / folder)
     shutil.copy(ROOT / "Makefile", tmp_path)

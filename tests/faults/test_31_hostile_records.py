@@ -1,7 +1,7 @@
-"""What a store returns is checked as what is written: no record harms a server, or the command.
+"""Records are checked when they are read: no record can harm a server or the command.
 
 A record that no server writes is UNREADABLE: its duplicates get OUTCOME_UNKNOWN, nothing runs,
-and it stays as it is for a person to look at.
+and it stays unchanged for a person to look at.
 """
 
 import logging
@@ -45,14 +45,14 @@ TTL = 3600.0
 
 @pytest.fixture
 def errors() -> Iterator[list[logging.LogRecord]]:
-    """What this library and grpc log as errors."""
+    """The errors that this library and grpc log."""
     found: list[logging.LogRecord] = []
     with _noting(found):
         yield found
 
 
 class _noting(logging.Handler):
-    """A context manager."""
+    """A log handler that is installed until its block ends."""
 
     def __init__(self, found: list[logging.LogRecord]) -> None:
         super().__init__(logging.ERROR)
@@ -70,7 +70,7 @@ class _noting(logging.Handler):
 
 
 def put(store: Any, name: bytes, value: bytes) -> None:
-    """Have the store hold a value, whatever it held."""
+    """Make the store hold a value."""
     store.swap(Swap(name, store.read(name).value, value, TTL))
 
 
@@ -81,7 +81,7 @@ def held(store: Any, name: bytes) -> bytes:
 
 
 def hostile(value: bytes, kind: Kind) -> Iterator[tuple[str, bytes]]:
-    """What may be found in place of the record of a call, with a name for each."""
+    """Values that may replace the record of a call, by name."""
     changes = CHANGES if kind.has_response_stream else {**CHANGES, **UNARY_CHANGES}
     for name, change in changes.items():
         record = record_pb2.Record.FromString(value)
@@ -114,7 +114,7 @@ def test_such_a_record_is_refused_and_stays_as_it_is(start, url, kind, errors):
 @pytest.mark.parametrize("where", ["initial_metadata", "trailing_metadata"])
 @pytest.mark.parametrize("name", ["grpc-timeout", "grpclb_client_stats"])
 def test_metadata_that_aborts_a_process_aborts_none(face, kind, tmp_path, where, name, key):
-    """The server is a process of its own, so that it is seen to live on."""
+    """The server is a process of its own, so that the test sees that it stays alive."""
     url, namespace = f"sqlite:///{tmp_path}/store.db", uuid4().hex
     server = ServerProcess(face, url, namespace)
     try:
@@ -132,8 +132,8 @@ def test_metadata_that_aborts_a_process_aborts_none(face, kind, tmp_path, where,
         server.close()
 
 
-def test_an_owner_that_comes_late_finds_such_a_record(start, url, kind, errors):
-    """As when somebody wrote it while the handler ran: its outcome is not put in the place of that."""
+def test_an_owner_that_comes_late_leaves_such_a_record_alone(start, url, kind, errors):
+    """It was written while the handler ran; the outcome does not replace it."""
     server = start(url, cache_bytes=0)
     record = record_pb2.Record(state=record_pb2.STATE_DONE, attempt=2, owner=b"8 bytes.")
     record.outcome.trailing_metadata.add(key="grpc-timeout", value=b"1S")
@@ -202,7 +202,7 @@ def test_a_row_of_a_sqlite_file_that_no_store_wrote_is_unreadable(
 
 @pytest.fixture(scope="module", params=list(FACES))
 def fuzzed(request):
-    """A server in whose store tests write what they like; no call waits for another."""
+    """A server for tests that write any bytes to its store; no call waits for another."""
     store = open_store(request.param, "memory:", uuid4().hex)
     server = FACES[request.param](store, default=Policy(wait=0))
     yield server
@@ -213,7 +213,7 @@ REFUSED = {Reason.KEY_REUSED, Reason.IN_PROGRESS, Reason.RESPONSE_NOT_KEPT, Reas
 
 
 def check(server: Any, kind: Kind, value: bytes) -> None:
-    """A call that finds ``value`` gets the answer in it, or a refusal; nothing is raised."""
+    """Check that a call that finds ``value`` gets the answer in it, or a refusal, without an exception."""
     key, request, errors = uuid4().hex, order(), list[logging.LogRecord]()
     put(server.store, store_key(server.store.namespace, kind.path, b"", key), value)
     with _noting(errors):
@@ -249,7 +249,7 @@ def test_records_of_any_values_in_a_store(fuzzed, kind, value):
 @pytest.mark.parametrize("kind", ALL)
 @settings(max_examples=250, deadline=None)
 @given(planted=records, state=st.integers(1, 4))
-def test_records_that_are_right_but_for_some_values(fuzzed, kind, planted, state):
+def test_valid_records_with_some_changed_values(fuzzed, kind, planted, state):
     record = record_pb2.Record(attempt=1, owner=b"8 bytes.")
     record.outcome.messages.append(b"")
     record.lease.seconds, record.ttl.seconds = 30, 3600
@@ -282,7 +282,7 @@ TAKEN = [Rules.of("/a.B/C", [Policy(on_unclear=unclear)]) for unclear in OnUncle
 @pytest.mark.parametrize("rules", TAKEN)
 @settings(max_examples=500, deadline=None)
 @given(value=records.filter(bool) | st.binary(min_size=1), left=st.floats(0, allow_nan=False))
-def test_whatever_is_found_a_call_knows_what_to_do_and_every_store_can_do_it(rules, value, left):
+def test_every_value_has_a_verdict_that_every_store_can_apply(rules, value, left):
     for fingerprint in (Fingerprint(b"raw"), None):
         call = Call(b"name", b"8 bytes.", fingerprint, rules)
         for verdict in (judge(call, Held(value, left)), judge_late(call, Held(value, left))):
@@ -309,7 +309,7 @@ def start_tokens(face):
         server.close()
 
 
-def test_a_token_whose_record_cannot_be_read(start_tokens, url, errors):
+def test_a_token_whose_record_is_unreadable(start_tokens, url, errors):
     server = start_tokens(url)
     used, request = issue(server.client), order()
     assert server.client.call(Kind.UNARY, request, used).ok
@@ -334,11 +334,11 @@ def issued(server: Any, count: int = 1) -> Answer:
 
 @pytest.fixture
 def counter():
-    """The name of a caller's count of tokens."""
+    """The name of the record that counts a caller's tokens."""
     return lambda server: digest("rate", server.store.namespace.encode(), CHARGE.encode(), b"", size=24)
 
 
-def test_a_count_of_tokens_that_cannot_be_read(start_tokens, url, counter, errors):
+def test_an_unreadable_count_of_tokens(start_tokens, url, counter, errors):
     server = start_tokens(url)
     for junk in (b"\xff", b"an operator's note", b"\x08", b"\x0a"):
         put(server.store, counter(server), junk)
@@ -354,7 +354,7 @@ def test_a_count_of_tokens_that_cannot_be_read(start_tokens, url, counter, error
 
 
 @pytest.mark.parametrize("most", [600, 2**32 - 1, 2**40])
-def test_a_count_of_tokens_that_is_as_high_as_can_be(start_tokens, url, counter, errors, most):
+def test_the_highest_count_of_tokens(start_tokens, url, counter, errors, most):
     server = start_tokens(
         url, operations={**token_servers.OPERATIONS, CHARGE: Operation(issue_rate=(most, 900))}
     )
@@ -367,7 +367,7 @@ def test_a_count_of_tokens_that_is_as_high_as_can_be(start_tokens, url, counter,
 # -- the command
 
 
-def test_the_command_copes_with_such_records(run, place, store):
+def test_the_command_handles_such_records(run, place, store):
     record = record_pb2.Record(state=record_pb2.STATE_DONE, attempt=1, owner=b"8 bytes.")
     record.fingerprint.raw = b"d" * 16
     record.outcome.messages.append(b"")
@@ -392,7 +392,7 @@ def test_the_command_copes_with_such_records(run, place, store):
     assert "UNREADABLE" not in run("list", *place).output
 
 
-def test_what_a_record_says_does_not_reach_the_terminal_as_it_is(run, place, store):
+def test_text_of_a_record_is_escaped_for_the_terminal(run, place, store):
     record = record_pb2.Record(state=record_pb2.STATE_DONE, attempt=1, owner=b"8 bytes.")
     record.outcome.code, record.outcome.details = 5, "\x9b2J\u202egone\x1b[2J é"
     put(store, b"n" * 32, record.SerializeToString())

@@ -1,4 +1,4 @@
-"""Runs whose callers have left are bounded, and a call that would be one too many is refused."""
+"""Runs whose callers have left are bounded, and calls over the bound are refused."""
 
 import asyncio
 from functools import partial
@@ -26,7 +26,7 @@ asyncio_styles = pytest.mark.parametrize(("face", "plain"), STYLES[1:], indirect
 
 
 def work(kind):
-    """A request whose run stands at a gate of its own once the request has arrived whole."""
+    """A request whose run waits at a gate of its own once the request has arrived completely."""
     gate = uuid4().hex
     return order(run(gate=gate, responses_before_gate=3 if kind is Kind.BIDI else 0), name=gate)
 
@@ -37,12 +37,12 @@ def begin(server, kind, key=None):
 
 
 def decided(call, gate):
-    """Whether it is at work, or refused."""
+    """Whether the run is at its gate, or the call was refused."""
     return gate.reached.is_set() or call.done()
 
 
 def leave(server, kind, count):
-    """Begin calls, and leave them once their handlers are at work."""
+    """Begin calls, and cancel them once their handlers are at work."""
     calls = [begin(server, kind) for _ in range(count)]
     for _, gate in calls:
         gate.await_arrival()
@@ -80,7 +80,7 @@ def test_handlers_at_work_are_bounded_as_callers_come_and_go(start, plain, kind)
 
 
 @asyncio_styles
-def test_handlers_at_work_are_bounded_as_callers_leave_in_a_crowd(start, plain, kind):
+def test_handlers_at_work_are_bounded_as_many_callers_leave_at_once(start, plain, kind):
     server = start(plain=plain, max_detached=BOUND, maximum_concurrent_rpcs=LIMIT, workers=64)
     gates = []
     for _ in range(5):
@@ -142,7 +142,7 @@ def test_one_run_too_many_does_not_run_unprotected(start, plain, kind):
 
 
 @styles
-def test_a_run_that_is_told_to_stop_counts_until_it_does(start, plain, kind):
+def test_a_cancelled_run_counts_until_it_has_ended(start, plain, kind):
     server = start(plain=plain, max_detached=1, default=Policy(on_cancel=OnCancel.CANCEL))
     calls = [begin(server, kind) for _ in range(3)]
     for _, gate in calls:
@@ -155,7 +155,7 @@ def test_a_run_that_is_told_to_stop_counts_until_it_does(start, plain, kind):
 
 
 @styles
-def test_it_is_reported_and_places_come_back(start, plain, kind):
+def test_the_refusal_is_reported_and_ended_runs_free_their_places(start, plain, kind):
     reasons = []
 
     class Reasons(Reporter):
@@ -175,8 +175,8 @@ def test_it_is_reported_and_places_come_back(start, plain, kind):
 
 
 @pytest.mark.parametrize("face", ["sync"], indirect=True)
-def test_a_run_that_has_its_claim_runs_though_there_is_no_room_by_now(face, start, kind):
-    """Even where its key is yet to be counted."""
+def test_a_call_that_has_its_claim_runs_even_over_the_bound(face, start, kind):
+    """Also if its key must still be counted."""
     gone = list[Pending]()
 
     def bar(swap):
@@ -200,7 +200,7 @@ def is_claim(swap):
 
 @pytest.mark.parametrize("wrong", [0, -1, 1.5, True, "8", None])
 @pytest.mark.parametrize("its", [idem_grpc, idem_grpc.aio], ids=["sync", "aio"])
-def test_a_bound_that_is_none_is_refused(its, wrong):
+def test_an_invalid_bound_is_refused(its, wrong):
     async def construct():
         its.ServerInterceptor(its.open_store("memory:"), scope=SHARED, max_detached=wrong)
 

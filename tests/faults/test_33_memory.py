@@ -1,6 +1,6 @@
-"""A call leaves nothing in memory once it is over, also where nobody collects garbage.
+"""A call leaves nothing in memory once it is over, even without garbage collection.
 
-Not counted is what grpc leaves by itself: in asyncio a closure for each call that an
+Objects that grpc itself leaves are not counted: in asyncio a closure for each call that an
 interceptor sees, and in clients the traceback of each error.
 """
 
@@ -55,7 +55,7 @@ LASTING = (
 
 
 class Forgetful(Ledger):
-    """A ledger that keeps no run."""
+    """A ledger that does not keep its runs."""
 
     def start(self, request, context):
         started = super().start(request, context)
@@ -64,14 +64,14 @@ class Forgetful(Ledger):
 
 
 def held():
-    """How many objects there are of each class that belongs to a call in a server."""
+    """The number of objects of each class that belongs to a call in a server."""
     names = Counter(f"{type(found).__module__}.{type(found).__qualname__}" for found in gc.get_objects())
     ours = {name for name in names if name.startswith("idem_grpc.") and not name.startswith(LASTING)}
     return {name: names[name] for name in ours | COUNTED}
 
 
 def more(now, before):
-    """What there is more of. An asyncio server holds the last call it took until the next comes."""
+    """The classes with more objects than before. An asyncio server holds its last call until the next."""
     more = {name: count - before.get(name, 0) for name, count in now.items()}
     return {name: count for name, count in more.items() if count > 1}
 
@@ -94,7 +94,7 @@ def serve(start, plain):
 
 
 def assert_nothing_stays(server, **calls):
-    """Make each of ``calls`` a few times. AssertionError if that leaves more than there was before."""
+    """Make each of ``calls`` a few times. Raises AssertionError if that leaves more objects than before."""
     for call in calls.values():
         call()  # what is made once stays
     before = settled(server)
@@ -151,10 +151,10 @@ def test_nothing_stays_of_a_duplicate(serve, kind, key):
 
 
 def test_nothing_stays_of_a_refusal(serve, kind):
-    def nobody(call):
+    def fail(call):
         raise LookupError(call.method)
 
-    server = serve(scope=nobody, default=Policy(key=KeyRule.REQUIRED))
+    server = serve(scope=fail, default=Policy(key=KeyRule.REQUIRED))
     assert_nothing_stays(
         server,
         no_key=lambda: server.client.call(kind, b"", None),
@@ -282,7 +282,7 @@ def test_large_requests_do_not_wait_for_a_collection(serve, kind):
 
 
 class Stepwise(grpc.aio.ServerInterceptor):
-    """Stands outside, and waits for each response in a task of its own, as wait_for does."""
+    """An interceptor outside, which waits for each response in a task of its own, as wait_for does."""
 
     async def intercept_service(self, continuation, handler_call_details):
         handler = await asyncio.create_task(continuation(handler_call_details))

@@ -1,4 +1,4 @@
-"""What the store refuses as a mistake is refused with that reason, and nothing repeats without end."""
+"""Mistakes in the store are refused with their reason, and nothing is retried without end."""
 
 import grpc
 import pytest
@@ -9,6 +9,7 @@ from idem_grpc._core.digest import store_key
 from idem_grpc._server import keeper
 from idem_grpc._server.availability import Availability
 from tests.server.ledger import order, run
+from tests.support.redis_server import calls_of
 from tests.support.wait import until
 
 AT_WORK = "at work"
@@ -16,7 +17,7 @@ AT_WORK = "at work"
 
 @pytest.fixture
 def name(redis_server, kind, key):
-    """The name of a server's record of the key, as it stands in Redis."""
+    """The name in Redis of a server's record of the key."""
 
     def name(server):
         record = store_key(server.store.namespace, kind.path, b"", key)
@@ -27,11 +28,11 @@ def name(redis_server, kind, key):
 
 def swaps(client):
     """How many scripts the server has run so far."""
-    stats = client.info("commandstats")
-    return sum(stats.get(f"cmdstat_{name}", {}).get("calls", 0) for name in ("eval", "evalsha"))
+    calls = calls_of(client)
+    return calls["eval"] + calls["evalsha"]
 
 
-def test_a_key_of_another_type_is_refused_and_asked_for_no_more(own_redis_server, start, name, kind, key):
+def test_a_key_of_another_type_is_refused_and_not_retried(own_redis_server, start, name, kind, key):
     server, client = start(own_redis_server.url), own_redis_server.client()
     client.lpush(name(server), "theirs")
     for _ in range(3):
@@ -69,7 +70,7 @@ def test_a_key_that_changes_its_type_during_a_run_is_given_up_after_some_tries(
     client.close()
 
 
-def test_the_log_counts_the_failures_of_a_store_that_does_one_thing_and_refuses_another(caplog):
+def test_failures_are_counted_in_the_log_while_other_swaps_succeed(caplog):
     """At maxmemory, claims are refused while leases are renewed."""
     availability = Availability()
     for _ in range(100):
@@ -80,7 +81,7 @@ def test_the_log_counts_the_failures_of_a_store_that_does_one_thing_and_refuses_
     assert sum("answers again" in line for line in lines) == 7
 
 
-def test_the_log_counts_what_no_store_should_raise(caplog):
+def test_unexpected_exceptions_of_a_store_are_counted_in_the_log(caplog):
     availability = Availability()
     for _ in range(100):
         availability.failed(ConnectionError("of the store's own library"), elapsed())

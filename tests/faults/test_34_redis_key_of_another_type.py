@@ -23,6 +23,7 @@ from tests.server.harness import open_store as open_for
 from tests.server.harness import starting
 from tests.server.kinds import kinds
 from tests.server.ledger import order, run
+from tests.support.redis_server import calls_of
 from tests.support.wait import until
 from tests.tokens.servers import CHARGE, FACES, ask, get, revoke, wanted
 
@@ -43,7 +44,7 @@ def swaps_of(key):
 
 
 @pytest.mark.parametrize("other", OTHERS)
-def test_every_swap_of_it_is_refused_by_name_and_changes_nothing(redis, admin, other):
+def test_every_swap_of_such_a_key_is_refused_by_name_and_changes_nothing(redis, admin, other):
     OTHERS[other](admin, "idem:theirs")
     before = admin.dump("idem:theirs")
 
@@ -72,8 +73,8 @@ def test_every_swap_of_it_is_refused_by_name_and_changes_nothing(redis, admin, o
 
 
 @pytest.mark.parametrize("face", ["sync", "aio"])
-def test_other_swaps_of_a_batch_do_not_suffer(redis, admin, face):
-    """As the keeper sends them: through the plain store, or the plain half of an asyncio one."""
+def test_other_swaps_of_a_batch_take_effect(redis, admin, face):
+    """As the keeper sends them: through the sync store, or the sync half of an asyncio one."""
     opened = open_for(face, redis.url, "idem")
     store = opened if face == "sync" else opened.blocking
     admin.rpush("idem:theirs", "a list")
@@ -88,7 +89,7 @@ def test_other_swaps_of_a_batch_do_not_suffer(redis, admin, face):
     store.close()
 
 
-def test_a_call_with_such_a_key_is_refused_and_leaves_no_work(redis, admin, start, kind, key):
+def test_a_call_with_such_a_key_is_refused_and_leaves_nothing_to_do(redis, admin, start, kind, key):
     server, request = start(redis.url), order()
     name = store_key(server.store.namespace, kind.path, b"", key)
     admin.rpush(f"{server.store.namespace}:{name.decode()}", "a list")
@@ -99,7 +100,7 @@ def test_a_call_with_such_a_key_is_refused_and_leaves_no_work(redis, admin, star
     assert server.drain(30) == 0
 
 
-def test_calls_that_run_beside_such_a_key_keep_their_leases(redis, admin, start, kind):
+def test_calls_that_run_at_the_same_time_keep_their_leases(redis, admin, start, kind):
     short = Policy(lease=0.6, retention=600, wait=0)
     server, other = start(redis.url, default=short), start(redis.url, default=short)
     requests = {key: order(run(gate=key)) for key in ("one", "broken", "two")}
@@ -111,7 +112,7 @@ def test_calls_that_run_beside_such_a_key_keep_their_leases(redis, admin, start,
     admin.rpush(f"{server.store.namespace}:{name}", "a list")
 
     def renewals():
-        return admin.info("commandstats").get("cmdstat_pexpire", {"calls": 0})["calls"]
+        return calls_of(admin)["pexpire"]
 
     before = renewals()
     until(lambda: renewals() >= before + 2 * 8)  # three a lease for each: more than two leases have gone by
@@ -145,7 +146,7 @@ def test_tokens_of_such_a_name_are_refused_and_others_work(face, redis, admin):
 
 
 @pytest.mark.parametrize("other", OTHERS)
-def test_a_scan_leaves_it_out_and_says_so(redis, admin, caplog, other):
+def test_a_scan_skips_such_a_key_and_reports_it(redis, admin, caplog, other):
     with RedisStore(redis.url) as store:
         for number in range(150):
             store.swap(Swap(b"%d" % number, None, b"one", TTL))
@@ -157,7 +158,7 @@ def test_a_scan_leaves_it_out_and_says_so(redis, admin, caplog, other):
         assert "idem:theirs and 1 more" in caplog.text
 
 
-def test_a_scan_does_not_hide_what_it_may_not_read(redis, admin):
+def test_a_scan_fails_if_it_may_not_read_a_key(redis, admin):
     admin.execute_command("ACL SETUSER shy on >pw ~* +@all -get")
     with RedisStore(redis.url.replace("://", "://shy:pw@")) as store:
         admin.set("idem:mine", "one")
@@ -165,18 +166,18 @@ def test_a_scan_does_not_hide_what_it_may_not_read(redis, admin):
             list(store.scan())
 
 
-def test_the_command_lists_the_rest_and_names_it(redis, admin):
+def test_the_command_lists_the_other_keys_and_names_such_a_key(redis, admin):
     with open_store(redis.url) as store:
         name = write(store, "k", RUNNING)
     admin.rpush("idem:" + "x" * 32, "a list")
     ended = start_command("list", "--store", redis.url, "--json")
     assert ended.returncode == 0
-    assert [told["key"] for told in json.loads(ended.stdout)] == [name]
+    assert [record["key"] for record in json.loads(ended.stdout)] == [name]
     assert f"left out idem:{'x' * 32}" in ended.stderr
 
 
 @pytest.mark.parametrize("verb", ["inspect", "forget", "resolve", "revoke"])
-def test_a_command_on_it_says_what_it_is(redis, admin, command, verb):
+def test_a_command_on_such_a_key_names_its_type(redis, admin, command, verb):
     which = ("--token", "t") if verb == "revoke" else ("k", *KEY)
     how = ("--rerun",) if verb == "resolve" else ()
     record = token_key("idem", "t") if verb == "revoke" else store_key("idem", OPERATION, SCOPE.encode(), "k")

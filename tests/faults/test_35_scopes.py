@@ -1,4 +1,4 @@
-"""Two callers with different scopes never meet, whatever the bytes of their metadata and whoever they are."""
+"""Callers with different scopes never share keys, with any metadata and any kind of identity."""
 
 import base64
 
@@ -39,8 +39,8 @@ def test_a_tenant_that_is_not_printable_ascii_is_unknown(start, kind, value):
     assert len(server.ledger.all_runs) == 1
 
 
-def test_a_scope_of_ones_own_never_sees_two_tenants_as_one(start, kind):
-    """grpc decodes different bytes to the same text, so what is no text is not shown."""
+def test_a_scope_function_never_sees_two_tenants_as_one(start, kind):
+    """grpc decodes different bytes to the same text, so values that are not text are not shown."""
     seen = []
 
     def scope(call):
@@ -56,8 +56,8 @@ def test_a_scope_of_ones_own_never_sees_two_tenants_as_one(start, kind):
 
 
 @pytest.mark.parametrize("first", [b"shop", b"caf\xe9"])
-def test_a_name_with_a_value_that_is_no_text_has_no_value_at_all(start, kind, first):
-    """Else the good one of two values would count as the only one."""
+def test_a_name_with_a_value_that_is_not_text_has_no_value(start, kind, first):
+    """Otherwise the valid one of two values would count as the only one."""
     second = {b"shop": b"caf\xe9", b"caf\xe9": b"shop"}[first]
     name = TENANT.encode()
     for scope in idem_grpc.metadata(TENANT), lambda call: dict(call.metadata)[TENANT]:
@@ -130,8 +130,8 @@ def test_no_token_is_issued_to_a_scope_that_is_no_text(with_tokens, bad):
 
 
 @pytest.mark.parametrize("odd", ["caf\xe9", "\0", "a\nb", "x" * 1_000_000, "\U0001f600"], ids=repr)
-def test_a_scope_of_ones_own_may_be_any_text(start, kind, key, odd):
-    """It is digested, so neither its length nor its letters matter to a store."""
+def test_a_scope_function_may_return_any_text(start, kind, key, odd):
+    """The scope is digested, so a store accepts any length and any characters."""
     server, request = start(scope=lambda call: odd), order()
     first, second = (server.client.call(kind, request, key) for _ in range(2))
     assert first.ok
@@ -172,7 +172,7 @@ def test_an_operation_that_cannot_be_encoded_is_refused_at_construction():
     ids=ascii,
 )
 @pytest.mark.parametrize("command", ["inspect", "forget", "revoke", "resolve"])
-def test_a_command_with_a_name_that_is_not_utf_8_is_wrong(tmp_path, command, named):
+def test_a_name_on_the_command_line_that_is_not_utf_8_is_refused(tmp_path, command, named):
     options = ("--rerun",) if command == "resolve" else ()
     result = CliRunner().invoke(app, [command, *options, "--store", f"sqlite:///{tmp_path}/s.db", *named])
     assert result.exit_code == 2
@@ -197,7 +197,7 @@ def test_a_name_in_the_subject_and_one_among_alternatives_are_two_peers(start, k
     assert {server.record(key, kind, scope=scope).state for scope in scopes} == {State.DONE}
 
 
-def test_replicas_with_the_same_names_are_one_peer_whatever_else_their_certificates_say(start, kind, key):
+def test_replicas_with_the_same_names_are_one_peer(start, kind, key):
     server, request = start(scope=PEER, credentials=server_credentials()), order()
     first, second = (client.call(kind, request, key) for client in peers(server, ALICE, ALICE_REPLICA))
     assert first.ok
@@ -230,7 +230,7 @@ def test_call_info_says_what_kind_of_identity_it_has(start, kind, key):
 
 
 def test_identities_of_one_peer_are_not_those_of_another():
-    """However they are spelt: parts are escaped, and told apart by what is between them."""
+    """For any text: parts are escaped and separated."""
     infos = [
         CallInfo("/m", (), identities, {}, kind)
         for identities, kind in [

@@ -1,4 +1,4 @@
-"""Stock clients, whose own retries make five attempts, come again until a long run has its answer."""
+"""Stock clients, whose own retries make five attempts, get the answer of a long run."""
 
 import json
 import os
@@ -40,7 +40,7 @@ seconds = st.floats(0.01, 1e6)
 
 
 def waits(uniform, *, lasted=0.0, time_left=float("inf"), **policy):
-    """The waits of a client that comes when the run has lasted so long, and is refused four times."""
+    """The waits of a client that comes when the run has ``lasted`` so long, and is refused four times."""
     found, waited = [], 0.0
     for attempt in range(4):
         outlook = Outlook(time_left - waited, lasted + waited, **policy)
@@ -78,7 +78,7 @@ def test_an_early_attempt_does_not_wait_much_longer_than_the_run_has_lasted(last
 @given(
     lasted=seconds, lease=seconds, wait=seconds, max_run=seconds, uniform=st.sampled_from([SHORTEST, LONGEST])
 )
-def test_nobody_waits_beyond_the_end_of_the_longest_run(lasted, lease, wait, max_run, uniform):
+def test_no_wait_is_longer_than_the_longest_run_has_left(lasted, lease, wait, max_run, uniform):
     waited = 0.0
     for each in waits(uniform, lasted=lasted, lease=lease, wait=wait, max_run=max_run):
         left = max(0.0, max_run + lease - lasted - waited)
@@ -92,7 +92,7 @@ def test_the_last_attempt_comes_before_the_callers_deadline(time_left, lease):
 
 
 @pytest.mark.parametrize("kind", FIRST_AND_LAST, indirect=True, ids=lambda kind: kind.value)
-def test_a_server_says_it_by_what_it_knows_of_the_run(start, kind, key, monkeypatch):
+def test_the_pushback_of_a_server_follows_the_run(start, kind, key, monkeypatch):
     policy = Policy(lease=100, wait=0, max_run=5000, retention=10_000)
     server, request = start(default=policy), order(run(gate="at work"))
     server.client.begin(kind, request, key)
@@ -114,8 +114,8 @@ def test_a_server_says_it_by_what_it_knows_of_the_run(start, kind, key, monkeypa
     assert 160 <= after(3) <= 240, "until it must be over, or may be taken over"
 
 
-def test_what_failed_may_be_run_as_soon_as_it_comes_again(start, face, key, tmp_path):
-    """A duplicate at another server waited for a run that left nothing: a lease has nothing to do with it."""
+def test_a_key_that_is_free_has_a_short_pushback(start, face, key, tmp_path):
+    """A duplicate on another server waited for a run that left no answer, so the lease does not matter."""
     url, policy = f"sqlite:///{tmp_path}/store.db", Policy(lease=1000, wait=60, retention=10_000)
     one = start(url, default=policy)
     store = watched(open_store(face, url, one.store.namespace))
@@ -133,7 +133,7 @@ def test_what_failed_may_be_run_as_soon_as_it_comes_again(start, face, key, tmp_
 
 
 def stock_client(address):
-    """Retries as service_config says, and has nothing else of idem_grpc."""
+    """A client that retries by service_config, and has nothing else of idem_grpc."""
     return Client(address, ("grpc.enable_retries", 1), ("grpc.service_config", CONFIG))
 
 
@@ -156,7 +156,7 @@ def in_javascript(modules):
 
 
 @pytest.mark.parametrize("face", ["sync"])
-def test_all_get_the_answer_of_a_run_that_outlasts_the_waiting_places(start, in_javascript, key):
+def test_all_clients_get_the_answer_of_a_run_longer_than_the_wait(start, in_javascript, key):
     server, request = start(), order(run(gate="at work"))
     open_later = threading.Timer(LONG, server.ledger.gate("at work").open)
     open_later.start()
@@ -177,8 +177,8 @@ def test_all_get_the_answer_of_a_run_that_outlasts_the_waiting_places(start, in_
 
 
 @pytest.mark.parametrize("face", ["sync"])
-def test_all_get_the_answer_of_the_run_that_takes_over(face, in_javascript, key, tmp_path):
-    """The first owner dies right after it has claimed the key, so that its lease has all of its life left."""
+def test_all_clients_get_the_answer_of_a_run_that_takes_over(face, in_javascript, key, tmp_path):
+    """The first owner dies right after it has claimed the key, so that its whole lease is left."""
     policy = {"lease": LONG, "wait": 0}
     store = (face, f"sqlite:///{tmp_path}/idem.db", uuid4().hex)
     request = order(run(gate="at work"), run())

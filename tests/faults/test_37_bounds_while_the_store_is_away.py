@@ -1,4 +1,4 @@
-"""A store that is silent holds nobody up for long, and what waits for it is bounded."""
+"""A silent store delays no call for long, and the number of calls that wait for it is bounded."""
 
 from time import monotonic
 
@@ -31,8 +31,8 @@ def took(call):
     return answer, monotonic() - began
 
 
-def test_calls_that_need_no_store_do_not_wait_behind_those_that_do(own_redis_server, start, kind, key):
-    """Without a breaker, all threads of the pool would wait for the store, some waves of calls in turn."""
+def test_calls_that_need_no_store_do_not_wait_for_calls_that_do(own_redis_server, start, kind, key):
+    """Without a breaker, all threads of the pool would wait for the store, in several waves of calls."""
     server = start(own_redis_server.url + IMPATIENT, workers=THREADS)
     assert server.client.call(kind, order(), "warm-up").ok
     own_redis_server.pause()
@@ -53,7 +53,7 @@ def test_calls_that_need_no_store_do_not_wait_behind_those_that_do(own_redis_ser
 
 
 @pytest.mark.parametrize("face", ["aio"], indirect=True)
-def test_a_caller_that_leaves_while_it_finds_out_keeps_nobody_from_doing_so(face, own_redis_server, key):
+def test_a_caller_that_leaves_during_a_probe_does_not_block_other_probes(face, own_redis_server, key):
     """In asyncio, the call of a token's caller ends with it."""
     with (
         RedisProxy(own_redis_server.port) as proxy,
@@ -74,7 +74,7 @@ def test_a_caller_that_leaves_while_it_finds_out_keeps_nobody_from_doing_so(face
         assert len(IssueTokensResponse.FromString(issuing(wanted().SerializeToString())).tokens) == 1
 
 
-def test_the_first_call_after_the_store_is_back_finds_out(own_redis_server, start, kind, key):
+def test_the_first_call_after_the_store_is_back_succeeds(own_redis_server, start, kind, key):
     server, request = start(own_redis_server.url + IMPATIENT), order()
     own_redis_server.pause()
     for number in range(3):
@@ -86,7 +86,7 @@ def test_the_first_call_after_the_store_is_back_finds_out(own_redis_server, star
     assert server.client.call(kind, request, key).replayed
 
 
-def test_a_policy_that_rather_runs_than_refuses_runs_at_once(own_redis_server, start, kind, key):
+def test_on_outage_run_runs_at_once(own_redis_server, start, kind, key):
     policy = Policy(on_outage=OnOutage.RUN)
     server = start(own_redis_server.url + IMPATIENT, default=policy, workers=THREADS)
     own_redis_server.pause()
@@ -99,7 +99,7 @@ def test_a_policy_that_rather_runs_than_refuses_runs_at_once(own_redis_server, s
     own_redis_server.resume()
 
 
-def test_one_call_at_a_time_finds_out_whether_the_store_is_back(own_redis_server, start, kind, key):
+def test_one_call_at_a_time_probes_whether_the_store_is_back(own_redis_server, start, kind, key):
     server = start(own_redis_server.url + IMPATIENT)
     own_redis_server.pause()
     assert server.client.call(kind, order(), key).reason is Reason.STORE_UNAVAILABLE
@@ -107,12 +107,12 @@ def test_one_call_at_a_time_finds_out_whether_the_store_is_back(own_redis_server
     assert availability.admits() is not None, "one may find out"
     for _ in range(3):
         availability.failed(StoreUnavailable("begun before"), elapsed() - 1)
-        assert availability.admits() is None, "and nobody else meanwhile"
+        assert availability.admits() is None, "and no other call meanwhile"
     own_redis_server.resume()
 
 
 class Forgetful:
-    """Makes a store refuse what would end a run, while claims still reach it."""
+    """Makes a store refuse the ends of runs, while claims still reach it."""
 
     def __init__(self, store):
         self.store = store
@@ -146,7 +146,7 @@ class AsyncForgetful(Forgetful):
 
 @pytest.fixture
 def stuck(face, key):
-    """A store that can be made to take claims, and no ends of runs."""
+    """A store that can be made to accept claims but no ends of runs."""
     return (Forgetful if face == "sync" else AsyncForgetful)(open_store(face, "memory:", key))
 
 

@@ -1,4 +1,4 @@
-"""How many new keys one caller gets, which bounds what it can make the store keep."""
+"""The rate of new keys of one caller, which bounds how many records it can make the store keep."""
 
 import math
 from concurrent.futures import ThreadPoolExecutor
@@ -70,7 +70,7 @@ def test_a_caller_with_too_many_new_keys_is_refused_and_nothing_is_run_or_kept(s
     assert server.store.read(name).ttl_left <= FENCE_TTL
 
 
-def test_duplicates_are_neither_counted_nor_refused(start, url, kind, key):
+def test_duplicates_are_not_counted_and_not_refused(start, url, kind, key):
     server = start(url, **limited(1))
     request = order(run(gate=AT_WORK))
     first = begin(server, kind, request, key)
@@ -89,7 +89,7 @@ def test_duplicates_are_neither_counted_nor_refused(start, url, kind, key):
 
 
 @pytest.mark.parametrize("url", ["sqlite", "redis"], indirect=True)
-def test_duplicates_at_once_count_for_one(start, url, key):
+def test_concurrent_duplicates_count_as_one_key(start, url, key):
     server, other = start(url, **limited(1)), start(url, **limited(1))
     request = order(run())
     with ThreadPoolExecutor(30) as pool:
@@ -117,7 +117,7 @@ def test_methods_that_share_an_operation_share_its_rate(start, url):
 
 
 @pytest.mark.parametrize("url", ["sqlite", "redis"], indirect=True)
-def test_servers_count_together_and_to_the_key(start, url):
+def test_servers_share_one_exact_count(start, url):
     servers = [start(url, **limited(20)) for _ in range(3)]
     with ThreadPoolExecutor(30) as pool:
         calls = [pool.submit(call, servers[number % 3], Kind.UNARY) for number in range(60)]
@@ -126,7 +126,7 @@ def test_servers_count_together_and_to_the_key(start, url):
     assert sum(is_refused(answer) for answer in answers) == 40
 
 
-def test_attempts_at_a_key_count_for_one(start, url, kind, key):
+def test_attempts_at_a_key_count_as_one_key(start, url, kind, key):
     failing = run(code=grpc.StatusCode.ABORTED, details="busy")
     server = start(url, **limited(1))
     request = order(failing, failing, run())
@@ -168,7 +168,7 @@ def test_calls_without_a_key_are_not_counted(start, url, kind):
     assert call(server, kind).ok
 
 
-def test_a_method_may_have_a_rate_where_others_have_none(start, url):
+def test_one_method_may_have_a_rate(start, url):
     policies = {
         f"/{SERVICE}/*": Policy(claim_rate=(1, PERIOD)),
         f"/{SERVICE}/Bidi": Policy(claim_rate=()),
@@ -180,7 +180,7 @@ def test_a_method_may_have_a_rate_where_others_have_none(start, url):
 
 
 @pytest.mark.parametrize("rate", [(), (5, PERIOD)])
-def test_a_rate_costs_nothing_when_unused_and_replays_nothing_when_used(face, start, url, rate, key):
+def test_a_rate_takes_one_swap_for_a_first_call_and_none_for_a_replay(face, start, url, rate, key):
     store = watched(open_store(face, url, uuid4().hex))
     policy = Policy(claim_rate=rate)
     server = start(store=store, scope=idem_grpc.metadata(TENANT), default=policy, cache_bytes=0)
@@ -192,7 +192,7 @@ def test_a_rate_costs_nothing_when_unused_and_replays_nothing_when_used(face, st
     assert len(store.swaps) == before + 1
 
 
-def test_what_cannot_be_counted_is_let_through(start, url):
+def test_calls_run_if_the_count_is_unreadable(start, url):
     server = start(url, **limited(1))
     parts = (server.store.namespace.encode(), Kind.UNARY.path.encode(), b"shop")
     name = digest("claim rate", *parts, size=24)
@@ -200,8 +200,8 @@ def test_what_cannot_be_counted_is_let_through(start, url):
     assert all(call(server, Kind.UNARY).ok for _ in range(3))
 
 
-def test_a_store_that_goes_away_in_between_is_none_the_wiser(own_redis_server, start, key):
-    """The claim was acknowledged: whether it was counted or not, it is run or given back."""
+def test_a_store_that_goes_away_between_claim_and_count_keeps_no_claim(own_redis_server, start, key):
+    """The claim was acknowledged: counted or not, the call runs, or its key is given back."""
     server = start(own_redis_server.url + "?socket_timeout=0.2&socket_connect_timeout=0.2", **limited(1))
     assert call(server, Kind.UNARY).ok
     with ThreadPoolExecutor(8) as pool:
@@ -219,7 +219,7 @@ def test_a_store_that_goes_away_in_between_is_none_the_wiser(own_redis_server, s
 @pytest.mark.parametrize(
     "rate", [(0, 60), (-1, 60), (10, 0), (10, -1), (10,), [10, 60], 10, ("10", 60), (10, math.inf), (True, 1)]
 )
-def test_a_rate_that_makes_no_sense_fails_at_construction(rate):
+def test_an_invalid_rate_fails_at_construction(rate):
     with pytest.raises((ValueError, TypeError), match="claim_rate"):
         Policy(claim_rate=rate)
 

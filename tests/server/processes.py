@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ from uuid import uuid4
 
 from tests_pb.v1 import ledger_pb2 as pb
 
-from tests.server.client import Client
-from tests.server.ledger import DEADLINE
+from tests.server.client import Client, Kind
+from tests.server.ledger import DEADLINE, order
 from tests.support.wait import until
 
 ROOT = Path(__file__).parent.parent.parent
@@ -128,3 +129,21 @@ def _stands_still(thread: Path) -> bool:
         return (thread / "stat").read_text().rpartition(")")[2].split()[0] == "T"
     except (FileNotFoundError, ProcessLookupError):
         return True
+
+
+@contextmanager
+def starting_processes(face: str, url: str) -> Iterator[Callable[..., list[ServerProcess]]]:
+    """Give ``start(prefixes, **settings)``, which starts servers on one store, one within each prefix."""
+    started: list[ServerProcess] = []
+    namespace = uuid4().hex
+
+    def start(prefixes: Sequence[Sequence[str]], **settings: Any) -> list[ServerProcess]:
+        for prefix in prefixes:
+            started.append(ServerProcess(face, url, namespace, within=prefix, **settings))
+        for process in started:
+            assert process.client.call(Kind.READ, order()).ok
+        return started
+
+    yield start
+    for process in started:
+        process.close()

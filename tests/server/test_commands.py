@@ -26,17 +26,11 @@ def server(start, own_redis_server):
 def spent(own_redis_server):
     """Count the commands that Redis runs for a call, by name, without those of scripts."""
 
-    def counts():
-        with own_redis_server.client() as client:
-            stats = client.info("commandstats")
-        return [stats.get(f"cmdstat_{command}", {"calls": 0})["calls"] for command in COMMANDS]
-
     def spent(call):
-        before = counts()
+        before = own_redis_server.calls()
         call()
-        return dict(
-            zip(COMMANDS, (now - then for now, then in zip(counts(), before, strict=True)), strict=True)
-        )
+        now = own_redis_server.calls()
+        return {command: now[command] - before[command] for command in COMMANDS}
 
     return spent
 

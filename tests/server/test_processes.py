@@ -1,16 +1,14 @@
 """Several server processes on one store, one of which may be killed."""
 
 from concurrent.futures import ThreadPoolExecutor
-from uuid import uuid4
 
 import grpc
 import pytest
 
 from idem_grpc import Reason
-from tests.server.client import Kind
 from tests.server.kinds import FIRST_AND_LAST, kinds
 from tests.server.ledger import order, run
-from tests.server.processes import ServerProcess
+from tests.server.processes import starting_processes
 from tests.support.wait import until
 
 pytestmark = pytest.mark.parametrize("url", ["sqlite", "redis"], indirect=True)
@@ -24,19 +22,8 @@ kind = kinds(*FIRST_AND_LAST)
 @pytest.fixture
 def processes(face, url):
     """Return ``processes(count)``, which starts servers on the store."""
-    started = []
-    namespace = uuid4().hex
-
-    def processes(count, **settings):
-        for _ in range(count):
-            started.append(ServerProcess(face, url, namespace, **settings))
-        for process in started:
-            assert process.client.call(Kind.READ, order()).ok
-        return started
-
-    yield processes
-    for process in started:
-        process.close()
+    with starting_processes(face, url) as start:
+        yield lambda count, **settings: start([()] * count, **settings)
 
 
 def half_way(kind):

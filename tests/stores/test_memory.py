@@ -9,15 +9,9 @@ import pytest
 
 from idem_grpc._core.swap import Held, Swap, Swapped
 from idem_grpc.stores._memory import MemoryStore
+from tests.support.threads import restless
 
-
-@pytest.fixture
-def hasty():
-    """Make the interpreter switch threads at nearly every step."""
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-7)
-    yield
-    sys.setswitchinterval(interval)
+__all__ = ["restless"]  # fixtures are found by name
 
 
 class Clock:
@@ -75,7 +69,7 @@ def test_live_records_are_not_purged():
         assert store.swap(Swap(b"again", None, b"mine", 10)) == Held(b"two", 50)
 
 
-@pytest.mark.usefixtures("hasty")
+@pytest.mark.usefixtures("restless")
 def test_threads_do_not_interleave():
     threads, rounds = 4, 1000
     barrier = threading.Barrier(threads)

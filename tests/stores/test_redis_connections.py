@@ -119,8 +119,7 @@ def results(begun):
 
 
 def written(server):
-    with server.client() as client:
-        return client.info("commandstats")["cmdstat_set"]["calls"]
+    return server.calls()["set"]
 
 
 def received(server):

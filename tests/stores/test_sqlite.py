@@ -20,7 +20,11 @@ from idem_grpc.stores._boot_clock import BootClock, host_clock
 from idem_grpc.stores._contract import TTL
 from idem_grpc.stores._sqlite import SqliteStore
 from tests.stores.sqlite_writer import count
+from tests.support.sqlite_file import path, url
+from tests.support.threads import restless
 from tests.support.wait import until
+
+__all__ = ["path", "restless", "url"]  # fixtures are found by name
 
 
 class Host:
@@ -35,16 +39,6 @@ class Host:
 
     def reboot(self, took):
         self.boot, self.up, self.wall = self.boot + "+", 0.0, self.wall + took
-
-
-@pytest.fixture
-def path(tmp_path):
-    return str(tmp_path / "store.db")
-
-
-@pytest.fixture
-def url(path):
-    return f"sqlite:///{path}"
 
 
 def rows(path):
@@ -247,6 +241,7 @@ def test_changes_by_another_store_are_seen(url):
         assert held.value == b"theirs"
 
 
+@pytest.mark.usefixtures("restless")
 def test_threads_and_tasks_of_one_store_are_all_served(url):
     """The interpreter switches threads at nearly every step, so that a wake-up could be missed."""
     callers, rounds = 8, 40
@@ -275,12 +270,7 @@ def test_threads_and_tasks_of_one_store_are_all_served(url):
                 ],
             )
 
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        asyncio.run(main())
-    finally:
-        sys.setswitchinterval(interval)
+    asyncio.run(main())
 
 
 def test_a_swap_of_the_wrong_types_fails_alone(url):

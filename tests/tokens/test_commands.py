@@ -24,9 +24,8 @@ def spent(own_redis_server):
     """Return ``spent(do)``: how many scripts Redis runs for a call of ``do``."""
 
     def counts():
-        with own_redis_server.client() as client:
-            stats = client.info("commandstats")
-        return sum(stats.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in ("evalsha", "eval"))
+        calls = own_redis_server.calls()
+        return calls["evalsha"] + calls["eval"]
 
     def spent(do):
         before = counts()

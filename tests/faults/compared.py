@@ -1,4 +1,4 @@
-"""A server without our interceptor, beside one with it: the same handlers must give the same statuses."""
+"""Servers with and without the interceptor: the same handlers must give the same statuses."""
 
 from typing import Any
 
@@ -7,14 +7,14 @@ from tests.streams.servers import Conversation
 
 
 def ask(client: Client, kind: Kind, key: str | None, requests: int = 1, **options: Any) -> Answer:
-    """A call of a scripted handler, with one request or with a stream of some."""
+    """Call a scripted handler with one request, or with a stream of ``requests``."""
     call = Conversation(client, kind, key, **options)
     if kind.has_request_stream:
         call.send(*[b"request"] * requests)
     return call.end().answer()
 
 
-class Beside:
+class Compared:
     """Two servers with the same handlers: ``ours``, and ``plain``, which has no idem_grpc."""
 
     def __init__(self, start: Any, **settings: Any) -> None:
@@ -28,5 +28,5 @@ class Beside:
 
 
 def status(answer: Answer) -> tuple[Any, ...]:
-    """What two answers have in common that mean the same, wherever they come from."""
+    """The part of an answer that is the same on both servers."""
     return answer.code, answer.details, answer.messages, answer.trailing
