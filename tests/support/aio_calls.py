@@ -55,7 +55,7 @@ async def error_of(kind: Kind, rpc: Any) -> Any:
 async def until(happened: Callable[[], object]) -> None:
     """Wait for it, on the event loop."""
     while not happened():  # noqa: ASYNC110 -- what is asked for may happen on another thread
-        await asyncio.sleep(0.001)
+        await asyncio.sleep(0.001)  # between two looks
 
 
 async def arrived(server: Any, count: int) -> None:
