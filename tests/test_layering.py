@@ -1,6 +1,7 @@
 """Imports run one way: from the edges to the core."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -85,3 +86,33 @@ def test_only_public_modules_have_public_names():
 def test_redis_is_not_loaded_by_those_who_do_not_use_it():
     script = "import sys, idem_grpc; sys.exit('redis' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_the_page_on_architecture_says_the_same():
+    page = (PACKAGE.parent / "docs/architecture.md").read_text()
+    table = page.partition("| part | may import |")[2].partition("\n\n")[0]
+    said = {}
+    for line in table.splitlines()[2:]:
+        parts, allowed = (re.findall(r"`(\w+)`", cell) for cell in line.split("|")[1:3])
+        said |= {part: set(allowed) for part in parts}
+    facades = {"__init__", "aio"}  # these may import everything that users need
+    assert said == {part: allowed for part, allowed in ALLOWED.items() if part not in facades}
+
+
+def test_the_page_on_architecture_names_every_file_of_the_large_parts():
+    page = (PACKAGE.parent / "docs/architecture.md").read_text()
+    table = page.partition("## Files")[2].partition("Names that start")[0]
+    for folder in ("_core", "_server", "_client"):
+        named = set()
+        for row in re.findall(rf"^\| `{folder}/(.*?)` \|", table, re.MULTILINE):
+            named |= {name.strip("` ") for name in row.split(",")}
+        assert named == {path.name for path in (PACKAGE / folder).glob("*.py")} - {"__init__.py"}
+
+
+def test_the_page_on_architecture_names_what_is_there():
+    page = (PACKAGE.parent / "docs/architecture.md").read_text()
+    source = "\n".join(path.read_text() for path in MODULES)
+    for name in set(re.findall(r"`([A-Z]\w+)[`(.]", page)) - {"UNAVAILABLE"}:
+        assert re.search(rf"\b{name}\b", source), name
+    for path in set(re.findall(r"`(tests/[\w/]+\.py)`", page)):
+        assert (PACKAGE.parent / path).exists(), path
