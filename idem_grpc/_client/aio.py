@@ -1,4 +1,4 @@
-"""The client interceptors for ``grpc.aio``: a key for each call, kept through its attempts.
+"""The client interceptors for ``grpc.aio``. Each call gets a key, and keeps it in all retries.
 
 grpc registers an interceptor for the first kind of method that its class is made for, and
 for no other, so there are four small classes over one core.
@@ -36,32 +36,32 @@ def client_interceptors(
     retry: Retry | None = Retry(),  # noqa: B008 -- it is frozen
     derive: bool = True,
 ) -> list[grpc.aio.ClientInterceptor]:
-    """The interceptors for one channel of ``grpc.aio``: give it all of them.
+    """Return the interceptors for one channel of ``grpc.aio``. Pass all of them.
 
-    Each call bears one ``idempotency-key``, in all its attempts: the first there is of its
-    own metadata, ``keys.using``, ``keys.from_request``, a key derived from that of the keyed
-    handler which makes the call, and any other of ``keys``.
+    Each call has one ``idempotency-key`` in all its attempts, from the first of these that gives one: its
+    own metadata, ``keys.using``, ``keys.from_request``, a key derived from that of the keyed handler which
+    makes the call, any other source in ``keys``.
 
-    keys: a source for all methods, or one for each "/pkg.Service/Method" or "/pkg.Service/*".
-        None (the default): ``keys.unique`` where the contract asks for keys, else none. A
-        source may return an awaitable; the call's deadline holds for it too.
-    retry: how calls that bear a key, or that the contract marks idempotent, are sent again;
-        None: not at all. Its budget is for this list: make one list for each channel.
-    derive: False: calls made in a keyed handler get no derived keys.
+    keys: a source for all methods, or a mapping of "/pkg.Service/Method" or "/pkg.Service/*" to sources.
+        A source may return an awaitable, which counts against the call's deadline. Default: None, which
+        is ``keys.unique`` for methods whose contract asks for keys, and no key for others.
+    retry: how calls are sent again that have a key, or that the contract marks as idempotent. None
+        disables retries. The budget belongs to this list, so make one list for each channel.
+    derive: whether calls made in a keyed handler get derived keys.
 
-    A call that fails raises grpc.aio.AioRpcError, with a note of how many attempts were
-    made. Raises ValueError or TypeError for patterns, templates and sources at fault.
+    A call that fails raises grpc.aio.AioRpcError, with a note that gives the number of attempts. Raises
+    ValueError or TypeError for invalid patterns, templates and sources.
     """
     caller = _Caller(Channel(keys, retry, derive))
     return [_UnaryUnary(caller), _UnaryStream(caller), _StreamUnary(caller), _StreamStream(caller)]
 
 
 async def replayed(call: Any) -> bool | None:
-    """Whether a call, or its error, brought the answer of an earlier run; waits until it is over.
+    """Return whether the answer to a call, or its error, is that of an earlier run. Waits for its end.
 
-    None if the server does not protect the method, so that the key was of no use.
+    Returns None if the server does not protect the method, so the key had no effect.
     """
-    trailing = call.trailing_metadata()  # which is a coroutine of a call, but not of an error
+    trailing = call.trailing_metadata()  # a coroutine if it is a call, but not if it is an error
     return replayed_in(await trailing if inspect.isawaitable(trailing) else trailing)
 
 
@@ -95,7 +95,7 @@ class _Caller:
             timeout = None
             if details.timeout is not None:
                 timeout = max(details.timeout - (monotonic() - began), 0.0)
-            # Without an iterator, an interceptor further out writes to grpc's own call: it is not kept.
+            # Without an iterator, an outer interceptor writes to grpc's own call: nothing can be kept.
             if not self._channel.will_retry(chosen) or request is None:
                 call = await continuation(sent_details(details, metadata, timeout), request)
                 return self._watched(call, chosen, key)
@@ -117,7 +117,7 @@ class _Caller:
         return kind(driver)
 
     def _watched(self, call: Any, chosen: Chosen, key: str | None) -> Any:
-        """A call that is sent only once is grpc's own. Report its end."""
+        """Return grpc's own call, which is sent only once, and have its end reported."""
         is_reported = False
 
         def over(call: Any) -> None:
@@ -138,7 +138,7 @@ class _Caller:
 
 
 async def _key(chosen: Chosen, timeout: float | None) -> str | None:
-    """The key of a call, which its source may take as long for as the call itself may take."""
+    """Return the key of a call. Its source may take as long as the call's own timeout."""
     if not inspect.isawaitable(chosen.key):
         return checked(chosen.key)
     deadline = asyncio.timeout(timeout)

@@ -1,4 +1,4 @@
-"""What a client can tell from an answer: why it was refused, and when to come back."""
+"""Reads an answer: why the call was refused, whether it was replayed, and when to send it again."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,19 +14,19 @@ from idem_grpc._core.problem import PUSHBACK, STATUS_DETAILS, Reason, reason_in
 
 
 def reason(error: BaseException) -> Reason | None:
-    """Why a call was refused by the server's interceptor; None for any other error."""
+    """Return why the server's interceptor refused a call, or None for any other error."""
     trailing = getattr(error, "trailing_metadata", None)
     return None if trailing is None else _reason(_entries(trailing()))
 
 
 def replayed_in(trailing_metadata: Iterable[Any] | None) -> bool | None:
-    """Whether an answer is that of an earlier run; None if the server does not protect the method."""
+    """Return whether an answer is that of an earlier run; None if the method is not protected."""
     entries = _entries(trailing_metadata)
     return REPLAYED in entries if RUN_ID in entries else None
 
 
 def run_in(metadata: Iterable[Any] | None) -> str:
-    """The id of the run that an answer tells of; empty if it tells of none."""
+    """Return the id of the run that an answer is of, or an empty string if it names none."""
     return str(_entries(metadata).get(RUN_ID, ""))
 
 
@@ -51,7 +51,7 @@ class Failure:
 
 
 def failure(code: grpc.StatusCode, trailing_metadata: Iterable[Any] | None) -> Failure | None:
-    """How an attempt failed, by its status and trailing metadata; None if it succeeded."""
+    """Return how an attempt failed, from its status and trailing metadata, or None if it succeeded."""
     if code is grpc.StatusCode.OK:
         return None
     entries = _entries(trailing_metadata)
@@ -59,7 +59,9 @@ def failure(code: grpc.StatusCode, trailing_metadata: Iterable[Any] | None) -> F
 
 
 def _entries(metadata: Iterable[Any] | None) -> dict[str, str | bytes]:
-    return dict(tuple(metadata or ()))  # not of itself: the keys() of grpc.aio's Metadata differ by release
+    return dict(
+        tuple(metadata or ())
+    )  # tuple(), because the keys() of grpc.aio's Metadata differ between releases
 
 
 def _reason(entries: dict[str, str | bytes]) -> Reason | None:
@@ -68,7 +70,10 @@ def _reason(entries: dict[str, str | bytes]) -> Reason | None:
 
 
 def _pushback(entries: dict[str, str | bytes]) -> float | None:
-    """Seconds, by ``grpc-retry-pushback-ms`` (A6: what is no number means no retry) or RetryInfo."""
+    """Return the pushback in seconds, from ``grpc-retry-pushback-ms`` or RetryInfo.
+
+    A6: a pushback that is not a number forbids retries.
+    """
     text = entries.get(PUSHBACK)
     if text is not None:
         try:

@@ -13,7 +13,7 @@ import grpc
 
 
 def is_background(call: Any) -> bool:
-    """Whether a continuation gave a call on its way, as ``.future()`` makes.
+    """Whether a continuation returned a call in progress, as made by ``.future()``.
 
     grpc does not tell an interceptor which of the two its caller asked for. A blocking call
     gives a response in hand, or an RpcError that cannot be iterated over, as a future's can.
@@ -27,7 +27,7 @@ def is_background(call: Any) -> bool:
 
 
 def is_local_failure(call: Any) -> bool:
-    """Whether it stands for an exception on this side that is not an RpcError: nothing was sent."""
+    """Whether a call stands for a local exception that is not an RpcError, so nothing was sent."""
     if not (isinstance(call, grpc.Future) and call.done()):
         return False
     try:
@@ -38,12 +38,12 @@ def is_local_failure(call: Any) -> bool:
 
 
 def is_call(call: Any) -> bool:
-    """Whether it has what all of grpc's calls have; other interceptors may put a generator in its place."""
+    """Whether an object has the methods of grpc's calls. Other interceptors may return a generator."""
     return all(hasattr(call, name) for name in ("add_callback", "code", "trailing_metadata", "cancel"))
 
 
 def error_of(call: Any) -> BaseException | None:
-    """What a call that is over failed with; None if it succeeded."""
+    """Return the error of a call that is over, or None if it succeeded."""
     try:
         error: BaseException | None = call.exception()
     except grpc.FutureCancelledError as cancelled:
@@ -54,7 +54,7 @@ def error_of(call: Any) -> BaseException | None:
 
 
 def code_of(call: Any) -> grpc.StatusCode:
-    """The status of a call that is over; UNKNOWN if its error does not tell."""
+    """Return the status of a call that is over; UNKNOWN if its error has none."""
     error = error_of(call)
     if error is None:
         return grpc.StatusCode.OK
@@ -64,28 +64,28 @@ def code_of(call: Any) -> grpc.StatusCode:
 
 
 def metadata_of(call: Any) -> Any:
-    """The trailing metadata of a call that is over, or of its error."""
+    """Return the trailing metadata of a call that is over, or of its error."""
     return answer_of(call, "trailing_metadata") or answer_of(error_of(call), "trailing_metadata") or ()
 
 
 def answer_of(call: Any, method: str) -> Any:
-    """What a method of a call returns; None if it has no such method."""
+    """Return what a method of a call returns, or None if the call has no such method."""
     try:
         return getattr(call, method)()
     except (AttributeError, NotImplementedError):
         return None
 
 
-def when_over(call: Any, tell: Callable[[grpc.StatusCode, Any], object]) -> None:
-    """Call ``tell`` with the status and trailing metadata of a call once it is over.
+def when_over(call: Any, report: Callable[[grpc.StatusCode, Any], object]) -> None:
+    """Call ``report`` with the status and trailing metadata of a call once it is over.
 
     Never, if nobody holds it until then.
     """
-    held = weakref.ref(call)  # which grpc cancels as it is let go of, so nothing else may hold it
+    held = weakref.ref(call)  # weakly, because grpc cancels a call once nothing holds it
 
     def over(_: Any = None) -> None:
         if (this := held()) is not None:
-            tell(code_of(this), metadata_of(this))
+            report(code_of(this), metadata_of(this))
 
     if not is_background(call):
         over()
@@ -96,7 +96,7 @@ def when_over(call: Any, tell: Callable[[grpc.StatusCode, Any], object]) -> None
 
 
 class CancelledCall(grpc.RpcError, grpc.Call):
-    """How a call ends that is cancelled while no attempt is under way."""
+    """The end of a call that is cancelled while no attempt is in progress."""
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: {self.code()}, {self.details()}>"
@@ -104,7 +104,7 @@ class CancelledCall(grpc.RpcError, grpc.Call):
     __str__ = __repr__
 
     def debug_error_string(self) -> str:
-        """As grpc's own errors have it, which is no part of grpc.Call."""
+        """As in grpc's own errors; it is not part of grpc.Call."""
         return ""
 
     def code(self) -> grpc.StatusCode:
@@ -133,7 +133,7 @@ class CancelledCall(grpc.RpcError, grpc.Call):
 
 
 def as_call(given: Any, *, is_stream: bool) -> Any:
-    """What a continuation gave for an attempt, made a call if it is on its way and not one of grpc's."""
+    """Return what a continuation returned, wrapped as a call if it is in progress and not one of grpc's."""
     if is_local_failure(given):
         return given
     if is_call(given) and not (given.done() and _is_of_another(error_of(given), given)):
@@ -144,12 +144,12 @@ def as_call(given: Any, *, is_stream: bool) -> Any:
 
 
 def _is_of_another(error: BaseException | None, call: Any) -> bool:
-    """Whether a call failed with the error of another: its own status does not tell."""
+    """Whether a call failed with the error of another call, so that its own status is of no use."""
     return isinstance(error, grpc.RpcError) and error is not call
 
 
 class _ForeignCall:
-    """A call that ends as its error says."""
+    """A call whose status is that of its error."""
 
     def __init__(self, given: Any) -> None:
         self._given = given
@@ -175,7 +175,7 @@ class _ForeignCall:
 
 
 class ForeignFuture(_ForeignCall):
-    """A future in place of a call with one response."""
+    """Wraps a future that replaces a call with one response."""
 
     def exception(self) -> BaseException | None:
         return error_of(self._given)
@@ -190,7 +190,7 @@ class ForeignFuture(_ForeignCall):
         return bool(self._given.cancel())
 
     def add_callback(self, callback: Callable[[], object]) -> bool:
-        """Have it called when the call is over; False if it is."""
+        """Call it when the call is over. Returns False if it is over already."""
         if self._given.done():
             return False
         self._given.add_done_callback(lambda _: callback())
@@ -200,7 +200,7 @@ class ForeignFuture(_ForeignCall):
 
 
 class ForeignStream(_ForeignCall):
-    """An iterable in place of a call with a stream of responses. It is over once it was read to its end."""
+    """Wraps an iterable that replaces a call with a response stream. It is over once it is exhausted."""
 
     def __init__(self, given: Any) -> None:
         super().__init__(given)
@@ -238,7 +238,7 @@ class ForeignStream(_ForeignCall):
         raise StopIteration
 
     def _end(self, error: BaseException | None) -> list[Callable[[], object]]:
-        """Returns the callbacks to call, once no lock is held."""
+        """End the stream. Returns the callbacks, to be called without the lock."""
         with self._changing:
             if self._is_over:
                 return []
@@ -247,7 +247,7 @@ class ForeignStream(_ForeignCall):
             return callbacks
 
     def add_callback(self, callback: Callable[[], object]) -> bool:
-        """Have it called when the stream was read to its end; False if it was."""
+        """Call it when the stream was read to its end. Returns False if it was already."""
         with self._changing:
             if not self._is_over:
                 self._callbacks.append(callback)
@@ -264,7 +264,7 @@ class ForeignStream(_ForeignCall):
             raise self._error
 
     def cancel(self) -> bool:
-        """Cancel the call, or let go of what cannot be cancelled; False if it is over."""
+        """Cancel the call, or drop what cannot be cancelled. Returns False if it is over."""
         if self._is_over:
             return False
         callbacks = self._end(CancelledCall())
@@ -277,5 +277,5 @@ class ForeignStream(_ForeignCall):
         return True
 
     def _let_go(self) -> None:
-        """Once nobody holds it, a generator closes, and grpc cancels its call."""
+        """Drop the iterable: a generator then closes, and grpc cancels its call."""
         self._given = self._iterator = None

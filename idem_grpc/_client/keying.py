@@ -1,8 +1,7 @@
-"""Which key a call bears: the first that is given, in an order that is the same everywhere.
+"""Chooses the key of a call: the first that is available, in a fixed order.
 
-The call's own metadata; ``keys.using``; a key made of the request; inside a keyed handler,
-a key derived from the handler's own; any other source. A call has one key, chosen before
-its first attempt.
+These are the call's own metadata, ``keys.using``, a key made from the request, inside a keyed handler a key derived
+from the handler's, and any other source. The key is chosen once, before the first attempt.
 """
 
 import inspect
@@ -39,7 +38,7 @@ from idem_grpc._core.methods import (
 from idem_grpc._core.policy import KeyRule
 
 KeySource = Callable[[Outgoing], Any]
-"""Makes the key of a call: a string, or None for no key. In aio it may return an awaitable of either."""
+"""Returns the key of a call, or None for no key. In aio it may return an awaitable of either."""
 
 _ALL = "*"
 
@@ -69,9 +68,8 @@ class Chosen:
 class Keying:
     """Chooses the keys of a channel's calls.
 
-    ``keys`` is a source for all methods, or maps "/pkg.Service/Method" or "/pkg.Service/*"
-    to sources; ``derive`` switches derived keys. Raises ValueError or TypeError for
-    patterns and templates that are at fault.
+    ``keys`` is a source for all methods, or maps "/pkg.Service/Method" or "/pkg.Service/*" to sources.
+    ``derive`` enables derived keys. Raises ValueError or TypeError for invalid patterns and templates.
     """
 
     def __init__(self, keys: KeySource | Mapping[str, KeySource] | None, derive: bool) -> None:
@@ -91,7 +89,7 @@ class Keying:
                 )
 
     def choose(self, outgoing: Outgoing) -> Chosen:
-        """The key of a call. Raises whatever its source does, and RuntimeError as DerivedCalls.begin."""
+        """Choose the key of a call. Raises what its source raises, and RuntimeError as DerivedCalls.begin."""
         descriptor = find_method(outgoing.method)
         is_safe = is_idempotent(descriptor)
         if any(key == METADATA_KEY for key, _ in outgoing.metadata):
@@ -114,7 +112,9 @@ class Keying:
         return Chosen(key, is_safe=is_safe or key is not None, source=single_use)
 
     def _source(self, method: str, descriptor: MethodDescriptor | None) -> KeySource | None:
-        """The source that names the method; one for many, unless its contract makes the key of fields.
+        """Return the source for the method, else the one for its service or for all.
+
+        Key fields in its contract take precedence over the latter two.
 
         Raises ValueError if a pattern of its service is at fault, which was not known before.
         """
@@ -130,13 +130,13 @@ class Keying:
         return given
 
     def _check_late(self, service: str) -> None:
-        """Judge the patterns of a service whose module was imported after construction."""
+        """Check the patterns of a service whose module was imported after construction."""
         late = [each for each in self._unchecked if service_of(each[0]) == service and _is_checked(*each)]
         self._unchecked = tuple(each for each in self._unchecked if each not in late)
 
 
 def _contract_source(descriptor: MethodDescriptor | None) -> KeySource | None:
-    """Where a method's contract makes the key of the request, or says that it needs one."""
+    """Return the source that a method's contract implies: its key fields, or ``unique`` if it takes keys."""
     if descriptor is None:
         return None
     if (fields := key_fields(descriptor)) is not None:
@@ -145,7 +145,7 @@ def _contract_source(descriptor: MethodDescriptor | None) -> KeySource | None:
 
 
 def _is_checked(pattern: str, source: object) -> bool:
-    """Whether the service of a pattern is known by now.
+    """Check a pattern. Returns False if its service is not known yet.
 
     Raises ValueError if it is, and the pattern names no method of it, or its template no field.
     """
@@ -164,7 +164,7 @@ def _is_checked(pattern: str, source: object) -> bool:
 
 
 def _fault(source: object, descriptor: MethodDescriptor) -> str:
-    """Why a template makes no key for a method; empty if it does, or is none."""
+    """Return why a template cannot make a key for a method, or an empty string if it can."""
     if not isinstance(source, FromRequest):
         return ""
     if descriptor.client_streaming:
@@ -180,10 +180,10 @@ def _fault(source: object, descriptor: MethodDescriptor) -> str:
 
 
 def checked(key: Any) -> str | None:
-    """A key as its source gave it. Raises ValueError or TypeError if it may not be sent."""
+    """Return the key that a source gave. Raises ValueError or TypeError if it may not be sent."""
     if inspect.isawaitable(key):
         if inspect.iscoroutine(key):
-            key.close()  # or Python would warn that nobody awaited it
+            key.close()  # otherwise Python warns that it was never awaited
         raise TypeError("a key source gave an awaitable: async sources are for idem_grpc.aio")
     if key is not None and not (isinstance(key, str) and is_valid(key)):
         raise ValueError(f"a key source gave {key!r}: a key has 1 to 255 characters of 0x21 to 0x7E")
@@ -191,7 +191,7 @@ def checked(key: Any) -> str | None:
 
 
 def _derived(execution: Run, method: str) -> Chosen:
-    """A key that is the same whenever this handler, run again, makes this call.
+    """Derive a key that is the same each time that the handler is run and makes this call.
 
     It is made of the record's name, so that tenants and methods never meet, of the
     request, so that a mended one is new downstream too, and of the call's place.

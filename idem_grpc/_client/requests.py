@@ -21,7 +21,7 @@ from idem_grpc._core.messages import size_of, snapshot
 
 
 class KeptRequests:
-    """What was taken off a request stream, kept up to ``limit`` bytes to be sent again.
+    """The requests that were read from a stream, kept up to ``limit`` bytes to be sent again.
 
     ``count`` is how many requests there were; ``is_whole`` tells that all are here still.
     """
@@ -33,7 +33,7 @@ class KeptRequests:
         self.is_whole = True
 
     def add(self, request: Any) -> None:
-        """Keep another request, as it is now. The one that exceeds the limit is still here to be sent."""
+        """Keep a copy of another request. The request that exceeds the limit can still be sent once."""
         size = size_of(request)
         self._left -= self._left + 1 if size is None else size
         if self._left < 0:
@@ -42,7 +42,7 @@ class KeptRequests:
         self.count += 1
 
     def at(self, position: int) -> Any:
-        """The request at ``position``, from 0. Once the limit is exceeded, those before it are let go."""
+        """Return the request at ``position``, from 0. Drops earlier ones once the limit is exceeded."""
         request = self._kept[position - self.count]
         if not self.is_whole:
             while len(self._kept) > self.count - position - 1:
@@ -50,7 +50,7 @@ class KeptRequests:
         return request
 
     def clear(self) -> None:
-        """The call is over: let go of all."""
+        """Drop everything, since the call is over."""
         self.is_whole = False
         self._kept.clear()
 
@@ -68,25 +68,25 @@ class SyncRequests:
 
     @property
     def is_whole(self) -> bool:
-        """Whether all that was sent can be sent again."""
+        """Whether everything that was sent can be sent again."""
         return self._sent.is_whole
 
     def feed(self) -> "SyncFeed":
-        """The requests for a new attempt, from the first; those for the one before end here."""
+        """Return the requests for a new attempt, from the first one. Ends the feed of the previous one."""
         with self._changed:
             self._live = SyncFeed(self)
             self._changed.notify_all()
             return self._live
 
     def close(self) -> None:
-        """The call is over."""
+        """End all feeds, since the call is over."""
         with self._changed:
             self._live = None
             self._sent.clear()
             self._changed.notify_all()
 
     def next(self, feed: "SyncFeed", position: int) -> Any:
-        """The request at ``position``, which is read if nobody has. Raises what the caller's iterator did."""
+        """Return the request at ``position``, read if necessary. Raises what the caller's iterator raised."""
         while True:
             with self._changed:
                 self._changed.wait_for(
@@ -105,7 +105,7 @@ class SyncRequests:
         request, end = None, None
         try:
             request = next(self._source)
-        except BaseException as error:  # which is the caller's, and grpc has its own way with it
+        except BaseException as error:  # of the caller's iterator; grpc handles it
             end = error
         with self._changed:
             self._is_read, self._end = False, end
@@ -131,7 +131,7 @@ class SyncFeed:
 
 
 class Pulse:
-    """Wakes all who wait for something to change, each time that it does: no beat is missed."""
+    """Wakes all tasks that wait for a change, each time that there is one. No beat is missed."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -149,11 +149,11 @@ class Pulse:
 
 
 class _StreamClosed(Exception):
-    """AioRequests are asked for on behalf of an attempt that is over."""
+    """Raised to grpc when it asks for requests of an attempt that is over."""
 
 
 class AioRequests:
-    """What the caller sends, from an async or a plain iterable. ``limit`` is in bytes."""
+    """The requests of one call, from an async or a plain iterable, kept up to ``limit`` bytes."""
 
     def __init__(self, source: Any, limit: int) -> None:
         self._source = source
@@ -164,19 +164,19 @@ class AioRequests:
         self._reading: asyncio.Task[None] | None = None
         self._failure: BaseException | None = None
         self.is_ended = False
-        """The caller has no more requests."""
+        """Whether the caller's iterable is exhausted."""
 
     @property
     def is_whole(self) -> bool:
-        """Whether it can still be sent again."""
+        """Whether everything that was sent can be sent again."""
         return self._sent.is_whole
 
     def feed(self) -> "AioFeed":
-        """The requests from the first one on, for one attempt."""
+        """Return the requests for a new attempt, from the first one."""
         return AioFeed(self)
 
     def close(self) -> None:
-        """The call is over: read no more, and let go of what was kept."""
+        """Stop reading, and drop what was kept, since the call is over."""
         if self._reading is not None:
             self._reading.cancel()
         self._sent.clear()
@@ -236,7 +236,7 @@ class AioFeed:
         self.is_closed = False
 
     def close(self) -> None:
-        """The attempt is over; grpc may still wait here for a request of it."""
+        """End the feed, since the attempt is over. grpc may still be waiting for a request of it."""
         self.is_closed = True
         self._requests.changed()
 

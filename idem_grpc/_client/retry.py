@@ -6,17 +6,17 @@ import threading
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
-from idem_grpc._core.checks import StatusCode, codes_of, seconds_of, whole_number
+from idem_grpc._core.checks import StatusCode, codes_of, number, seconds_of, whole_number
 from idem_grpc._core.durations import Duration, in_seconds
 from idem_grpc._core.outcome import Code
 
 JITTER = (0.8, 1.2)
-"""Each backoff is multiplied by a random number between these, as A6 has it."""
+"""Each backoff is multiplied by a random number between these, as in A6."""
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """How much a channel may retry: the token bucket of A6, shared by its calls.
+    """The limit on the retries of a channel: the token bucket of A6, shared by its calls.
 
     Every attempt that fails with a code to retry takes a token, and every call that
     succeeds puts back ``ratio`` of one, also those that are never sent again; there is no
@@ -29,25 +29,25 @@ class Budget:
 
     def __post_init__(self) -> None:
         for name in ("max_tokens", "ratio"):
-            _check_number("Budget", name, getattr(self, name))
+            number("Budget", name, getattr(self, name))
         if not (self.max_tokens > 0 and self.ratio > 0):
             raise ValueError(f"{self}: both must be positive; Retry(budget=None) sets no limit")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retry:
-    """How calls that bear a key, or are marked idempotent, are sent again.
+    """How calls are sent again that have a key or are marked idempotent.
 
-    max_attempts: how often a call is sent at most; default 10. To be told IN_PROGRESS or
-        OUTCOME_PENDING does not count.
+    max_attempts: how often a call is sent at most; default 10. Attempts that are refused with
+        IN_PROGRESS or OUTCOME_PENDING do not count.
     initial_backoff, max_backoff, multiplier: the nth retry is made after
-        initial_backoff x multiplier^(n-1), at most max_backoff, give or take a fifth;
-        default 100 ms, 5 s and 2. A longer pushback of the server is obeyed, and starts anew.
-    codes: all the status codes that are worth another attempt; default UNAVAILABLE alone.
-        Besides, RESOURCE_EXHAUSTED is one if the server says when to come back.
-    attempt_timeout: the deadline of a single attempt, which is the one that the server
-        sees; None (the default) for the call's own. A lost reply is then noticed early.
-        A call without a key has its own alone, unless it is marked idempotent.
+        initial_backoff x multiplier^(n-1), at most max_backoff, ±20 %;
+        default 100 ms, 5 s and 2. A longer pushback of the server is used instead, and resets n.
+    codes: the status codes after which a call is sent again; default UNAVAILABLE only.
+        RESOURCE_EXHAUSTED is always one if the server sends a pushback.
+    attempt_timeout: the deadline of a single attempt, as the server sees it, so that a lost reply
+        is noticed early; None (the default) for the call's own. Not used for calls without a key
+        that are not marked idempotent.
     budget: limits the retries of the channel; None for no limit.
     max_request_bytes: a request stream is kept up to this size to be sent again; a call
         whose stream is larger is not retried. Default 1 MiB.
@@ -76,7 +76,7 @@ class Retry:
                 f"Retry(initial_backoff={self.initial_backoff!r}, max_backoff={self.max_backoff!r}):"
                 " the first must not be above the second"
             )
-        _check_number("Retry", "multiplier", self.multiplier)
+        number("Retry", "multiplier", self.multiplier)
         if not self.multiplier >= 1:
             raise ValueError(f"Retry(multiplier={self.multiplier}): give 1 or more")
         if self.attempt_timeout is not None:
@@ -86,18 +86,13 @@ class Retry:
         codes_of("Retry(codes=…)", self.codes)
 
     def backoff(self, retry: int, uniform: Callable[[float, float], float] = random.uniform) -> float:
-        """Seconds before the nth retry in a row, counted from 1."""
+        """Return the seconds to wait before the nth retry in a row, counted from 1."""
         try:
             factor = float(self.multiplier) ** (retry - 1)
         except OverflowError:
             factor = math.inf
         longest = in_seconds(self.max_backoff)
         return min(in_seconds(self.initial_backoff) * factor, longest) * uniform(*JITTER)
-
-
-def _check_number(owner: str, name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{owner}({name}={value!r}): give a number")
 
 
 class Bucket:
@@ -109,13 +104,13 @@ class Bucket:
         self._lock = threading.Lock()
 
     def put_back(self) -> None:
-        """A call succeeded."""
+        """Count a call that succeeded."""
         if self._budget is not None:
             with self._lock:
                 self._left = min(self._left + self._budget.ratio, self._budget.max_tokens)
 
     def take(self) -> bool:
-        """An attempt failed: whether there may be another."""
+        """Count an attempt that failed. Returns whether another one may be made."""
         if self._budget is None:
             return True
         with self._lock:

@@ -1,17 +1,17 @@
-"""gRPC's own retries, for clients that cannot have our interceptors."""
+"""The service config for gRPC's own retries, for clients without the interceptors of this library."""
 
 import json
 import re
 from collections.abc import Collection, Iterable
 
-from idem_grpc._core.checks import StatusCode, codes_of, seconds_of, whole_number
+from idem_grpc._core.checks import StatusCode, codes_of, number, seconds_of, whole_number
 from idem_grpc._core.durations import Duration
 from idem_grpc._core.methods import check_method, find_service
 
 _NAME = re.compile(r"/?(?P<service>\w+(\.\w+)*)(/(?P<method>\w+|\*)?)?", re.ASCII)
 _MULTIPLIERS = (1, 1000)
 _SHORTEST = 0.01
-"""Seconds of backoff. After less than a millisecond gRPC's core forgets to send the call again."""
+"""Seconds of backoff. With less than a millisecond, gRPC's core never sends the call again."""
 
 
 def service_config(
@@ -23,11 +23,11 @@ def service_config(
     multiplier: float = 2.0,
     codes: Collection[StatusCode | str] = ("UNAVAILABLE",),
 ) -> str:
-    """The service config (JSON) with which a stock gRPC client in any language retries.
+    """Return the service config (JSON) with which a stock gRPC client in any language retries.
 
     ``services`` are full names, "/pkg.Service/*" or "/pkg.Service/Method"; with none it is for
-    all methods of the channel, which then must all bear a key, and have no request stream:
-    gRPC can lose messages of one that it sends again (``benchmarks/native.py``).
+    all methods of the channel. These must all have a key, and no request stream:
+    gRPC can lose messages of a stream that it sends again (``benchmarks/native.py``).
     Methods with a request stream are left out of the services that are named, where their
     generated modules are imported. gRPC makes at most five attempts. No retryThrottling is
     set, since refusals such as IN_PROGRESS would drain it. In Python::
@@ -92,14 +92,14 @@ def _name(service: object) -> dict[str, str]:
 
 
 def _with_request_stream(service: str) -> list[dict[str, str]]:
-    """The names of those methods of a service, if it is known."""
+    """Return the methods of a service that have a request stream, if the service is known."""
     descriptor = find_service(service)
     methods = descriptor.methods if descriptor else ()
     return [{"service": service, "method": method.name} for method in methods if method.client_streaming]
 
 
 def _duration(name: str, duration: Duration) -> str:
-    """As protobuf's JSON has it: a decimal, which knows no exponent."""
+    """Format a duration as protobuf's JSON does: a decimal without exponent."""
     seconds = seconds_of("service_config", name, duration)
     if seconds < _SHORTEST:
         raise ValueError(f"service_config({name}={duration!r}): give {_SHORTEST} seconds or more")
@@ -107,8 +107,7 @@ def _duration(name: str, duration: Duration) -> str:
 
 
 def _checked(multiplier: float) -> float:
-    if isinstance(multiplier, bool) or not isinstance(multiplier, (int, float)):
-        raise TypeError(f"service_config(multiplier={multiplier!r}): give a number")
+    number("service_config", "multiplier", multiplier)
     if not _MULTIPLIERS[0] <= multiplier <= _MULTIPLIERS[1]:
         raise ValueError(f"service_config(multiplier={multiplier!r}): give a number from 1 to 1000")
     return multiplier

@@ -1,8 +1,7 @@
-"""The client interceptors for ``grpc``: a key for every call, and retries that keep it.
+"""The client interceptors for ``grpc``. Each call gets a key, and keeps it in all retries.
 
-A blocking call is retried on its caller's thread and ends as grpc's own; a future, and a
-stream of responses, is a RetriedCall. Which of the two a call with one response is shows in
-what the first attempt gives.
+A blocking call is retried on its caller's thread, and its result is grpc's own. A future or a response stream is
+a RetriedCall. Whether a call with one response is a future is known from what the first attempt returns.
 """
 
 from collections.abc import Mapping
@@ -26,35 +25,33 @@ def client_interceptors(
     retry: Retry | None = Retry(),  # noqa: B008 -- it is frozen
     derive: bool = True,
 ) -> list[Any]:
-    """The interceptors to give to a channel, all of them, and to no other channel::
+    """Return the interceptors for one channel. Pass all of them, and make new ones for each channel::
 
         channel = grpc.intercept_channel(
             grpc.insecure_channel(target), *client_interceptors(keys=keys.unique)
         )
 
-    keys: where the key of a call comes from: ``keys.unique``, ``keys.from_request(…)``,
-        any function of an ``Outgoing``, or a mapping of "/pkg.Service/Method" or
-        "/pkg.Service/*" to such sources. The call's own ``idempotency-key`` metadata comes
-        first, then ``keys.using``. By default, methods whose contract declares a key rule
-        get what it says, and others get no key.
-    retry: how calls that bear a key, or are marked idempotent, are sent again, within the
-        deadline of the call and a budget for the channel. None leaves that to gRPC's own
-        retries, on which the key rides along; both together would multiply.
-    derive: inside a keyed handler, calls without a key of their own get one that is
-        derived from the handler's, the same whenever that is run again.
+    keys: where the key of a call comes from: ``keys.unique``, ``keys.from_request(…)``, any function of an
+        ``Outgoing``, or a mapping of "/pkg.Service/Method" or "/pkg.Service/*" to such sources. The call's
+        own ``idempotency-key`` metadata takes precedence, then ``keys.using``. Default: None, which gives
+        keys to methods whose contract has a key rule, and none to others.
+    retry: how calls are sent again that have a key or are marked idempotent, within the deadline of the
+        call and a budget for the channel. None leaves retries to gRPC itself, which sends the same key.
+        Do not combine the two, because the numbers of attempts multiply.
+    derive: whether calls made in a keyed handler get keys derived from the handler's, which are the same
+        whenever the handler is run again.
 
-    One call has one key, which is the same in every attempt. Raises ValueError or TypeError
-    for patterns and templates that are at fault. A call raises what its source of keys
-    does, ValueError for a key that may not be sent, and RuntimeError if order would decide
-    which derived key it gets.
+    One call has one key, which is the same in every attempt. Raises ValueError or TypeError for invalid
+    patterns and templates. A call raises what its key source raises, ValueError for a key that may not be
+    sent, and RuntimeError if chance would decide which derived key it gets.
     """
     return [_Interceptor(Channel(keys, retry, derive))]
 
 
 def replayed(call: Any) -> bool | None:
-    """Whether a call, or its error, brought the answer of an earlier run; waits until it is over.
+    """Return whether the answer to a call, or its error, is that of an earlier run. Waits for its end.
 
-    None if the server does not protect the method, so that the key was of no use.
+    Returns None if the server does not protect the method, so the key had no effect.
     """
     return replayed_in(call.trailing_metadata())
 
@@ -65,7 +62,7 @@ class _Interceptor(
     grpc.StreamUnaryClientInterceptor,
     grpc.StreamStreamClientInterceptor,
 ):
-    """All four kinds of method."""
+    """Intercepts all four kinds of method."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel

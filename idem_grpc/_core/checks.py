@@ -48,6 +48,12 @@ def whole_number(owner: str, name: str, value: object, *, smallest: int) -> None
         raise ValueError(f"{owner}({name}={value}): give {smallest} or more")
 
 
+def number(owner: str, name: str, value: object) -> None:
+    """Check a setting that is a number. Raises TypeError."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{owner}({name}={value!r}): give a number")
+
+
 def codes_of(setting: str, codes: Collection[StatusCode | str]) -> frozenset[Code]:
     """Return status codes, given as enum members or as names, as a set.
 
