@@ -91,7 +91,7 @@ def test_redis_is_not_loaded_by_those_who_do_not_use_it():
 def test_the_page_on_architecture_says_the_same():
     page = (PACKAGE.parent / "docs/architecture.md").read_text()
     table = page.partition("| part | may import |")[2].partition("\n\n")[0]
-    said = {}
+    said: dict[str, set[str]] = {}
     for line in table.splitlines()[2:]:
         parts, allowed = (re.findall(r"`(\w+)`", cell) for cell in line.split("|")[1:3])
         said |= {part: set(allowed) for part in parts}

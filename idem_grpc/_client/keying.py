@@ -1,7 +1,7 @@
 """Chooses the key of a call: the first that is available, in a fixed order.
 
-These are the call's own metadata, ``keys.using``, a key made from the request, inside a keyed handler a key derived
-from the handler's, and any other source. The key is chosen once, before the first attempt.
+These are the call's own metadata, ``keys.using``, a key made from the request, inside a keyed handler a key
+derived from the handler's, and any other source. The key is chosen once, before the first attempt.
 """
 
 import inspect

@@ -1,7 +1,7 @@
 """The client interceptors for ``grpc``. Each call gets a key, and keeps it in all retries.
 
-A blocking call is retried on its caller's thread, and its result is grpc's own. A future or a response stream is
-a RetriedCall. Whether a call with one response is a future is known from what the first attempt returns.
+A blocking call is retried on its caller's thread, and its result is grpc's own. A future or a response stream
+is a RetriedCall. Whether a call with one response is a future is known from what the first attempt returns.
 """
 
 from collections.abc import Mapping
