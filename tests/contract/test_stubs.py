@@ -29,7 +29,7 @@ print(json.dumps(found))
 
 @pytest.fixture
 def compiled(tmp_path):
-    """Compile a proto of the library as a user does: ``compiled(folder, file)`` returns the folder of stubs."""
+    """Compile a proto as a user does: ``compiled(folder, file)`` returns the folder of stubs."""
 
     def compiled(folder, file):
         includes = [f"-I{ROOT / folder}", f"-I{idem_grpc.proto_path()}"]
