@@ -92,7 +92,7 @@ for line in sys.stdin:
     ],
 )
 def test_two_servers_may_open_the_same_new_books_at_once(module, books, tmp_path):
-    """As the two Order servers do. Each process is told the next file when both have opened the last one."""
+    """Like the two Order servers. Each process gets the next file when both have opened the last one."""
     with ExitStack() as stack:
         openers = [
             stack.enter_context(

@@ -29,13 +29,13 @@ def test_demo():
     status, printed = run(DEMO)
     assert status == 0, printed
     assert ticks(printed) == ["✓"] * len(SCENES)
-    for told in (
+    for text in (
         "OK, 49 OK replayed",
         "OK, KEY_REUSED",
         "CARD_DECLINED, CARD_DECLINED replayed",
         f"All {len(SCENES)} scenes held",
     ):
-        assert told in printed
+        assert text in printed
     assert re.findall(r"attempt (.) ran on (server-.)(?: .* later)? and (did not )?charge", printed) == [
         ("1", "server-2", "did not "),
         ("2", "server-1", ""),
@@ -138,7 +138,7 @@ def test_server_that_stops_ends_what_it_began(server, start, tmp_path):
     with closing(Client(server.ready())) as client, ThreadPoolExecutor() as pool:
         while not ledger.runs("o"):  # unless the deadline passed before the handler began
             late = client.charge(order("card-slow"), "k", timeout=1)
-            # The second may find the first in progress, and be told so just before its own deadline.
+            # The second may find the first in progress, and be refused just before its own deadline.
             assert late.code is grpc.StatusCode.DEADLINE_EXCEEDED or late.reason == "IN_PROGRESS"
         stopping = pool.submit(server.stop, signal.SIGTERM)
         # Until its port is closed, it refuses this: the key stands for another card. A connection

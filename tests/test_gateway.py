@@ -205,23 +205,23 @@ OF_UPDATES = {Reason.ETAG_MISMATCH: 409, Reason.MASK_INVALID: 400}
 
 @pytest.mark.parametrize("reason", Reason)
 def test_every_refusal_has_a_status_and_says_whether_to_come_back(reason):
-    told = problem(refusal(reason))
-    assert (told.status, told.code) == ((REFUSALS | OF_UPDATES)[reason], reason)
-    assert (told.retry_after is not None) == (reason.retryable or reason is Reason.LEASE_LOST)
+    found = problem(refusal(reason))
+    assert (found.status, found.code) == ((REFUSALS | OF_UPDATES)[reason], reason)
+    assert (found.retry_after is not None) == (reason.retryable or reason is Reason.LEASE_LOST)
 
 
 @pytest.mark.parametrize("code", [code for code in grpc.StatusCode if code is not grpc.StatusCode.OK])
 def test_every_other_failure_has_a_status(code):
-    told = problem(grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata()))
-    assert (told.status, told.code) == (CODES.get(code, 500), code.name)
+    found = problem(grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata()))
+    assert (found.status, found.code) == (CODES.get(code, 500), code.name)
 
 
 def test_a_reason_that_the_gateway_does_not_know_keeps_its_status():
     status = status_pb2.Status()
     status.details.add().Pack(error_details_pb2.ErrorInfo(reason="OUT_OF_TEA", domain="tea"))
     trailing = grpc.aio.Metadata(("grpc-status-details-bin", status.SerializeToString()))
-    told = problem(grpc.aio.AioRpcError(grpc.StatusCode.NOT_FOUND, grpc.aio.Metadata(), trailing))
-    assert (told.status, told.code) == (404, "OUT_OF_TEA")
+    found = problem(grpc.aio.AioRpcError(grpc.StatusCode.NOT_FOUND, grpc.aio.Metadata(), trailing))
+    assert (found.status, found.code) == (404, "OUT_OF_TEA")
 
 
 def test_problems_lead_to_a_page_that_explains_them(gateway):
@@ -241,7 +241,7 @@ def test_a_gateway_that_ends_takes_its_service_with_it(number, status):
         assert gateway.stdout is not None
         httpx.get(gateway.stdout.readline().split()[-1]).raise_for_status()
         gateway.send_signal(number)
-        # The service has the other end of its stderr too, so this comes to an end with the last of them.
+        # The service has the other end of its stderr too, so this ends with the last of them.
         _, said = gateway.communicate(timeout=30)
     finally:
         gateway.kill()

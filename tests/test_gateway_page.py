@@ -67,10 +67,10 @@ def expect_charges(page: Page, words: str, *, runs: int) -> None:
     expect(page.locator("#runs")).to_have_text(f"{runs}×")
 
 
-def expect_answers(page: Page, *told: str) -> None:
+def expect_answers(page: Page, *expected: str) -> None:
     """Each of the answers on the page has these words, in any order."""
-    expect(answers(page)).to_have_count(len(told))
-    assert sorted(" ".join(each.split()[2:]) for each in answers(page).all_inner_texts()) == sorted(told)
+    expect(answers(page)).to_have_count(len(expected))
+    assert sorted(" ".join(each.split()[2:]) for each in answers(page).all_inner_texts()) == sorted(expected)
 
 
 def order_id(page: Page) -> str:

@@ -132,7 +132,7 @@ def keeps_and_releases(reader, cleanup):
 
 
 def counts(reader, cleanup):
-    """The reporter is told, although nothing came of the call: the store is closed by now."""
+    """The reporter gets the call, although it fails: the store is closed by now."""
     with grpc.insecure_channel(another_server(reader, reader.idempotency, cleanup)) as channel:
         refund(reader, channel, 5_00)
     until(lambda: reader.answers)

@@ -19,17 +19,17 @@ from idem_grpc._core.policy import Policy
 module, service = sys.argv[1:]
 importlib.import_module(module)
 methods = Methods({}, Policy(), services=[service])
-told = {}
+found = {}
 for method in descriptor_pool.Default().FindServiceByName(service).methods:
     rules = methods.rules(f"/{service}/{method.name}")
-    told[method.name] = rules and [rules.key.name, rules.operation, rules.retention, bool(rules.key_fields)]
-print(json.dumps(told))
+    found[method.name] = rules and [rules.key.name, rules.operation, rules.retention, bool(rules.key_fields)]
+print(json.dumps(found))
 """
 
 
 @pytest.fixture
 def compiled(tmp_path):
-    """Compile a proto of ours as a user does: ``compiled(folder, file)`` returns where the stubs are."""
+    """Compile a proto as a user does: ``compiled(folder, file)`` returns the folder of stubs."""
 
     def compiled(folder, file):
         includes = [f"-I{ROOT / folder}", f"-I{idem_grpc.proto_path()}"]

@@ -199,11 +199,11 @@ def test_a_record_of_a_later_release_is_left_alone(start, url):
         later.state = 99  # type: ignore[assignment]  # which is the point
         written = later.SerializeToString()
         assert isinstance(store.swap(Swap(key, unused, written, TTL)), Swapped)
-        told = (grpc.StatusCode.FAILED_PRECONDITION, Reason.OUTCOME_UNKNOWN)
-        assert verdict(server.client.call(Kind.UNARY, order(), token)) == told
+        unclear = (grpc.StatusCode.FAILED_PRECONDITION, Reason.OUTCOME_UNKNOWN)
+        assert verdict(server.client.call(Kind.UNARY, order(), token)) == unclear
         for ask in (get, revoke):
             answer = ask(server.client, token)
-            assert verdict(answer) == told
+            assert verdict(answer) == unclear
             assert "cannot read" in answer.details
         assert store.read(key).value == written
     assert not server.ledger.all_runs

@@ -197,7 +197,7 @@ def charge(request: payments_pb2.ChargeRequest, context: grpc.ServicerContext) -
         assert_type(run.keep(), None)
         assert_type(run.release(), None)
         run.derive()  # type: ignore[call-arg]  # an id has a name
-        run.lease_lost = True  # type: ignore[misc]  # it tells, and is not told
+        run.lease_lost = True  # type: ignore[misc]  # it is read-only
     return payments_pb2.ChargeResponse()
 
 
