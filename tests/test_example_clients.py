@@ -131,7 +131,7 @@ def test_hourly_job():
     asked = re.findall(r"^(\d\d):\d\d  3 ask: (.*)$", printed, re.MULTILINE)
     assert len(asked) == 12
     for hour in ("10", "11"):
-        answers = ", ".join(told for at, told in asked if at == hour).split(", ")
+        answers = ", ".join(answer for at, answer in asked if at == hour).split(", ")
         assert sorted(answers) == ["mailed"] + ["mailed already"] * 17
         assert f"report:uid123:20240330T{hour}: mailed 1×" in printed
     assert printed.splitlines()[-1] == "It was mailed once an hour."

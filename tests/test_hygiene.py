@@ -119,3 +119,25 @@ def test_tests_do_not_sleep(path):
 )
 def test_what_counts_as_a_pause(call, verdict):
     assert is_pause(ast.parse(call, mode="eval").body) is verdict
+
+
+IDIOMS = re.compile(
+    r"\b(told|tells|bears?|mend(s|ed|able)?|whoever|lest|beside|comes to|of ours|its own affair)\b",
+    re.IGNORECASE,
+)
+"""Words that readers of English technical prose stumble over."""
+
+PROSE = [
+    *(path for path in WRITTEN if path != Path(__file__)),
+    *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted(ROOT.glob("*.md")),
+    *sorted((ROOT / "benchmarks").rglob("*.md")),
+    *sorted((ROOT / "examples").rglob("*.md")),
+    *(path for path in sorted(ROOT.rglob("protos/**/*.proto")) if ".venv" not in str(path)),
+]
+
+
+@pytest.mark.parametrize("path", PROSE, ids=name)
+def test_prose_is_plain(path):
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        assert not IDIOMS.search(line), f"line {number}: use the field's own words: {line.strip()}"

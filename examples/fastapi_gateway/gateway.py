@@ -78,7 +78,7 @@ def make_app(payments: str, deadline: float = DEADLINE) -> FastAPI:
     app = FastAPI(title="Payments", lifespan=lifespan, docs_url=None, redoc_url=None)
 
     @app.exception_handler(Problem)
-    async def tell(request: Request, problem: Problem) -> JSONResponse:
+    async def respond(request: Request, problem: Problem) -> JSONResponse:
         headers = dict(problem.headers)
         if problem.retry_after is not None:
             headers["Retry-After"] = str(problem.retry_after)
@@ -89,7 +89,7 @@ def make_app(payments: str, deadline: float = DEADLINE) -> FastAPI:
     @app.exception_handler(RequestValidationError)
     async def tell_of_a_bad_request(request: Request, error: RequestValidationError) -> JSONResponse:
         faults = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
-        return await tell(request, Problem(400, "BAD_REQUEST", faults))
+        return await respond(request, Problem(400, "BAD_REQUEST", faults))
 
     @app.post("/payments", status_code=HTTPStatus.CREATED)
     async def pay(payment: Payment, key: Annotated[str | None, Depends(idempotency_key)]) -> JSONResponse:
@@ -103,13 +103,13 @@ def make_app(payments: str, deadline: float = DEADLINE) -> FastAPI:
             paid = (await call).payment
         except grpc.aio.AioRpcError as error:
             raise problem(error) from None
-        told = {
+        answer = {
             "payment_id": paid.id,
             "order_id": paid.order_id,
             "minor_units": paid.amount.minor_units,
             "currency": paid.amount.currency,
         }
-        return JSONResponse(told, HTTPStatus.CREATED, answer_headers(dict(await call.trailing_metadata())))
+        return JSONResponse(answer, HTTPStatus.CREATED, answer_headers(dict(await call.trailing_metadata())))
 
     @app.get("/orders/{order_id}/books")
     async def books(order_id: str) -> dict[str, int]:

@@ -67,11 +67,11 @@ def main() -> int:
 def play(schedulers: list[Scheduler], outbox: Outbox) -> list[str]:
     """Let all schedulers ask at once, every ten minutes for two hours. Returns the broken rules."""
     times = [START + number * EVERY for number in range(HOURS * (timedelta(hours=1) // EVERY))]
-    told: Counter[bool | None] = Counter()
+    reported: Counter[bool | None] = Counter()
     with ThreadPoolExecutor(SCHEDULERS) as pool:
         for now in times:
             replays = list(pool.map(lambda scheduler, now=now: scheduler.ask(now), schedulers))
-            told.update(replays)
+            reported.update(replays)
             words = ", ".join("mailed already" if replay else "mailed" for replay in replays)
             print(f"{now:%H:%M}  {SCHEDULERS} ask: {words}")
     mailed = Counter(outbox.keys())
@@ -80,7 +80,7 @@ def play(schedulers: list[Scheduler], outbox: Outbox) -> list[str]:
     asked = SCHEDULERS * len(times)
     rules = {
         "each hour must have one mail": list(mailed.values()) == [1] * HOURS,
-        "all other answers must be replays": told == Counter({True: asked - HOURS, False: HOURS}),
+        "all other answers must be replays": reported == Counter({True: asked - HOURS, False: HOURS}),
     }
     broken = [rule for rule, holds in rules.items() if not holds]
     for rule in broken:

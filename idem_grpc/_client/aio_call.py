@@ -342,7 +342,7 @@ class _Status:
         attempt.add_done_callback(self._take_down)  # called each time that a status is set
 
     async def settled(self, error: grpc.aio.AioRpcError) -> tuple[grpc.aio.AioRpcError, grpc.StatusCode]:
-        """An error of the attempt, and the code by which to tell whether to send the call again."""
+        """Return an error of the attempt, and the code that decides whether to send the call again."""
         if not is_unsent(error.code(), error.details()):
             return error, error.code()
         with suppress(TimeoutError):
@@ -438,7 +438,7 @@ class _Call:
 
 
 class _Answers:
-    """What a call tells of itself, each time that its caller asks.
+    """The coroutines of a call by which its caller asks about it.
 
     Apart from the call: an older grpc.aio (1.73) that closes a channel looks at the coroutine
     of each task, and stumbles over those of call objects that are not its own.

@@ -1,4 +1,4 @@
-"""The calls that other interceptors put in place of grpc's, and how to tell grpc's calls apart.
+"""The calls that other interceptors put in place of grpc's, and how to recognise grpc's calls.
 
 An interceptor may return any iterable for a response stream, such as a generator, and any future for a single
 response. How such a call ended shows when it is iterated over, or in its exception.
@@ -15,7 +15,7 @@ import grpc
 def is_background(call: Any) -> bool:
     """Whether a continuation returned a call in progress, as made by ``.future()``.
 
-    grpc does not tell an interceptor which of the two its caller asked for. A blocking call
+    An interceptor cannot see which of the two its caller asked for. A blocking call
     gives a response in hand, or an RpcError that cannot be iterated over, as a future's can.
     """
     if is_local_failure(call):

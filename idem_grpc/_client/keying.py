@@ -194,7 +194,7 @@ def _derived(execution: Run, method: str) -> Chosen:
     """Derive a key that is the same each time that the handler is run and makes this call.
 
     It is made of the record's name, so that tenants and methods never meet, of the
-    request, so that a mended one is new downstream too, and of the call's place.
+    request, so that a corrected one is new downstream too, and of the call's place.
     """
     step = current_step()
     call = execution.calls.begin(method, step)

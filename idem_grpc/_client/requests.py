@@ -23,7 +23,7 @@ from idem_grpc._core.messages import size_of, snapshot
 class KeptRequests:
     """The requests that were read from a stream, kept up to ``limit`` bytes to be sent again.
 
-    ``count`` is how many requests there were; ``is_whole`` tells that all are here still.
+    ``count`` is the number of requests; ``is_whole`` is whether all of them are still kept.
     """
 
     def __init__(self, limit: int) -> None:

@@ -18,7 +18,7 @@ from tests.server.ledger import DEADLINE, order, run
 from tests.server.processes import ENVIRONMENT, ROOT, ServerProcess
 from tests.support.wait import until
 
-# Milliseconds after which the second address is tried beside the first: as many as grpc allows.
+# Milliseconds after which the second address is tried in parallel to the first: as many as grpc allows.
 IN_TURN = ("grpc.happy_eyeballs_connection_attempt_delay_ms", 2000)
 
 
@@ -167,7 +167,7 @@ def test_two_methods_with_one_key_do_not_meet_downstream(roots, stub_for, leaves
     assert attempts(leaves, request) == [[1, 1], [1, 1]]
 
 
-def test_a_mended_request_is_new_downstream(roots, stub_for, leaves):
+def test_a_corrected_request_is_new_downstream(roots, stub_for, leaves):
     stub = stub_for(*roots(1))
     wrong = order(amount=-5)
     for _ in range(2):  # which is the same request, and so the same downstream
@@ -175,7 +175,7 @@ def test_a_mended_request_is_new_downstream(roots, stub_for, leaves):
             call(stub.Unary, wrong)
         assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert attempts(leaves, wrong) == [[1], [1]]
-    mended = order(name=wrong.order, amount=5)
-    response, _ = call(stub.Unary, mended)
+    corrected = order(name=wrong.order, amount=5)
+    response, _ = call(stub.Unary, corrected)
     assert len(set(response.entry.split())) == 2
-    assert attempts(leaves, mended) == [[1, 1], [1, 1]]
+    assert attempts(leaves, corrected) == [[1, 1], [1, 1]]

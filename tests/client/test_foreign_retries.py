@@ -1,4 +1,4 @@
-"""A client in another language, which has our service config and nothing else of ours, gets its answer."""
+"""A client in another language, which has only the service config of this library, gets its answer."""
 
 import json
 import os

@@ -99,7 +99,7 @@ def test_calls_in_flight_and_waiting_are_left_to_the_collector(script, stub_of, 
 class TestTimer:
     @pytest.fixture
     def clock(self, monkeypatch):
-        """The clock of timers, which goes on when it is told to."""
+        """The clock of timers, which the test moves."""
         clock = SimpleNamespace(now=monotonic())
         monkeypatch.setattr(timers, "monotonic", lambda: clock.now)
         return clock

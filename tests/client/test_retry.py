@@ -270,7 +270,7 @@ class TestBudget:
         assert [bucket.take() for _ in range(50)].count(True) == 50 - 10 + 1 - 1
 
     def test_calls_that_are_never_sent_again_count_as_well(self):
-        """They tell as much of the server's health as others do: in A6 every call counts."""
+        """They show the server's health as well as others do: in A6 every call counts."""
         retry = Retry(budget=Budget(max_tokens=6, ratio=1))
         bucket = Bucket(retry.budget)
         for _ in range(3):

@@ -32,7 +32,7 @@ def test_a_request_may_not_be_corrected_if_an_earlier_attempt_may_have_had_an_ef
 @pytest.mark.parametrize(
     ("ended", "life"),
     [(FIXABLE, 5.0), (NOT_NOW, 5.0), (UNCLEAR, RETENTION)],
-    ids=["mendable", "not now", "unclear"],
+    ids=["fixable", "not now", "unclear"],
 )
 def test_a_token_keeps_the_life_it_had_left_unless_its_run_may_have_had_an_effect(ended, life):
     flow = Driven(TOKEN).then(Swapped(5.0), ended)

@@ -14,7 +14,7 @@ from tests.server.ledger import RichStatus, order, run
 kind = kinds(Kind.UNARY, Kind.SERVER_STREAM)
 
 DECIDED = ["NOT_FOUND", "ALREADY_EXISTS", "FAILED_PRECONDITION"]
-MENDABLE = ["INVALID_ARGUMENT", "OUT_OF_RANGE", "UNIMPLEMENTED", "PERMISSION_DENIED", "UNAUTHENTICATED"]
+FIXABLE = ["INVALID_ARGUMENT", "OUT_OF_RANGE", "UNIMPLEMENTED", "PERMISSION_DENIED", "UNAUTHENTICATED"]
 NOT_NOW = ["RESOURCE_EXHAUSTED", "ABORTED"]
 REUSED = Reason.KEY_REUSED
 UNCLEAR = ["UNKNOWN", "INTERNAL", "DATA_LOSS", "UNAVAILABLE", "CANCELLED", "DEADLINE_EXCEEDED"]
@@ -61,7 +61,7 @@ def test_a_decided_outcome_is_kept(server, kind, key, code):
     assert server.client.call(kind, corrected(request), key).reason is Reason.KEY_REUSED
 
 
-@codes(*MENDABLE)
+@codes(*FIXABLE)
 def test_a_wrong_request_may_be_corrected_under_its_key(server, kind, key, code):
     request = order(run(code=code, details="a typo"), run())
     first = server.client.call(kind, request, key)
@@ -110,7 +110,7 @@ def test_an_unclear_end_is_not_run_again_under_fail(strict, kind, key, code):
     assert attempts(strict, request) == [1]
 
 
-@codes(*NOT_NOW, *MENDABLE)
+@codes(*NOT_NOW, *FIXABLE)
 def test_a_failure_without_effect_is_run_again_under_every_policy(strict, kind, key, code):
     request = order(run(code=code), run())
     assert strict.client.call(kind, request, key).code is code

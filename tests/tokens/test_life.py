@@ -226,10 +226,10 @@ def test_a_token_that_runs_or_is_done_is_not_revoked(start, url):
 
 def test_a_token_that_was_given_back_can_be_revoked_unless_it_has_a_request(start):
     server = start()
-    mendable, not_now = issue(server.client), issue(server.client)
-    server.client.call(Kind.UNARY, order(run(code=grpc.StatusCode.INVALID_ARGUMENT)), mendable)
+    fixable, not_now = issue(server.client), issue(server.client)
+    server.client.call(Kind.UNARY, order(run(code=grpc.StatusCode.INVALID_ARGUMENT)), fixable)
     server.client.call(Kind.UNARY, order(run(code=grpc.StatusCode.ABORTED)), not_now)
-    assert revoke(server.client, mendable).ok
+    assert revoke(server.client, fixable).ok
     assert revoke(server.client, not_now).code is grpc.StatusCode.FAILED_PRECONDITION
 
 

@@ -361,7 +361,7 @@ class Node(google.protobuf.message.Message):
 
     @property
     def children(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Node]:
-        """What is beside it."""
+        """A neighbour of it."""
 
     @property
     def by_name(self) -> google.protobuf.internal.containers.MessageMap[builtins.str, Global___Node]:
