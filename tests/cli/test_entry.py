@@ -87,7 +87,7 @@ def test_a_wrong_password_is_not_shown():
     try:
         ended = start("list", "--store", f"redis://:hunter2@127.0.0.1:{server.port}/0")
         assert ended.returncode == 2
-        assert "refuses the user name or the password" in ended.stderr
+        assert "rejects the user name or password" in ended.stderr
         assert "hunter2" not in ended.stderr + ended.stdout
         ended = start("list", "--store", f"redis://:right@127.0.0.1:{server.port}/0")
         assert (ended.returncode, ended.stdout) == (1, "")

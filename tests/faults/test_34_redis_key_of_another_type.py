@@ -53,7 +53,7 @@ def test_every_swap_of_it_is_refused_by_name_and_changes_nothing(redis, admin, o
             await refused(store.swap_many([Swap(b"mine", None, b"one", TTL), swap]))
 
     async def refused(swapping):
-        with pytest.raises(StoreError, match="key idem:theirs holds a Redis type that is not") as caught:
+        with pytest.raises(StoreError, match="key idem:theirs has a Redis type that is not") as caught:
             await swapping
         assert type(caught.value) is StoreError
 
@@ -63,7 +63,7 @@ def test_every_swap_of_it_is_refused_by_name_and_changes_nothing(redis, admin, o
                 lambda swap: store.swap(swap),
                 lambda swap: store.swap_many([Swap(b"mine", None, b"one", TTL), swap]),
             ):
-                with pytest.raises(StoreError, match="key idem:theirs holds a Redis type") as caught:
+                with pytest.raises(StoreError, match="key idem:theirs has a Redis type") as caught:
                     send(swap)
                 assert type(caught.value) is StoreError
             asyncio.run(refused_async(swap))
@@ -151,7 +151,7 @@ def test_a_scan_leaves_it_out_and_says_so(redis, admin, caplog, other):
             store.swap(Swap(b"%d" % number, None, b"one", TTL))
         OTHERS[other](admin, "idem:theirs")
         assert len(dict(store.scan())) == 150
-        assert "idem:theirs: the Redis type is not a record's" in caplog.text
+        assert "idem:theirs: the value's Redis type is not that of a record" in caplog.text
         OTHERS[other](admin, "idem:theirs-too")
         assert len(dict(store.scan())) == 150
         assert "idem:theirs and 1 more" in caplog.text
@@ -172,7 +172,7 @@ def test_the_command_lists_the_rest_and_names_it(redis, admin):
     ended = start_command("list", "--store", redis.url, "--json")
     assert ended.returncode == 0
     assert [told["key"] for told in json.loads(ended.stdout)] == [name]
-    assert f"left out idem:{'x' * 32}" in ended.stderr
+    assert f"skipped idem:{'x' * 32}" in ended.stderr
 
 
 @pytest.mark.parametrize("verb", ["inspect", "forget", "resolve", "revoke"])
@@ -184,5 +184,5 @@ def test_a_command_on_it_says_what_it_is(redis, admin, command, verb):
     admin.rpush(name, "a list")
     ended = command(verb, "--store", redis.url, *which, *how)
     assert ended.exit_code == 2
-    assert f"the key {name} holds a Redis type that is not a record's" in ended.stderr
+    assert f"the key {name} has a Redis type that is not that of a record" in ended.stderr
     assert admin.lrange(name, 0, -1) == [b"a list"]

@@ -60,10 +60,10 @@ def test_what_is_yet_to_come_says_so(scheme):
         ("sqlite://relative.db", "sqlite:///relative/path.db"),
         ("sqlite:///:memory:", "use the store memory:"),
         ("sqlite:///a#b.db", "%23"),
-        ("sqlite:///a.db?mode=ro", "unknown options for SQLite: mode"),
+        ("sqlite:///a.db?mode=ro", "unknown SQLite options: mode"),
         ("sqlite:///a.db?synchronous=off", "must be 'normal' or 'full'"),
-        (f"redis://:{SECRET}@host?decode_responses=True", "cannot use: decode_responses"),
-        (f"redis://:{SECRET}@host?retry=3&protocol=3", "cannot use: protocol, retry"),
+        (f"redis://:{SECRET}@host?decode_responses=True", "unsupported options: decode_responses"),
+        (f"redis://:{SECRET}@host?retry=3&protocol=3", "unsupported options: protocol, retry"),
         (f"redis://:{SECRET}@host?socket_timeout=fast", "socket_timeout in the Redis URL must be"),
         (f"redis://:{SECRET}@host?socket_timeout=0", "socket_timeout in the Redis URL must be"),
         (f"redis://:{SECRET}@host?socket_timeout=-1", "socket_timeout in the Redis URL must be"),
@@ -144,5 +144,5 @@ def test_two_stores_in_memory_share_nothing():
 def test_what_is_no_text_is_told_what_to_give(opening):
     with pytest.raises(TypeError, match="give a URL"):
         opening(5)
-    with pytest.raises(ValueError, match="namespace is 5, and must be"):
+    with pytest.raises(ValueError, match="namespace is 5: give 1 to 100"):
         opening("memory:", namespace=5)
