@@ -277,9 +277,9 @@ def test_what_is_wrapped_is_kept_as_it_was_for_a_retry():
 
 
 def test_updates_say_that_they_want_messages():
-    with pytest.raises(TypeError, match=r"of proto-plus: type\(m\)\.pb\(m\)"):
+    with pytest.raises(TypeError, match=r"for proto-plus, type\(m\)\.pb\(m\)"):
         updates.apply(Order(), Order())
-    with pytest.raises(TypeError, match=r"of proto-plus: type\(m\)\.pb\(m\)"):
+    with pytest.raises(TypeError, match=r"for proto-plus, type\(m\)\.pb\(m\)"):
         updates.changed(Order(), Order())
     assert updates.changed(Order.pb(Order(order_id="1")), Order.pb(Order())).paths == ["order_id"]
 
