@@ -47,7 +47,7 @@ def test_a_run_is_shown_with_its_lease(run, place, store):
 def test_a_lease_that_ran_out_is_told(run, place, store):
     write(store, "k", RUNNING, ttl=TTL - LEASE - 10)
     shown = run("inspect", *place, "k", *KEY).stdout
-    assert re.search(r"RUNNING, lease ran out: its owner last wrote 4\d", shown), shown
+    assert re.search(r"RUNNING, lease expired: its owner last wrote 4\d", shown), shown
 
 
 def test_an_answer_is_measured_and_not_shown_unless_asked_for(run, place, store):
@@ -103,7 +103,7 @@ def test_what_is_not_there_is_a_no(run, place, store):
     for other in (("k2", *KEY), ("k", *KEY[:3], "tenant-2"), ("k", *KEY[:3], ""), ("--token", "k")):
         result = run("inspect", *place, *other)
         assert (result.exit_code, result.stdout) == (1, "")
-        assert "never seen, has expired or was forgotten" in result.stderr
+        assert "never used, has expired or was dropped" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_what_is_not_there_is_a_no(run, place, store):
         (("k",), "--scope ''"),
         (("k", "--operation", "o"), "--scope ''"),
         (("k", "--token", "t"), "Name one key"),
-        (("--token", "t", "--scope", "s"), "stand alone"),
+        (("--token", "t", "--scope", "s"), "need KEY"),
         (("a key", *KEY), "1 to 255 characters"),
     ],
 )
@@ -162,5 +162,5 @@ def test_list_is_a_table(run, place, store):
 
 def test_an_empty_list_says_so(run, place, store):
     write(store, "done", DONE)
-    assert run("list", *place).stdout == "Nothing in these states.\n"
+    assert run("list", *place).stdout == "No records in these states.\n"
     assert run("list", *place, "--json").stdout == "[]\n"

@@ -118,7 +118,7 @@ def test_more_are_fetched_before_the_last_is_used_in_asyncio(server, store):
 def check(error):
     """A failure says what failed, and what that meant for the call."""
     assert error.value.code() is grpc.StatusCode.UNAVAILABLE
-    assert [note for note in error.value.__notes__ if CHARGE in note and "not made" in note] == (
+    assert [note for note in error.value.__notes__ if CHARGE in note and "not sent" in note] == (
         error.value.__notes__
     )
 
