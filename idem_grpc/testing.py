@@ -1,4 +1,4 @@
-"""What every store must do, as tests that anybody can run on a store of their own.
+"""Contract tests for custom stores.
 
     from idem_grpc.testing import StoreContract
 
@@ -6,10 +6,10 @@
         def make_store(self):
             return MyStore("host:port", namespace=uuid4().hex)
 
-pytest collects the tests that the class inherits. AsyncStoreContract does the same
-for an AsyncStore. For pytest to spell out what differs in a failed assertion, put
+pytest collects the tests that the class inherits. AsyncStoreContract does the same for an
+AsyncStore. For detailed messages of failed assertions, put
 ``pytest.register_assert_rewrite("idem_grpc.stores._contract", "idem_grpc.testing")``
-at the top of conftest.py; nothing here needs pytest otherwise.
+at the top of conftest.py. The tests do not depend on pytest otherwise.
 """
 
 import asyncio
@@ -28,13 +28,13 @@ T = TypeVar("T")
 
 
 class StoreContract(StoreChecks):
-    """The tests of a Store: subclass it and define ``make_store``.
+    """Contract tests of a Store. Subclass it and define ``make_store``.
 
-    Each test calls ``make_store`` once, closes what it gets, and expects it empty.
+    Each test calls ``make_store`` once, expects an empty store, and closes it.
     """
 
     def make_store(self) -> Store:
-        """An empty store, such as one with a namespace that was never used."""
+        """Return an empty store, such as one with an unused namespace. Subclasses must define it."""
         raise NotImplementedError
 
     def _open(self) -> Store:
@@ -42,10 +42,13 @@ class StoreContract(StoreChecks):
 
 
 class AsyncStoreContract(StoreChecks):
-    """The tests of an AsyncStore: as StoreContract, run on an event loop of their own."""
+    """Contract tests of an AsyncStore. Subclass it and define ``make_store``.
+
+    It has the tests of StoreContract and some more. Each test runs its own event loop in a thread.
+    """
 
     def make_store(self) -> AsyncStore:
-        """An empty store; called outside of any event loop."""
+        """Return an empty store. Called outside any event loop. Subclasses must define it."""
         raise NotImplementedError
 
     def _open(self) -> Store:
@@ -75,7 +78,7 @@ class AsyncStoreContract(StoreChecks):
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
                 other = await inner.swap(Swap(b"other " + key, None, b"whole " + key, TTL))
-                assert other == Swapped(0.0), "this is the answer to another swap"
+                assert other == Swapped(0.0), "a swap must not get the result of a cancelled one"
 
             async def many() -> None:
                 await asyncio.gather(*[swap_and_cancel(steps) for steps in range(60)])
@@ -100,7 +103,7 @@ async def _blocking_of(store: AsyncStore) -> Store:
 
 
 class _OnALoop(Store):
-    """An AsyncStore as a blocking one, so that one set of checks serves both."""
+    """A blocking store that runs an AsyncStore on an event loop, so that both share one set of tests."""
 
     def __init__(self, inner: AsyncStore) -> None:
         self.namespace = inner.namespace
@@ -110,7 +113,7 @@ class _OnALoop(Store):
         self._thread.start()
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run it on the loop, from any thread; the loop stays for the next."""
+        """Run a coroutine on the loop, from any other thread."""
         if self._loop.is_closed():
             coroutine.close()
             raise StoreError("this store is closed")
@@ -132,14 +135,14 @@ class _OnALoop(Store):
         if self._loop.is_closed():
             return
         try:
-            self.run(self._close_for_good())
+            self.run(self._close_twice())
         finally:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
             self._loop.run_until_complete(self._loop.shutdown_default_executor())
             self._loop.close()
 
-    async def _close_for_good(self) -> None:
+    async def _close_twice(self) -> None:
         await self.inner.aclose()
         await self.inner.aclose()
         try:

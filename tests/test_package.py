@@ -59,7 +59,7 @@ assert pathlib.Path(idem_grpc.proto_path(), "idem_grpc_pb/v1/options.proto").is_
     without_extra = subprocess.run([command, "lint"], capture_output=True, text=True, check=False)
     assert (without_extra.returncode, without_extra.stdout) == (2, "")
     says, _, advice = without_extra.stderr.partition(": ")
-    assert says == "idem-grpc needs click, as its extra 'cli' has it"
+    assert says == "idem-grpc needs click, which is in its extra 'cli'"
     pip, install, click = shlex.split(advice)
     assert [click] == PROJECT["optional-dependencies"]["cli"]
     run(sys.executable, "-m", pip, "--python", commands / "python", install, "--quiet", click)

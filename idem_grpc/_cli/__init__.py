@@ -1,6 +1,6 @@
-"""The command ``idem-grpc``: contracts are checked with it, and stores looked after.
+"""The command ``idem-grpc``, which checks contracts and maintains stores.
 
-What it needs comes with the extra ``[cli]``; without that it says so, in a sentence.
+Its dependencies are in the extra ``[cli]``. Without them it prints how to install them.
 """
 
 import sys
@@ -8,9 +8,9 @@ from importlib.util import find_spec
 
 
 def main() -> None:
-    """The entry point. Exit statuses are those of ``idem_grpc._cli.failures``."""
+    """Run the command. Exit statuses are those of ``idem_grpc._cli.failures``."""
     if find_spec("click") is None:
-        sys.stderr.write("idem-grpc needs click, as its extra 'cli' has it: pip install 'click>=8.2'\n")
+        sys.stderr.write("idem-grpc needs click, which is in its extra 'cli': pip install 'click>=8.2'\n")
         sys.exit(2)
     from idem_grpc._cli.app import app
 

@@ -1,4 +1,4 @@
-"""The command as a whole."""
+"""The command group ``idem-grpc``."""
 
 import click
 
@@ -9,16 +9,16 @@ from idem_grpc._core.methods import proto_path
 
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit status: 0 done; 1 the answer is no; 2 the command was wrong; 3 the store did not answer.",
+    epilog="Exit status: 0 success; 1 negative result; 2 invalid command; 3 the store did not answer.",
 )
 @click.version_option(package_name="idem-grpc")
 def app() -> None:
-    """Check contracts for idempotency, and look after a store of idempotency keys."""
+    """Check contracts for idempotency, and inspect and change a store of idempotency keys."""
 
 
 @app.command("proto-path")
 def print_proto_path() -> None:
-    """Print the folder to give protoc as -I."""
+    """Print the folder to pass to protoc as -I."""
     try:
         click.echo(proto_path())
     except FileNotFoundError as error:

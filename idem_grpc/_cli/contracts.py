@@ -1,4 +1,4 @@
-"""``idem-grpc lint``: what every method's contract says of a call that is sent twice."""
+"""``idem-grpc lint`` and ``service-config``: the protection and the retries that contracts declare."""
 
 import json
 import subprocess
@@ -20,8 +20,8 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message import DecodeError
 from idem_grpc_pb.v1 import options_pb2
 
-from idem_grpc._cli.facts import span, table
-from idem_grpc._cli.failures import No, Wrong, sentences
+from idem_grpc._cli.facts import duration, table
+from idem_grpc._cli.failures import CommandFailed, InvalidInput, report_store_errors
 from idem_grpc._client import service_config as config
 from idem_grpc._core.methods import (
     declared_key_rule,
@@ -51,15 +51,15 @@ include_option = click.option(
     "includes",
     multiple=True,
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="For a folder of protos: where else its imports are. May be given again.",
+    help="For a folder of protos: another folder with its imports. May be repeated.",
 )
 
 
 def methods_of(contracts: Iterable[Path], includes: Sequence[Path]) -> dict[str, MethodDescriptor]:
-    """Every method of the contracts, by its name, in the order of files and services.
+    """Return every method of the contracts by its name, in the order of files and services.
 
-    Of a folder, only what is declared in it; of a descriptor set, all that is in it.
-    Raises Wrong for what is no contract.
+    A folder contributes the methods declared in it, without its imports; a descriptor set contributes
+    all of its methods. Raises InvalidInput for a path that is not a contract.
     """
     found: dict[str, MethodDescriptor] = {}
     for path in contracts:
@@ -77,16 +77,16 @@ def methods_of(contracts: Iterable[Path], includes: Sequence[Path]) -> dict[str,
 
 def _descriptor_set(path: Path) -> FileDescriptorSet:
     if path.suffix == ".proto":
-        raise Wrong(f"{path} is a source file: give the folder that its imports start from, or {_HOW}")
+        raise InvalidInput(f"{path} is a source file: give the root folder of its imports, or {_HOW}")
     try:
         data = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
         read = FileDescriptorSet.FromString(data)
     except OSError as error:
-        raise Wrong(f"{path} cannot be read: {error.strerror}") from error
+        raise InvalidInput(f"{path} cannot be read: {error.strerror}") from error
     except DecodeError as error:
-        raise Wrong(f"{path} is no descriptor set: {_HOW}") from error
+        raise InvalidInput(f"{path} is not a descriptor set: {_HOW}") from error
     if not read.file or not all(file.name for file in read.file):
-        raise Wrong(f"{path} is no descriptor set: {_HOW}")
+        raise InvalidInput(f"{path} is not a descriptor set: {_HOW}")
     return read
 
 
@@ -95,7 +95,7 @@ def _methods(path: Path, read: FileDescriptorSet, listed: set[str]) -> Iterator[
     database = DescriptorDatabase()
     for file in read.file:
         if missing := sorted(set(file.dependency) - names):
-            raise Wrong(f"{path}: {file.name} imports {missing[0]}, which is not in it: {_HOW}")
+            raise InvalidInput(f"{path}: {file.name} imports {missing[0]}, which is not in it: {_HOW}")
         database.Add(file)
     pool = DescriptorPool(database)
     for file in read.file:
@@ -103,7 +103,7 @@ def _methods(path: Path, read: FileDescriptorSet, listed: set[str]) -> Iterator[
             try:
                 descriptor = pool.FindFileByName(file.name)
             except (TypeError, KeyError, ValueError) as error:
-                raise Wrong(f"{path}: {file.name} cannot be used: {error}") from error
+                raise InvalidInput(f"{path}: {file.name} cannot be used: {error}") from error
             for service in descriptor.services_by_name.values():
                 yield from service.methods
 
@@ -112,14 +112,16 @@ def _protos_in(folder: Path) -> list[str]:
     paths = sorted(path.relative_to(folder) for path in folder.rglob("*.proto"))
     files = [path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts)]
     if not files:
-        raise Wrong(f"there is no .proto in {folder}")
+        raise InvalidInput(f"there is no .proto file in {folder}")
     return files
 
 
 def _compiled(folder: Path, files: list[str], includes: Sequence[Path]) -> bytes:
     if find_spec("grpc_tools") is None:
-        raise Wrong(f"to read a folder of protos, pip install grpcio-tools; or give a descriptor set: {_HOW}")
-    common = find_spec("google.rpc.status_pb2")  # google/api and google/rpc have their protos beside them
+        raise InvalidInput(
+            f"to read a folder of protos, pip install grpcio-tools; or give a descriptor set: {_HOW}"
+        )
+    common = find_spec("google.rpc.status_pb2")  # the package has the protos of google/api and google/rpc
     folders = [folder, *includes, Path(proto_path())]
     if common is not None and common.origin is not None:
         folders.append(Path(common.origin).parents[2])
@@ -134,12 +136,12 @@ def _compiled(folder: Path, files: list[str], includes: Sequence[Path]) -> bytes
             check=False,
         )
         if ended.returncode != 0:
-            raise Wrong(f"{folder} does not compile:\n{ended.stdout.strip()}")
+            raise InvalidInput(f"{folder} does not compile:\n{ended.stdout.strip()}")
         return output.read_bytes()
 
 
 class Class(Enum):
-    """The classes of methods, as lint shows them."""
+    """The classes of methods, as lint prints them."""
 
     NO_SIDE_EFFECTS = "no side effects"
     INFRASTRUCTURE = "infrastructure"
@@ -168,7 +170,7 @@ _RETRYABLE = {
 
 @dataclass(frozen=True, slots=True)
 class Classified:
-    """A method with its class; ``rules`` are those of a method that takes keys."""
+    """A method with its class. ``rules`` is None if the method takes no key."""
 
     name: str
     file: str
@@ -179,22 +181,22 @@ class Classified:
 
     @property
     def retryable(self) -> bool:
-        """Whether a client that knows no more than the contract may send a call again.
+        """Whether the contract alone makes it safe for a client to retry a call.
 
-        Not where the key is optional: a call that has none would run twice.
+        False if the key is optional: a call without a key would run twice.
         """
         return self.group in _RETRYABLE
 
 
 def classify(method: MethodDescriptor) -> Classified:
-    """The class of a method, by its contract alone."""
+    """Classify a method by its contract."""
     name, file = name_of(method), method.containing_service.file.name
     reads = has_no_side_effects(method)
     try:
         if reads and method.GetOptions().HasExtension(options_pb2.policy):
             raise ValueError(
-                f"{file}: {name} is NO_SIDE_EFFECTS, which needs no key, and has an (idem.v1.policy):"
-                " keep one of the two"
+                f"{file}: {name} is NO_SIDE_EFFECTS, which needs no key, and also has an (idem.v1.policy):"
+                " remove one of the two"
             )
         if reads:
             return Classified(name, file, Class.NO_SIDE_EFFECTS)
@@ -218,9 +220,9 @@ def classify(method: MethodDescriptor) -> Classified:
     "allowed",
     multiple=True,
     metavar="PATTERN",
-    help="Methods that may be unprotected, as /pkg.Service/Method or with '*'. May be given again.",
+    help="Methods that may be unprotected, as /pkg.Service/Method or with '*'. May be repeated.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON array, an object for each method.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON array with an object for each method.")
 @click.pass_context
 def lint(
     context: click.Context,
@@ -229,37 +231,37 @@ def lint(
     allowed: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Say how every method is protected.
+    """Show how every method is protected.
 
-    DESCRIPTOR_SET is what 'protoc --include_imports -o FILE' or 'buf build -o FILE' writes, '-' for
+    DESCRIPTOR_SET is the output of 'protoc --include_imports -o FILE' or 'buf build -o FILE', '-' for
     standard input, or a folder of protos (which needs grpcio-tools).
 
     \b
-    no side effects   declared NO_SIDE_EFFECTS: runs as ever
-    infrastructure    health, reflection and the like, and the TokenService
-    idempotent        declared IDEMPOTENT: safe to send again as it is
-    keyed             takes an idempotency-key; required, or optional
+    no side effects   declared NO_SIDE_EFFECTS: needs no protection
+    infrastructure    health, reflection and similar services, and the TokenService
+    idempotent        declared IDEMPOTENT: safe to send again
+    keyed             takes an idempotency-key; required or optional
     token             takes a token of the TokenService
-    from fields       its key is made of fields of the request
-    unprotected       its contract says nothing
+    from fields       its key is computed from fields of the request
+    unprotected       its contract declares nothing
 
-    Exit status 1 if a method is unprotected and not allowed to be, or contradicts itself, or if there
-    is no method at all.
+    Exit status 1 if a method is unprotected and not allowed to be, or has a contradictory contract, or
+    if there is no method at all.
     """
     methods = [classify(method) for method in methods_of(contracts, includes).values()]
-    if not methods:  # most likely another contract was meant
-        raise No(f"no method in {', '.join(map(str, contracts))}: give the contract of a service")
-    waived = {method.name for method in methods if _is_allowed(method, allowed)}
+    if not methods:  # probably the wrong contract
+        raise CommandFailed(f"no method in {', '.join(map(str, contracts))}: give the contract of a service")
+    allowed_names = {method.name for method in methods if _is_allowed(method, allowed)}
     if as_json:
-        click.echo(json.dumps([_as_json(method, waived) for method in methods], indent=2))
+        click.echo(json.dumps([_as_json(method, allowed_names) for method in methods], indent=2))
     else:
-        _print(methods, waived)
+        _print(methods, allowed_names)
     for problem in [method.problem for method in methods if method.problem]:
         click.echo(f"Contradictory: {problem}", err=True)
     for pattern in allowed:
-        if not any(_matches(name, pattern) for name in waived):
+        if not any(_matches(name, pattern) for name in allowed_names):
             click.echo(f"Note: --allow {pattern} is not needed: it matches no unprotected method", err=True)
-    if any(_is_fault(method, waived) for method in methods):
+    if any(_is_violation(method, allowed_names) for method in methods):
         context.exit(1)
 
 
@@ -271,18 +273,18 @@ def _is_allowed(method: Classified, patterns: Sequence[str]) -> bool:
     return method.group is Class.UNPROTECTED and any(_matches(method.name, one) for one in patterns)
 
 
-def _is_fault(method: Classified, waived: set[str]) -> bool:
+def _is_violation(method: Classified, allowed_names: set[str]) -> bool:
     if method.group is Class.UNPROTECTED:
-        return method.name not in waived
+        return method.name not in allowed_names
     return method.group is Class.CONTRADICTORY
 
 
-def _print(methods: Sequence[Classified], waived: set[str]) -> None:
-    rows = [(one.name, one.group.value, _remark(one, one.name in waived)) for one in methods]
+def _print(methods: Sequence[Classified], allowed_names: set[str]) -> None:
+    rows = [(one.name, one.group.value, _remark(one, one.name in allowed_names)) for one in methods]
     header, *lines = table([("METHOD", "CLASS", "REMARK"), *rows])
     click.secho(header, bold=True)
     for method, line in zip(methods, lines, strict=True):
-        click.secho(line, fg="red" if _is_fault(method, waived) else None)
+        click.secho(line, fg="red" if _is_violation(method, allowed_names) else None)
     counts = {group: sum(method.group is group for method in methods) for group in Class}
     found = ", ".join(f"{count} {group.value}" for group, count in counts.items() if count)
     click.echo(f"\n{len(methods)} {'method' if len(methods) == 1 else 'methods'}: {found}.")
@@ -292,21 +294,21 @@ def _remark(method: Classified, is_allowed: bool) -> str:
     if method.group is Class.CONTRADICTORY:
         return "see below"
     if method.group is Class.UNPROTECTED:
-        return "allowed" if is_allowed else "nothing says which calls need a key"
+        return "allowed" if is_allowed else "nothing declares which calls need a key"
     if method.rules is None:
         return ""
     rules = method.rules
-    said = [f"kept {span(rules.retention)}"]
+    remarks = [f"kept {duration(rules.retention)}"]
     if method.fields:
-        said.insert(0, f"key: {', '.join(method.fields)}")
+        remarks.insert(0, f"key: {', '.join(method.fields)}")
     if rules.operation != method.name:
-        said.append(f"operation {rules.operation}")
+        remarks.append(f"operation {rules.operation}")
     if rules.on_unclear is OnUnclear.FAIL:
-        said.append("never run again after an unclear end")
-    return "; ".join(said)
+        remarks.append("never rerun after an unclear outcome")
+    return "; ".join(remarks)
 
 
-def _as_json(method: Classified, waived: set[str]) -> dict[str, Any]:
+def _as_json(method: Classified, allowed_names: set[str]) -> dict[str, Any]:
     rules = method.rules
     found: dict[str, Any] = {"method": method.name, "file": method.file, "class": method.group.name.lower()}
     if rules is not None:
@@ -318,7 +320,7 @@ def _as_json(method: Classified, waived: set[str]) -> dict[str, Any]:
             "ignored_fields": list(rules.ignore),
         }
     if method.group is Class.UNPROTECTED:
-        found["allowed"] = method.name in waived
+        found["allowed"] = method.name in allowed_names
     if method.problem:
         found["problem"] = method.problem
     return found
@@ -328,12 +330,12 @@ def _as_json(method: Classified, waived: set[str]) -> dict[str, Any]:
 @contracts_argument
 @include_option
 @click.option(
-    "--optional", is_flag=True, help="Also methods whose key is optional: every caller must then send one."
+    "--optional", is_flag=True, help="Include methods with an optional key: every caller must then send one."
 )
 @click.option("--max-attempts", default=5, show_default=True, help="Of one call; gRPC makes 5 at most.")
 @click.option("--initial-backoff", default=0.1, show_default=True, help="In seconds.")
 @click.option("--max-backoff", default=5.0, show_default=True, help="In seconds.")
-@click.option("--multiplier", default=2.0, show_default=True, help="Of the backoff, from retry to retry.")
+@click.option("--multiplier", default=2.0, show_default=True, help="Of the backoff, after each retry.")
 def service_config(
     contracts: tuple[Path, ...],
     includes: tuple[Path, ...],
@@ -345,17 +347,17 @@ def service_config(
 ) -> None:
     """Print the retries that a contract allows.
 
-    It is a service config (JSON) for a gRPC client in any language. It has the methods that are
-    declared NO_SIDE_EFFECTS or IDEMPOTENT, or whose contract requires a key, unless they have a
-    request stream, of which gRPC's own retries can lose messages. A service is named as a whole if
-    all its methods are.
+    The output is a service config (JSON) for a gRPC client in any language. It lists the methods that
+    are declared NO_SIDE_EFFECTS or IDEMPOTENT, or whose contract requires a key, unless they have a
+    request stream, in which gRPC's own retries can lose messages. If all methods of a service qualify,
+    the service is listed instead.
     """
     services: dict[str, list[str]] = {}
     partial: set[str] = set()
     for descriptor in methods_of(contracts, includes).values():
         method = classify(descriptor)
         if method.group is Class.CONTRADICTORY:
-            raise No(f"the contract contradicts itself: {method.problem}")
+            raise CommandFailed(f"the contract is contradictory: {method.problem}")
         service = method.name[1:].partition("/")[0]
         safe = method.retryable or (optional and method.group is Class.OPTIONAL)
         if safe and not descriptor.client_streaming:
@@ -367,9 +369,11 @@ def service_config(
         for service, methods in services.items()
         for name in (methods if service in partial else [service])
     ]
-    if not names:  # which would stand for every method of the channel
-        raise No("no method's contract lets a call be sent again: idem-grpc lint shows what each says")
-    with sentences():
+    if not names:  # an empty list would apply to every method of the channel
+        raise CommandFailed(
+            "no method's contract lets a call be sent again: idem-grpc lint shows what each says"
+        )
+    with report_store_errors():
         click.echo(
             config.service_config(
                 names,

@@ -1,4 +1,4 @@
-"""How the command ends when it does not succeed: a sentence on stderr, and a status for scripts."""
+"""Errors of the command. Each prints a message on stderr and has an exit status for scripts."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,30 +8,30 @@ import click
 from idem_grpc.stores._protocol import StoreError, StoreUnavailable
 
 
-class No(click.ClickException):
-    """The command did its work, and the answer is no: a finding, nothing there, or moved meanwhile."""
+class CommandFailed(click.ClickException):
+    """A negative result: a finding, an absent key, a state that does not allow the change, or a lost race."""
 
     exit_code = 1
 
 
-class Wrong(click.ClickException):
-    """What the command was given cannot be used. click's own usage errors have the same status."""
+class InvalidInput(click.ClickException):
+    """Input that the command cannot use. click's own usage errors have the same status."""
 
     exit_code = 2
 
 
-class Away(click.ClickException):
-    """The store did not answer."""
+class StoreSilent(click.ClickException):
+    """A store that did not answer."""
 
     exit_code = 3
 
 
 @contextmanager
-def sentences() -> Iterator[None]:
-    """Make a sentence and a status of whatever a store says."""
+def report_store_errors() -> Iterator[None]:
+    """Convert errors of a store, and ValueError, to errors of the command."""
     try:
         yield
     except StoreUnavailable as error:
-        raise Away(f"the store did not answer: {error}") from error
+        raise StoreSilent(f"the store did not answer: {error}") from error
     except (StoreError, ValueError) as error:
-        raise Wrong(str(error)) from error
+        raise InvalidInput(str(error)) from error

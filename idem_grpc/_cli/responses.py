@@ -1,4 +1,4 @@
-"""The responses that a person gives for a call, parsed as what its method declares."""
+"""Options for the responses of a resolved call, which are validated against the method's contract."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,14 +12,13 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
 from idem_grpc._cli.contracts import include_option, methods_of
-from idem_grpc._cli.failures import Wrong
+from idem_grpc._cli.failures import InvalidInput
 from idem_grpc._core.methods import PATTERN, find_method, name_of
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_KNOWN_BY = (
-    "give its --contract (a descriptor set, or a folder of protos), or --unchecked to take the bytes"
-    " as they are"
+_HOW_TO_FIND = (
+    "give its --contract (a descriptor set, or a folder of protos), or --unchecked to skip the check"
 )
 
 
@@ -27,8 +26,8 @@ _MAY_BE_LISTS = ("google.protobuf.ListValue", "google.protobuf.Value")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Given:
-    """What the options say of the responses."""
+class ResponseOptions:
+    """The values of the options for responses. False if no response is given."""
 
     files: tuple[Path, ...]
     jsons: tuple[str, ...]
@@ -42,14 +41,14 @@ class Given:
 
 
 def response_options(command: F) -> F:
-    """Adds the options that make a Given."""
+    """Add the options from which ResponseOptions is built."""
     for option in (
         click.option(
             "--unchecked",
             is_flag=True,
-            help="Take response files as they are: clients fail if these are not the method's responses.",
+            help="Do not check response files: clients fail if these are not the method's responses.",
         ),
-        click.option("--method", metavar="NAME", help="Whose responses they are.  [default: --operation]"),
+        click.option("--method", metavar="NAME", help="The method of the responses.  [default: --operation]"),
         include_option,
         click.option(
             "--contract",
@@ -57,35 +56,35 @@ def response_options(command: F) -> F:
             multiple=True,
             metavar="DESCRIPTOR_SET",
             type=click.Path(exists=True, path_type=Path),
-            help="Where the method is declared, as for 'lint', to check the response; may be given again.",
+            help="The method's contract, as for 'lint', to check the response; may be repeated.",
         ),
         click.option(
             "--response-json",
             "jsons",
             multiple=True,
             metavar="JSON",
-            help="The same as protobuf's JSON.",
+            help="The response as protobuf JSON; may be repeated, as --response-file.",
         ),
         click.option(
             "--response-file",
             "files",
             multiple=True,
             type=click.Path(exists=True, dir_okay=False, path_type=Path),
-            help="The response, which ends it OK: serialized, or as JSON if the name ends in .json;"
-            " again for each message of a response stream.",
+            help="The response of a call that ended OK: serialized, or JSON if the name ends in .json;"
+            " repeat it for each message of a response stream.",
         ),
     ):
         command = option(command)
     return command
 
 
-def responses(given: Given, operation: str | None) -> tuple[bytes, ...]:
-    """The serialized responses that end a call OK. Raises click.UsageError or Wrong for what are none."""
+def responses(given: ResponseOptions, operation: str | None) -> tuple[bytes, ...]:
+    """Return the serialized responses. Raises click.UsageError or InvalidInput if they are invalid."""
     if given.files and given.jsons:
         raise click.UsageError("Give the responses in one way: --response-file, or --response-json.")
     if given.unchecked:
         if given.jsons or any(map(_is_json, given.files)):
-            raise click.UsageError("JSON is serialized by the method's contract, so it is never unchecked.")
+            raise click.UsageError("JSON needs the method's contract: do not use it with --unchecked.")
         if not given.files:
             raise click.UsageError("OK needs a response file (which may be empty).")
         return tuple(map(_read, given.files))
@@ -100,18 +99,20 @@ def responses(given: Given, operation: str | None) -> tuple[bytes, ...]:
     return (*files, *texts)
 
 
-def _method(given: Given, operation: str | None) -> MethodDescriptor:
+def _method(given: ResponseOptions, operation: str | None) -> MethodDescriptor:
     name = given.method or operation
     if name is None or not PATTERN.fullmatch(name):
-        raise click.UsageError("Say whose response it is: --method /pkg.Service/Method; or --unchecked.")
+        raise click.UsageError(
+            "Name the response's method: --method /pkg.Service/Method; or use --unchecked."
+        )
     if not given.contracts:
         found = find_method(name)
         if found is None:
-            raise Wrong(f"nothing is known of {name}, so its response cannot be checked: {_KNOWN_BY}")
+            raise InvalidInput(f"{name} is not known, so its response cannot be checked: {_HOW_TO_FIND}")
         return found
     declared = methods_of(given.contracts, given.includes)
     if name not in declared:
-        raise Wrong(
+        raise InvalidInput(
             f"{name} is not in {', '.join(map(str, given.contracts))}: give the --contract that has it"
         )
     return declared[name]
@@ -120,23 +121,23 @@ def _method(given: Given, operation: str | None) -> MethodDescriptor:
 def _parsed(method: MethodDescriptor, data: bytes | str, source: str, is_json: bool) -> bytes:
     kind = GetMessageClass(method.output_type)
     message: Message = kind()
-    what = f"{source} is no {kind.DESCRIPTOR.full_name}, the response of {name_of(method)}"
+    what = f"{source} is not a {kind.DESCRIPTOR.full_name}, the response of {name_of(method)}"
     try:
         if is_json or isinstance(data, str):
             text = data if isinstance(data, str) else data.decode("utf-8-sig")
             if text.lstrip().startswith("[") and kind.DESCRIPTOR.full_name not in _MAY_BE_LISTS:
-                raise ParseError("a list is no message; give one response after the other")
+                raise ParseError("a list is not a message; give the responses one by one")
             Parse(text, message, descriptor_pool=method.output_type.file.pool)
             data = message.SerializePartialToString()
         else:
             message.MergeFromString(data)
     except (DecodeError, ParseError, UnicodeError) as error:
-        hint = "" if is_json else "; JSON is taken from a file whose name ends in .json"
-        raise Wrong(f"{what}: {error}{hint}") from error
+        hint = "" if is_json else "; the name of a JSON file must end in .json"
+        raise InvalidInput(f"{what}: {error}{hint}") from error
     if not message.IsInitialized():
-        raise Wrong(f"{what}: it lacks a required field")
+        raise InvalidInput(f"{what}: it lacks a required field")
     if _has_unknown_fields(message):
-        raise Wrong(f"{what}, or one of another version: it has fields that the contract does not know")
+        raise InvalidInput(f"{what}, or of another version: it has fields that the contract lacks")
     return data
 
 
@@ -151,7 +152,7 @@ def _read(file: Path) -> bytes:
     try:
         return file.read_bytes()
     except OSError as error:
-        raise Wrong(f"{file} cannot be read: {error.strerror}") from error
+        raise InvalidInput(f"{file} cannot be read: {error.strerror}") from error
 
 
 def _is_json(file: Path) -> bool:

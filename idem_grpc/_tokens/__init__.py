@@ -1,1 +1,1 @@
-"""Keys that the server issues, and whose whole life it controls."""
+"""Tokens: keys that the server issues, tracks and revokes."""

@@ -1,8 +1,8 @@
-"""What a TokenService does with its store, as generators that do no I/O.
+"""I/O-free operations of the TokenService: issue, look up and revoke.
 
-Each yields batches of swaps, or a key to read; is sent the answers, and returns its own. An issued
-token is an OPEN record that follows from its operation and scope alone, so the call that
-uses it knows what to expect, and costs no more than one with a key of the client's own.
+They are generators that yield batches of swaps, or a key to read, and receive the store's replies. An
+unused token is an OPEN record whose bytes follow from its operation and scope. The call that uses it
+can therefore swap from these bytes at once, and costs no more than a call with a client's own key.
 """
 
 import logging
@@ -23,39 +23,38 @@ from idem_grpc._core.swap import Held, Swap, Swapped
 logger = logging.getLogger("idem_grpc")
 
 PREFIX = "idt_"
-"""What a token starts with, so that people and secret scanners recognise one."""
+"""The prefix of every token, by which people and secret scanners recognise it."""
 
-MOST_AT_ONCE = 100
+MAX_COUNT = 100
 _RANDOM_BYTES = 18
 
 _UNREADABLE = (
-    "this server cannot read what is known of the token, which a later release may have written:"
-    " it stays as it is until somebody has looked"
+    "this server cannot read the record of the token, which a later release may have written:"
+    " it is kept unchanged until an operator has examined it"
 )
 
 _COUNT_UNREADABLE = (
-    "this server cannot read how many tokens the caller was issued, which a later release may have"
-    " written: none are issued until that has expired"
+    "this server cannot read the count of the caller's tokens, which a later release may have written:"
+    " no tokens are issued until that count has expired"
 )
 
-Asked = list[Swap] | bytes
+StoreRequest = list[Swap] | bytes
 """Swaps to send in one batch, or a key to read."""
 
-Answers = Sequence[Swapped | Held]
+StoreReplies = Sequence[Swapped | Held]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
-    """How tokens of one business operation are issued.
+    """Settings for the tokens of one business operation.
 
-    ttl: how long an unused token lives; default 15 minutes. A used one lives as long as
-        the policy's retention.
-    max_ttl: the longest life that a caller may ask for; default 1 hour.
-    issue_rate: tokens for one caller in so many seconds; default 600 in 900 s. Together
-        with ``max_ttl`` it bounds what a caller can have the store keep.
+    ttl: the life of an unused token; default 15 minutes. A used token is kept for the policy's
+        retention.
+    max_ttl: the longest life that a caller may request; default 1 hour.
+    issue_rate: a number of tokens and a period: the most that one caller is issued per period;
+        default 600 in 900 seconds. With ``max_ttl``, it bounds a caller's unused tokens in the store.
 
-    Durations are timedeltas or seconds. Raises ValueError or TypeError for settings that
-    make no sense.
+    Durations are timedeltas or seconds. Raises ValueError or TypeError for invalid settings.
     """
 
     ttl: Duration = timedelta(minutes=15)
@@ -71,14 +70,14 @@ class Operation:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """Who asks: ``scope`` as the interceptor tells it, in the store's ``namespace``."""
+    """A caller: its ``scope``, from the interceptor, and the store's ``namespace``."""
 
     namespace: str
     scope: str
 
 
 class Declined(Exception):
-    """The caller gets this answer instead."""
+    """A request that is refused with ``outcome``."""
 
     def __init__(self, outcome: Outcome) -> None:
         super().__init__(outcome.details)
@@ -86,8 +85,8 @@ class Declined(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """A token's record, and how many seconds it has left to live."""
+class FoundToken:
+    """A token's record, and the store's value with the seconds until it expires."""
 
     record: Record
     held: Held
@@ -95,8 +94,8 @@ class Found:
 
 def issue(
     subject: Subject, name: str, operation: Operation, count: int, ttl: float
-) -> Generator[Asked, Answers, list[str]]:
-    """Issue ``count`` tokens that live ``ttl`` seconds. Raises Declined over the rate."""
+) -> Generator[StoreRequest, StoreReplies, list[str]]:
+    """Issue ``count`` tokens that live ``ttl`` seconds. Raises Declined if the rate is exceeded."""
     yield from _count(subject, name, operation, count)
     unused = Record(state=State.OPEN, binding=Binding.of(name, subject.scope)).to_bytes()
     tokens = [PREFIX + secrets.token_urlsafe(_RANDOM_BYTES) for _ in range(count)]
@@ -104,8 +103,10 @@ def issue(
     return tokens
 
 
-def _count(subject: Subject, name: str, operation: Operation, count: int) -> Generator[Asked, Answers, None]:
-    """Add to the caller's count in the present window, which ends with the record."""
+def _count(
+    subject: Subject, name: str, operation: Operation, count: int
+) -> Generator[StoreRequest, StoreReplies, None]:
+    """Add to the caller's count in the current window, which ends when the count's record expires."""
     most, period = rate = rate_of("Operation", "issue_rate", operation.issue_rate)
     key = digest("rate", subject.namespace.encode(), name.encode(), subject.scope.encode(), size=24)
     counting = counted(key, count, rate)
@@ -115,7 +116,7 @@ def _count(subject: Subject, name: str, operation: Operation, count: int) -> Gen
             (seen,) = yield [swap]
             swap = counting.send(seen)
     except NotCounted as error:
-        logger.warning("no tokens are issued: %s", error)
+        logger.warning("tokens cannot be issued: %s", error)
         raise Declined(Problem(Reason.OUTCOME_UNKNOWN, _COUNT_UNREADABLE).outcome()) from None
     except StopIteration as end:
         left: float = end.value
@@ -124,28 +125,31 @@ def _count(subject: Subject, name: str, operation: Operation, count: int) -> Gen
         raise Declined(
             status_outcome(
                 Code.RESOURCE_EXHAUSTED,
-                f"a caller is issued at most {most} tokens for {name} in {period:g} s{never}",
+                f"a caller may be issued at most {most} tokens for {name} in {period:g} s{never}",
                 delay_ms=round(left * 1000),
             )
         )
 
 
-def look_up(subject: Subject, token: str) -> Generator[Asked, Answers, Found]:
-    """Find a token. Raises Declined if it is not there or cannot be read, or is another caller's."""
+def look_up(subject: Subject, token: str) -> Generator[StoreRequest, StoreReplies, FoundToken]:
+    """Read a token's record. Raises Declined if it is absent, unreadable or another caller's."""
     (held,) = yield token_key(subject.namespace, token)
     assert isinstance(held, Held), "a read changes nothing"
     record = Record.from_bytes(held.value)
-    if record.state is State.UNREADABLE:  # as a call with this token is told
+    if record.state is State.UNREADABLE:  # the same reason as for a call with this token
         raise Declined(Problem(Reason.OUTCOME_UNKNOWN, _UNREADABLE).outcome())
     if record.state is State.ABSENT or record.binding is None:
-        raise Declined(status_outcome(Code.NOT_FOUND, "there is no such token, or it has expired"))
+        raise Declined(status_outcome(Code.NOT_FOUND, "the token does not exist, or has expired"))
     if record.binding.scope != Binding.of("", subject.scope).scope:
         raise Declined(Problem(Reason.TOKEN_MISMATCH).outcome())
-    return Found(record, held)
+    return FoundToken(record, held)
 
 
-def revoke(subject: Subject, token: str) -> Generator[Asked, Answers, None]:
-    """Delete an unused token. Raises Declined if it is in use, was used, or is another caller's."""
+def revoke(subject: Subject, token: str) -> Generator[StoreRequest, StoreReplies, None]:
+    """Delete an unused token; an absent one is no error.
+
+    Raises Declined if it is in use, was used, is unreadable or is another caller's.
+    """
     while True:
         try:
             found = yield from look_up(subject, token)
@@ -156,7 +160,7 @@ def revoke(subject: Subject, token: str) -> Generator[Asked, Answers, None]:
         if found.record.state is not State.OPEN or found.record.fingerprint is not None:
             raise Declined(
                 status_outcome(
-                    Code.FAILED_PRECONDITION, "the token is in use, or was used: it stays as it is"
+                    Code.FAILED_PRECONDITION, "the token is in use or was used, and is not revoked"
                 )
             )
         (seen,) = yield [Swap(token_key(subject.namespace, token), found.held.value, None, 1.0)]

@@ -1,7 +1,7 @@
-"""Key sources that are fed by a TokenService, for grpc and grpc.aio.
+"""Key sources that fetch tokens from a TokenService, for grpc and grpc.aio.
 
-A source has one request for tokens on its way at a time, which all who lack one share:
-else fifty threads at an empty pool would ask for fifty batches, and soon have had too many.
+A source has one request for tokens in flight at a time, shared by all calls that need a token.
+Otherwise fifty threads at an empty pool would request fifty batches, and exceed the issue rate.
 """
 
 import asyncio
@@ -23,20 +23,20 @@ from idem_grpc._core.checks import seconds_of, whole_number
 from idem_grpc._core.durations import Duration
 from idem_grpc._core.keys import Outgoing, SingleUse
 from idem_grpc._core.metadata import METADATA_NAME, is_text
-from idem_grpc._tokens.issuing import MOST_AT_ONCE
+from idem_grpc._tokens.issuing import MAX_COUNT
 
-_LAST_PART = 0.25
-_LONGEST_MARGIN = 30.0
+_MARGIN_PART = 0.25
+_MAX_MARGIN = 30.0
 
 
 class Token(str):
-    """A token, which remembers the generation of the pool that it was fetched for."""
+    """A token with the generation of the pool that it was fetched for."""
 
     generation = 0
 
 
 class TokenPool:
-    """Up to ``size`` tokens. ``now`` is a monotonic time in seconds. For threads.
+    """A thread-safe pool of up to ``size`` tokens. Times are monotonic, in seconds.
 
     ``generation`` counts how often the pool was dropped.
     """
@@ -49,10 +49,10 @@ class TokenPool:
         self.generation = 0
 
     def add(self, tokens: Iterable[tuple[str, float]], now: float, generation: int = 0) -> None:
-        """Add tokens that live so many seconds from ``now``, the time at which they were asked for.
+        """Add pairs of a token and its ttl in seconds, which counts from ``now``, the time of the request.
 
-        The last quarter of a token's life, at most 30 s, is left to the call that uses it. Tokens
-        that were asked for in an earlier generation are left out.
+        The last quarter of a token's life, at most 30 s, is reserved for the call that uses it. Tokens
+        that were requested in an earlier generation are discarded.
         """
         with self._lock:
             if generation != self.generation:
@@ -60,17 +60,17 @@ class TokenPool:
             for name, ttl in tokens:
                 token = Token(name)
                 token.generation = generation
-                self._tokens.append((token, now + ttl - min(ttl * _LAST_PART, _LONGEST_MARGIN)))
+                self._tokens.append((token, now + ttl - min(ttl * _MARGIN_PART, _MAX_MARGIN)))
 
     def drop(self, token: str) -> None:
-        """Drop all tokens if ``token`` is of this generation; those of earlier ones were dropped before."""
+        """Drop all tokens if ``token`` belongs to the current generation; earlier ones are gone."""
         with self._lock:
             if isinstance(token, Token) and token.generation == self.generation:
                 self.generation += 1
                 self._tokens.clear()
 
     def take(self, now: float) -> Token | None:
-        """The oldest token that is still good; None if there is none."""
+        """Remove and return the oldest token that is still valid; None if there is none."""
         with self._lock:
             while self._tokens:
                 token, good_until = self._tokens.popleft()
@@ -79,7 +79,7 @@ class TokenPool:
             return None
 
     def missing(self) -> int:
-        """How many tokens would fill the pool, if it is worth asking: the part ``refresh`` or more."""
+        """Return how many tokens are missing; 0 if they are less than the part ``refresh`` of the size."""
         with self._lock:
             missing = self._size - len(self._tokens)
             return missing if missing >= self._refresh * self._size else 0
@@ -88,8 +88,8 @@ class TokenPool:
 logger = logging.getLogger("idem_grpc")
 
 
-class _Fetching(SingleUse):
-    """What both faces have in common."""
+class _TokenSource(SingleUse):
+    """State and checks shared by the sync and asyncio sources."""
 
     def __init__(
         self,
@@ -101,11 +101,13 @@ class _Fetching(SingleUse):
         timeout: Duration,
     ) -> None:
         whole_number("TokenKeys", "prefetch", prefetch, smallest=1)
-        if prefetch > MOST_AT_ONCE:
-            raise ValueError(f"TokenKeys(prefetch={prefetch}): give 1 to {MOST_AT_ONCE}")
+        if prefetch > MAX_COUNT:
+            raise ValueError(f"TokenKeys(prefetch={prefetch}): give 1 to {MAX_COUNT}")
         part: object = refresh
         if not isinstance(part, (int, float)) or isinstance(part, bool) or not 0 < part <= 1:
-            raise ValueError(f"TokenKeys(refresh={refresh!r}): give a part of prefetch, above 0 and up to 1")
+            raise ValueError(
+                f"TokenKeys(refresh={refresh!r}): give a fraction of prefetch, above 0 and up to 1"
+            )
         name: object = operation
         if not isinstance(name, str) or not name:
             raise ValueError("TokenKeys: name the operation, such as 'payments.charge'")
@@ -116,7 +118,7 @@ class _Fetching(SingleUse):
         self._pool = TokenPool(prefetch, refresh)
 
     def drop(self, key: str) -> None:
-        """The server does not know a token of this source: drop those that were fetched with it."""
+        """Drop all tokens of the same generation as ``key``, which the server does not know."""
         self._pool.drop(key)
 
     def _request(self) -> token_pb2.IssueTokensRequest:
@@ -131,10 +133,10 @@ class _Fetching(SingleUse):
         tokens = ((token.token, token.ttl.ToMilliseconds() / 1000) for token in response.tokens)
         self._pool.add(tokens, asked, generation)
 
-    def _note(self, error: Exception, *, is_ahead: bool) -> None:
-        error.add_note(f"no token for {self._operation!r} could be had, so the call was not made")
+    def _report(self, error: Exception, *, is_ahead: bool) -> None:
+        error.add_note(f"no token for {self._operation!r} could be fetched, so the call was not sent")
         if is_ahead:
-            logger.warning("tokens for %r could not be fetched ahead: %s", self._operation, error)
+            logger.warning("tokens for %r could not be prefetched: %s", self._operation, error)
 
 
 def _pairs(metadata: Sequence[tuple[str, str | bytes]]) -> tuple[tuple[str, str | bytes], ...]:
@@ -145,13 +147,16 @@ def _pairs(metadata: Sequence[tuple[str, str | bytes]]) -> tuple[tuple[str, str 
     each: tuple[object, ...] = given
     for pair in each:
         if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str)):
-            raise TypeError(f"TokenKeys(metadata=…): {pair!r} is no pair of a name and a value")
+            raise TypeError(f"TokenKeys(metadata=…): {pair!r} is not a pair of a name and a value")
         _check_pair(*pair)
     return given
 
 
 def _check_pair(name: str, value: object) -> None:
-    """Refuse what grpc would refuse at the first call. The value may be secret, so it is not shown."""
+    """Reject metadata that grpc would reject at the first call.
+
+    Messages do not quote the value, which may be secret.
+    """
     if not METADATA_NAME.fullmatch(name):
         raise ValueError(
             f"TokenKeys(metadata=…): the name {name!r} cannot be sent: give lower-case letters, digits,"
@@ -168,22 +173,23 @@ def _check_pair(name: str, value: object) -> None:
         )
 
 
-class TokenKeys(_Fetching):
-    """A source for ``client_interceptors(keys=…)`` whose keys are tokens of ``operation``.
+class TokenKeys(_TokenSource):
+    """A key source for ``client_interceptors(keys=…)`` whose keys are tokens of ``operation``.
 
-    channel: to the TokenService, as the same caller as the calls that use the tokens.
-    prefetch: how many tokens are kept ready, 1 to 100; default 16.
-    refresh: the part of them that must be used before more are fetched in the background;
-        default 0.5.
-    ttl: how long an unused token shall live; None for the server's default.
-    metadata: goes with each request for tokens, such as the tenant that scopes them.
-    timeout: for a request for tokens; default 5 seconds.
+    channel: a channel to the TokenService, with the same caller identity as the calls that use
+        the tokens.
+    operation: the name of the operation, as on the server.
+    prefetch: the number of tokens kept ready, 1 to 100; default 16.
+    refresh: the fraction of them that must be used before more are fetched in the background,
+        above 0 and up to 1; default 0.5.
+    ttl: the life of an unused token, a timedelta or seconds; None, the default, uses the server's.
+    metadata: pairs sent with each request for tokens, such as the tenant that scopes them.
+    timeout: for a request for tokens, a timedelta or seconds; default 5 seconds.
 
-    No token is given out twice, or near its end. Where none can be had, the call fails
-    with the RpcError of the request for it. When the server does not know a token
-    (TOKEN_UNKNOWN), those that were fetched with it are dropped, and the call is sent
-    again once with a new one, if the channel retries and no attempt can have been run.
-    Raises ValueError or TypeError for settings that make no sense.
+    No token is used twice, or shortly before it expires. If no token can be fetched, the call fails
+    with the RpcError of that request. If the server does not know a token (TOKEN_UNKNOWN), the tokens
+    of its generation are dropped, and the call is sent again, once, with a new token, if the channel
+    retries and no attempt can have run. Raises ValueError or TypeError for invalid settings.
     """
 
     def __init__(
@@ -200,60 +206,60 @@ class TokenKeys(_Fetching):
         super().__init__(operation, prefetch, refresh, ttl, metadata, timeout)
         if not isinstance(channel, grpc.Channel):
             raise TypeError(
-                f"TokenKeys({channel!r}): give a channel of grpc; idem_grpc.aio.TokenKeys has those of aio"
+                f"TokenKeys({channel!r}): give a channel of grpc; for grpc.aio, use idem_grpc.aio.TokenKeys"
             )
         self._stub: token_pb2_grpc.TokenServiceStub = token_pb2_grpc.TokenServiceStub(channel)
         self._lock = threading.Lock()
         self._fetching: Future[None] | None = None
 
     def __call__(self, _: Outgoing) -> str:
-        """A token that nobody has used."""
+        """Return an unused token, and wait for one if the pool is empty."""
         while (token := self._pool.take(monotonic())) is None:
-            fetching, is_mine = self._join()
-            if is_mine:
+            fetching, must_fetch = self._pending_or_new()
+            if must_fetch:
                 self._fetch(fetching)
             fetching.result()
         self._refresh()
         return token
 
     def another(self) -> Future[str]:
-        """A token, as soon as there is one, for callers that must not wait here."""
-        given: Future[str] = Future()
-        self._give(given)
-        return given
+        """Return a future for a new token, for callers that must not block."""
+        future: Future[str] = Future()
+        self._resolve(future)
+        return future
 
-    def _give(self, given: Future[str], fetched: Future[None] | None = None) -> None:
+    def _resolve(self, future: Future[str], fetched: Future[None] | None = None) -> None:
         if fetched is not None and (failure := fetched.exception()) is not None:
-            given.set_exception(failure)
+            future.set_exception(failure)
         elif (token := self._pool.take(monotonic())) is not None:
             self._refresh()
-            given.set_result(token)
+            future.set_result(token)
         else:
-            self._fetch_aside(is_ahead=False).add_done_callback(partial(self._give, given))
+            self._fetch_in_thread(is_ahead=False).add_done_callback(partial(self._resolve, future))
 
     def _refresh(self) -> None:
         if self._pool.missing():
-            self._fetch_aside(is_ahead=True)
+            self._fetch_in_thread(is_ahead=True)
 
-    def _fetch_aside(self, *, is_ahead: bool) -> Future[None]:
-        """The request for tokens that is on its way; if there is none, one is made on a thread."""
-        fetching, is_mine = self._join()
-        if is_mine:
+    def _fetch_in_thread(self, *, is_ahead: bool) -> Future[None]:
+        """Return the request in flight; if there is none, start one in a thread."""
+        fetching, must_fetch = self._pending_or_new()
+        if must_fetch:
             thread = threading.Thread(
                 target=self._fetch, args=(fetching, is_ahead), name="idem_grpc tokens", daemon=True
             )
             try:
                 thread.start()
-            except RuntimeError as error:  # there are too many threads
+            except RuntimeError as error:  # no more threads can be started
                 self._end(fetching, None if is_ahead else error)
         return fetching
 
-    def _join(self) -> tuple[Future[None], bool]:
-        """The request for tokens that is on its way, and whether it is left to the caller to make."""
+    def _pending_or_new(self) -> tuple[Future[None], bool]:
+        """Return the request in flight or a new one, and whether the caller must send it."""
         with self._lock:
-            is_mine = self._fetching is None
+            must_fetch = self._fetching is None
             self._fetching = self._fetching or Future()
-            return self._fetching, is_mine
+            return self._fetching, must_fetch
 
     def _fetch(self, fetching: Future[None], is_ahead: bool = False) -> None:
         asked, generation = monotonic(), self._pool.generation
@@ -262,9 +268,9 @@ class TokenKeys(_Fetching):
             response = self._stub.IssueTokens(self._request(), timeout=self._timeout, metadata=self._metadata)
             self._add(response, asked, generation)
         except Exception as error:
-            self._note(error, is_ahead=is_ahead)
+            self._report(error, is_ahead=is_ahead)
             failure = error
-        finally:  # on a KeyboardInterrupt too, or else the others would wait for ever
+        finally:  # even on a KeyboardInterrupt, or other threads would wait forever
             self._end(fetching, failure)
 
     def _end(self, fetching: Future[None], failure: Exception | None = None) -> None:
@@ -276,8 +282,8 @@ class TokenKeys(_Fetching):
             fetching.set_exception(failure)
 
 
-class AsyncTokenKeys(_Fetching):
-    """The same for ``grpc.aio``."""
+class AsyncTokenKeys(_TokenSource):
+    """A key source of tokens for ``grpc.aio``. The parameters are those of ``idem_grpc.TokenKeys``."""
 
     def __init__(
         self,
@@ -293,18 +299,18 @@ class AsyncTokenKeys(_Fetching):
         super().__init__(operation, prefetch, refresh, ttl, metadata, timeout)
         if not isinstance(channel, grpc.aio.Channel):
             raise TypeError(
-                f"TokenKeys({channel!r}): give a channel of grpc.aio; idem_grpc.TokenKeys has those of grpc"
+                f"TokenKeys({channel!r}): give a channel of grpc.aio; for grpc, use idem_grpc.TokenKeys"
             )
         self._stub: token_pb2_grpc.TokenServiceAsyncStub = token_pb2_grpc.TokenServiceStub(channel)
         self._fetching: asyncio.Task[Exception | None] | None = None
 
     async def __call__(self, _: Outgoing) -> str:
-        """A token that nobody has used."""
+        """Return an unused token, and wait for one if the pool is empty."""
         return await self._take()
 
     async def _take(self) -> str:
         while (token := self._pool.take(monotonic())) is None:
-            # A caller who is cancelled does not take the others' tokens along.
+            # Shielded: the cancellation of one caller must not cancel the request that all share.
             failure = await asyncio.shield(self._fetch())
             if failure is not None:
                 raise failure
@@ -313,11 +319,11 @@ class AsyncTokenKeys(_Fetching):
         return token
 
     def another(self) -> Coroutine[Any, Any, str]:
-        """A token in place of one that was dropped."""
+        """Return a coroutine for a new token, in place of a dropped one."""
         return self._take()
 
     def _fetch(self, *, is_ahead: bool = False) -> "asyncio.Task[Exception | None]":
-        """The request for tokens that is on its way; a new one if there is none."""
+        """Return the request in flight; if there is none, start one."""
         if self._fetching is None or self._fetching.done():
             self._fetching = asyncio.create_task(self._ask(is_ahead))
         return self._fetching
@@ -330,6 +336,6 @@ class AsyncTokenKeys(_Fetching):
             )
             self._add(response, asked, generation)
         except Exception as error:
-            self._note(error, is_ahead=is_ahead)
+            self._report(error, is_ahead=is_ahead)
             return error
         return None

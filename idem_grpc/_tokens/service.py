@@ -1,4 +1,4 @@
-"""The TokenService, for grpc and grpc.aio: it issues, shows and revokes tokens."""
+"""The TokenService, for grpc and grpc.aio: it issues, describes and revokes tokens."""
 
 from collections.abc import Callable, Generator, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
@@ -19,11 +19,11 @@ from idem_grpc._server.protection import Protection
 from idem_grpc._server.replies import status
 from idem_grpc._server.sync import ServerInterceptor
 from idem_grpc._tokens.issuing import (
-    MOST_AT_ONCE,
-    Answers,
-    Asked,
+    MAX_COUNT,
     Declined,
     Operation,
+    StoreReplies,
+    StoreRequest,
     Subject,
     issue,
     look_up,
@@ -31,7 +31,7 @@ from idem_grpc._tokens.issuing import (
 )
 
 T = TypeVar("T")
-Work = Generator[Asked, Answers, T]
+Work = Generator[StoreRequest, StoreReplies, T]
 
 _STATES = {
     State.OPEN: token_pb2.TOKEN_STATE_OPEN,
@@ -42,7 +42,7 @@ _STATES = {
 
 
 class _Tokens:
-    """What the service does, whatever drives it. ``operations`` are named by what they issue for."""
+    """The I/O-free service. ``operations`` maps names of operations to their settings."""
 
     def __init__(self, protection: Protection, operations: Mapping[str, Operation]) -> None:
         if not isinstance(operations, Mapping):
@@ -54,16 +54,16 @@ class _Tokens:
         given: Iterable[tuple[object, object]] = operations.items()
         for name, operation in given:
             if not isinstance(name, str) or not isinstance(operation, Operation):
-                raise TypeError(f"operations[{name!r}] is {operation!r}: give an Operation, by its name")
+                raise TypeError(f"operations[{name!r}] is {operation!r}: map a string to an Operation")
             if not name:
-                raise ValueError("operations: a name is empty: give one, such as 'payments.charge'")
+                raise ValueError("operations: a name is empty: give one such as 'payments.charge'")
         protection.check_operations(operations)
         self._protection = protection
         self._operations = dict(operations)
         self._names = {Binding.of(name, "").operation: name for name in operations}
 
     def subject(self, context: Any) -> Subject:
-        """Who asks. Raises Refused if that is unknown."""
+        """Return the caller. Raises Refused if the scope cannot be determined."""
         protection = self._protection
         scope = protection.scope_of(_SERVICE, metadata_here(context), context)
         return Subject(protection.namespace, scope)
@@ -73,11 +73,11 @@ class _Tokens:
     ) -> Work[token_pb2.IssueTokensResponse]:
         operation = self._operations.get(request.operation)
         if operation is None:
-            shown = request.operation[:_MOST_SHOWN]
-            raise _declined(Code.NOT_FOUND, f"there is no operation {shown!r}")
+            shown = request.operation[:_MAX_SHOWN]
+            raise _declined(Code.NOT_FOUND, f"the operation {shown!r} does not exist")
         count = request.count or 1
-        if not 1 <= count <= MOST_AT_ONCE:
-            raise _declined(Code.INVALID_ARGUMENT, f"count is {count}: ask for 1 to {MOST_AT_ONCE}")
+        if not 1 <= count <= MAX_COUNT:
+            raise _declined(Code.INVALID_ARGUMENT, f"count is {count}: request 1 to {MAX_COUNT} tokens")
         ttl = in_seconds(operation.ttl)
         if request.HasField("ttl"):
             ttl = min(request.ttl.ToMilliseconds() / 1000, in_seconds(operation.max_ttl))
@@ -105,7 +105,7 @@ class TokenServicer(token_pb2_grpc.TokenServiceServicer):
     def __init__(self, interceptor: ServerInterceptor, operations: Mapping[str, Operation]) -> None:
         if not isinstance(interceptor, ServerInterceptor):
             raise TypeError(
-                f"{interceptor!r} is no idem_grpc.ServerInterceptor: for grpc.aio, use what idem_grpc.aio has"
+                f"{interceptor!r} is not an idem_grpc.ServerInterceptor: for grpc.aio, use idem_grpc.aio"
             )
         self._store = interceptor._store
         self._availability = interceptor._protection.availability
@@ -138,7 +138,7 @@ class TokenServicer(token_pb2_grpc.TokenServiceServicer):
         context.abort_with_status(refusal)
         raise AssertionError("abort raises")
 
-    def _ask(self, asked: Asked) -> Answers | Outage:
+    def _ask(self, asked: StoreRequest) -> StoreReplies | Outage:
         store = self._store
         return self._availability.ask(
             lambda: [store.read(asked)] if isinstance(asked, bytes) else store.swap_many(asked)
@@ -146,12 +146,12 @@ class TokenServicer(token_pb2_grpc.TokenServiceServicer):
 
 
 class AsyncTokenServicer(token_pb2_grpc.TokenServiceServicer):
-    """The same for a ``grpc.aio.server``."""
+    """The TokenService for a ``grpc.aio.server``; see ``add_token_service``."""
 
     def __init__(self, interceptor: AsyncServerInterceptor, operations: Mapping[str, Operation]) -> None:
         if not isinstance(interceptor, AsyncServerInterceptor):
             raise TypeError(
-                f"{interceptor!r} is no idem_grpc.aio.ServerInterceptor: for grpc, use what idem_grpc has"
+                f"{interceptor!r} is not an idem_grpc.aio.ServerInterceptor: for grpc, use idem_grpc"
             )
         self._store = interceptor._store
         self._availability = interceptor._protection.availability
@@ -184,8 +184,8 @@ class AsyncTokenServicer(token_pb2_grpc.TokenServiceServicer):
         await context.abort_with_status(refusal)
         raise AssertionError("abort raises")
 
-    async def _ask(self, asked: Asked) -> Answers | Outage:
-        async def work() -> Answers:
+    async def _ask(self, asked: StoreRequest) -> StoreReplies | Outage:
+        async def work() -> StoreReplies:
             store = self._store
             return [await store.read(asked)] if isinstance(asked, bytes) else await store.swap_many(asked)
 
@@ -195,30 +195,33 @@ class AsyncTokenServicer(token_pb2_grpc.TokenServiceServicer):
 def add_token_service(
     server: grpc.Server, interceptor: ServerInterceptor, *, operations: Mapping[str, Operation]
 ) -> None:
-    """Serve the TokenService on ``server``: it issues tokens for the named ``operations``.
+    """Add the TokenService to ``server``.
 
-    Store, namespace and scope are the interceptor's, so that the two cannot disagree. The
-    methods that take an operation's tokens are those whose policy names it, as in
-    ``Policy(operation="payments.charge", key=KeyRule.TOKEN)``. Raises ValueError or
-    TypeError for operations that are none, and for what is of grpc.aio.
+    server: a ``grpc.server``.
+    interceptor: the server's interceptor, whose store, namespace and scope function are used.
+    operations: maps the names of operations to the settings of their tokens.
+
+    A method accepts the tokens of an operation if its policy names it, as in
+    ``Policy(operation="payments.charge", key=KeyRule.TOKEN)``. Raises ValueError or TypeError for
+    invalid operations, and TypeError for a server or interceptor of grpc.aio.
     """
     given: object = server
     if isinstance(given, grpc.aio.Server):
-        raise TypeError("add_token_service: the server is of grpc.aio: use idem_grpc.aio.add_token_service")
+        raise TypeError("add_token_service: for a server of grpc.aio, use idem_grpc.aio.add_token_service")
     token_pb2_grpc.add_TokenServiceServicer_to_server(TokenServicer(interceptor, operations), server)
 
 
 def add_async_token_service(
     server: grpc.aio.Server, interceptor: AsyncServerInterceptor, *, operations: Mapping[str, Operation]
 ) -> None:
-    """As ``add_token_service``, for a ``grpc.aio.server``."""
+    """Add the TokenService to a ``grpc.aio.server``, as ``idem_grpc.add_token_service`` does for grpc."""
     given: object = server
     if isinstance(given, grpc.Server):
-        raise TypeError("add_token_service: the server is of grpc: use idem_grpc.add_token_service")
+        raise TypeError("add_token_service: for a server of grpc, use idem_grpc.add_token_service")
     token_pb2_grpc.add_TokenServiceServicer_to_server(AsyncTokenServicer(interceptor, operations), server)
 
 
-_MOST_SHOWN = 100  # a longer status may be more than a caller takes
+_MAX_SHOWN = 100  # characters; a client may reject the metadata of a longer status
 _SERVICE = "/idem.v1.TokenService/*"
 
 
@@ -245,7 +248,7 @@ def _token(token: str, operation: str, state: State, attempt: int, ttl: float) -
         state=_STATES.get(state, token_pb2.TOKEN_STATE_UNKNOWN),
         attempt=attempt,
     )
-    life = timedelta(seconds=min(ttl, LONGEST))  # a foreign hand can have made it immortal
+    life = timedelta(seconds=min(ttl, LONGEST))  # another program may have removed the record's expiry
     message.ttl.FromTimedelta(life)
     message.expire_time.FromDatetime(datetime.now(UTC) + life)
     return message

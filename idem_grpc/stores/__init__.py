@@ -1,4 +1,4 @@
-"""Where records are kept: one protocol, and the stores that come with the library."""
+"""Stores that hold records: the protocol, and functions that open the built-in stores."""
 
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
@@ -6,16 +6,17 @@ from idem_grpc.stores._protocol import AsyncStore, Store, StoreError, StoreUnava
 
 __all__ = ["AsyncStore", "Store", "StoreError", "StoreUnavailable", "open_async_store", "open_store"]
 
-# Each store is imported when it is asked for, so that a server without Redis does not load redis-py.
+# Each store is imported only when it is opened, so that a server without Redis does not load redis-py.
 
 
 def open_store(url: str, *, namespace: str = "idem") -> Store:
-    """The store at ``url``; nothing is opened or connected before its first use.
+    """Return the store at ``url``. It opens and connects nothing before its first use.
 
-    ``memory:``, ``sqlite:///relative/path.db``, ``sqlite:////absolute/path.db``,
-    ``redis://host:6379/0``, ``rediss://`` (TLS) and ``unix:///path/to/redis.sock``.
-    ``namespace`` keeps apart services that share one. Raises ValueError or TypeError
-    for a URL or namespace that no store can use.
+    url: ``memory:``, ``sqlite:///relative/path.db``, ``sqlite:////absolute/path.db``,
+        ``redis://host:6379/0``, ``rediss://`` (TLS) or ``unix:///path/to/redis.sock``.
+    namespace: separates services that share a store; default "idem".
+
+    Raises ValueError or TypeError for a URL or namespace that no store can use.
     """
     match _split(url):
         case SplitResult(scheme="memory"):
@@ -34,7 +35,7 @@ def open_store(url: str, *, namespace: str = "idem") -> Store:
 
 
 def open_async_store(url: str, *, namespace: str = "idem") -> AsyncStore:
-    """As open_store, for asyncio. The store may be opened before its event loop runs."""
+    """Return the asyncio store at ``url``, as open_store does. May be called before the event loop runs."""
     match _split(url):
         case SplitResult(scheme="memory"):
             from idem_grpc.stores._memory import AsyncMemoryStore
@@ -52,17 +53,17 @@ def open_async_store(url: str, *, namespace: str = "idem") -> AsyncStore:
 
 
 def _split(url: str) -> SplitResult:
-    """The parts of a URL of a known scheme. No message here quotes what may be a password."""
+    """Split a URL and check its scheme. Error messages never quote the URL: it may hold a password."""
     if not isinstance(url, str):
         raise TypeError(f"open_store({type(url).__name__}): give a URL, such as 'sqlite:///idem.db'")
     try:
         parts = urlsplit(url)
     except ValueError:
-        raise ValueError("the store's URL cannot be read: percent-encode what is special in it") from None
+        raise ValueError("the store's URL cannot be parsed: percent-encode special characters") from None
     match parts.scheme:
         case "memory":
             if parts.netloc or parts.path or parts.query:
-                raise ValueError("a store in memory has no name and no options: write memory:")
+                raise ValueError("a memory store has neither a name nor options: write memory:")
         case "sqlite":
             pass
         case "redis" | "rediss" | "unix" if url.startswith(f"{parts.scheme}://"):
@@ -83,11 +84,11 @@ def _sqlite_options(parts: SplitResult) -> tuple[str, str]:
             "the URL names no file: write sqlite:///relative/path.db or sqlite:////absolute/path.db"
         )
     if path == ":memory:":
-        raise ValueError("each connection would get a database of its own in memory: use the store memory:")
+        raise ValueError(":memory: would give each connection its own database: use the store memory:")
     if parts.fragment:
-        raise ValueError("the URL of a file holds a '#': percent-encode it as %23")
+        raise ValueError("the URL of a file contains a '#': percent-encode it as %23")
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
     synchronous = options.pop("synchronous", "normal")
     if options:
-        raise ValueError(f"unknown options for SQLite: {', '.join(options)}; there is synchronous=full")
+        raise ValueError(f"unknown SQLite options: {', '.join(options)}; the only option is synchronous")
     return path, synchronous

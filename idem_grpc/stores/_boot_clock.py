@@ -1,4 +1,4 @@
-"""Time that the processes of one host agree on, whatever is done to its wall clock."""
+"""A clock that all processes of one host share, and that setting the wall clock does not move."""
 
 import os
 import time
@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-_JUMP = 0.1  # seconds; by more, two clocks part only if one of them was set
+_JUMP = 0.1  # seconds; a larger change between the two clocks means that one of them was set
 
 
 class Moment(NamedTuple):
-    """Now: seconds ``elapsed`` in the boot called ``boot``, and seconds by the wall clock.
+    """A point in time on two clocks, in seconds.
 
-    ``elapsed`` is the same for every process that has this ``boot``, and never goes
-    back. ``wall`` outlives the boot, and may be set. Where boots cannot be told apart
-    ``boot`` is empty, and ``elapsed`` is ``wall``.
+    boot: identifies the boot of the host; empty if boots cannot be distinguished.
+    elapsed: seconds since that boot. All processes with the same ``boot`` share it, and it
+        never goes back. It is ``wall`` if ``boot`` is empty.
+    wall: seconds on the wall clock, which continues across boots, but may be set.
     """
 
     boot: str
@@ -29,7 +30,7 @@ class Clock(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class BootClock:
-    """A clock made of the parts of a Moment, for tests."""
+    """A clock built from functions that return the parts of a Moment, for tests."""
 
     boot: str
     elapsed: Callable[[], float]
@@ -42,10 +43,10 @@ class BootClock:
 class HostClock:
     """This host's clock: on Linux the time since boot, elsewhere the wall clock alone.
 
-    In a time namespace, which a container may have, CLOCK_BOOTTIME is moved by an offset.
-    ``elapsed`` is without it, so all processes on one kernel agree. A checkpoint from
-    which this process was restored may have moved it to another host or offset: both are
-    read again when the time since boot and the wall clock part suddenly.
+    A container may have a time namespace, which adds an offset to CLOCK_BOOTTIME. ``elapsed``
+    leaves that offset out, so that all processes on one kernel agree. A process that is restored
+    from a checkpoint may be on another host or have another offset: both are read again when the
+    difference between the time since boot and the wall clock changes by more than 0.1 s.
     """
 
     def __init__(self) -> None:
@@ -76,9 +77,9 @@ def host_clock() -> HostClock:
 
 
 def _identify() -> tuple[str, float, float]:
-    """The boot, the offset of CLOCK_BOOTTIME, and how far it is behind the wall clock.
+    """Return the boot, the offset of CLOCK_BOOTTIME, and the wall clock's lead over it.
 
-    The boot is empty where it or the offset is not known.
+    The boot is empty if it or the offset cannot be read.
     """
     try:
         boot_id = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
@@ -86,23 +87,23 @@ def _identify() -> tuple[str, float, float]:
         behind = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
     except (OSError, AttributeError, ValueError):
         return "", 0.0, 0.0
-    # A bare id is what the first release wrote, with times that had the offset of the writer in them.
+    # The suffix distinguishes these times from the first release's, which wrote the bare id and included the offset.
     return f"{boot_id}/host", offset, behind
 
 
 def _boottime_offset() -> float:
-    """Seconds that this process's time namespace adds to CLOCK_BOOTTIME.
+    """Return the seconds that this process's time namespace adds to CLOCK_BOOTTIME.
 
-    Raises OSError or ValueError where that cannot be known.
+    Raises OSError or ValueError if they cannot be determined.
     """
     namespaces = "/proc/self/ns"
     if "time" not in os.listdir(namespaces):
-        return 0.0  # a kernel that has none
-    # The file tells of the namespace that children will be in.
+        return 0.0  # the kernel has no time namespaces
+    # timens_offsets describes the namespace of future children, which may not be this process's own.
     if os.readlink(f"{namespaces}/time") != os.readlink(f"{namespaces}/time_for_children"):
-        raise ValueError("this process has made a time namespace without entering it")
+        raise ValueError("this process has created a time namespace without entering it")
     for line in Path("/proc/self/timens_offsets").read_text("ascii").splitlines():
         name, seconds, nanoseconds = line.split()
-        if name in ("boottime", "7"):  # Linux 5.6 has the clock's number
+        if name in ("boottime", "7"):  # Linux 5.6 writes the clock's number instead of its name
             return int(seconds) + int(nanoseconds) / 1e9
-    raise ValueError("no offset of the time since boot")
+    raise ValueError("/proc/self/timens_offsets has no line for boottime")

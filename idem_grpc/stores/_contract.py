@@ -1,4 +1,4 @@
-"""The contract of a store, check by check. Those who write a store find it in idem_grpc.testing."""
+"""The tests that every store must pass. They are public as idem_grpc.testing."""
 
 import math
 import threading
@@ -11,20 +11,21 @@ from uuid import uuid4
 from idem_grpc._core.swap import Held, Swap, Swapped
 from idem_grpc.stores._protocol import Store, StoreError
 
-TTL = 600.0  # seconds; longer than any test takes, so that what has it does not expire
-DEADLINE = 30.0  # seconds to wait for what must happen
+TTL = 600.0  # seconds; longer than any test takes, so that no value expires by accident
+DEADLINE = 30.0  # seconds to wait for an expected change
 
 
 class StoreChecks:
-    """The contract, written against a blocking store; idem_grpc.testing says how to run it."""
+    """The tests of a blocking store; idem_grpc.testing explains how to run them."""
 
     def _open(self) -> Store:
         raise NotImplementedError
 
     def make_immortal(self, key: bytes, value: bytes) -> bool:
-        """Write ``value`` under ``key`` so that it never expires, as a foreign hand may.
+        """Write ``value`` under ``key`` so that it never expires, as another program may.
 
-        Override it if the store's own tools can; False says that nothing can.
+        Override it if the store's own tools can do that, and return True. By default it does nothing
+        and returns False, and such values are not tested.
         """
         return False
 
@@ -74,7 +75,7 @@ class StoreChecks:
             store.swap(Swap(b"key", None, b"one", TTL))
             swapped = store.swap(Swap(b"key", b"one", b"two", TTL * 3))
             assert isinstance(swapped, Swapped)
-            assert 0 < swapped.ttl_left <= TTL, "ttl_left is what was left before the write"
+            assert 0 < swapped.ttl_left <= TTL, "ttl_left must be the time left before the write"
             held = store.read(b"key")
             assert held.value == b"two"
             assert TTL < held.ttl_left <= TTL * 3
@@ -91,7 +92,7 @@ class StoreChecks:
         with self._open() as store:
             store.swap(Swap(b"key", None, b"one", TTL))
             assert isinstance(store.swap(Swap(b"key", None, b"one", TTL * 3)), Swapped)
-            assert store.read(b"key").ttl_left > TTL, "its life is set again"
+            assert store.read(b"key").ttl_left > TTL, "a repeated swap must set the ttl again"
             store.swap(Swap(b"key", b"one", b"two", TTL))
             assert isinstance(store.swap(Swap(b"key", b"one", b"two", TTL)), Swapped)
             assert store.read(b"key").value == b"two"
@@ -112,7 +113,7 @@ class StoreChecks:
             assert isinstance(swapped, Swapped)
             assert 0 < swapped.ttl_left <= TTL
             assert store.read(b"key") == Held(None, 0.0)
-            assert store.swap(Swap(b"key", b"one", None, 0)) == Swapped(0.0), "gone already is as good"
+            assert store.swap(Swap(b"key", b"one", None, 0)) == Swapped(0.0), "deleting twice must succeed"
             assert store.swap(Swap(b"key", None, b"two", TTL)) == Swapped(0.0)
 
     def test_max_left_bounds_what_may_be_replaced(self) -> None:
@@ -161,7 +162,7 @@ class StoreChecks:
             first = store.read(b"key").ttl_left
             _until(lambda: store.read(b"key").ttl_left < first)
             taken = store.swap(Swap(b"key", b"one", b"two", TTL, max_left=first))
-            assert isinstance(taken, Swapped), "it has less left than before"
+            assert isinstance(taken, Swapped), "ttl_left must go down as time passes"
 
     def test_bytes_are_kept_as_they_are(self) -> None:
         every = bytes(range(256))
@@ -224,7 +225,7 @@ class StoreChecks:
 def _until(happened: Callable[[], bool]) -> None:
     deadline = time.monotonic() + DEADLINE
     while not happened():
-        assert time.monotonic() < deadline, f"it did not happen in {DEADLINE} seconds"
+        assert time.monotonic() < deadline, f"the expected change did not happen within {DEADLINE} seconds"
         time.sleep(0.005)
 
 
@@ -241,7 +242,10 @@ def _count(value: bytes | None) -> int:
 
 
 def _count_up(store: Store, rounds: int) -> None:
-    """Add ``rounds`` to a counter. No two writers write the same bytes: that would count as one swap."""
+    """Increment a counter ``rounds`` times.
+
+    Each write has bytes of its own: equal bytes would count as a repetition of the same swap.
+    """
     current = store.read(b"count").value
     for _ in range(rounds):
         while True:

@@ -1,7 +1,7 @@
-"""Stores that live in this process: for tests, and for a server that is alone.
+"""Stores in the memory of this process, for tests and for a server with a single process.
 
-A dict and a lock. Expired entries are dropped a few at a time by the swaps that
-come after, so that memory stays bounded with nothing running in the background.
+A dict and a lock. Each swap drops a few expired entries, so memory stays bounded without a
+background thread.
 """
 
 import threading
@@ -17,10 +17,10 @@ _ABSENT = (None, 0.0)
 
 
 class MemoryStore(Store):
-    """A dict in this process; it forgets everything when the process ends.
+    """A store in a dict of this process. Its records are lost when the process ends.
 
-    ``clock`` returns seconds from any start, and never goes back. Every store
-    object is a world of its own, whatever its ``namespace``.
+    namespace: default "idem". Store objects never share data, even with the same namespace.
+    clock: returns seconds from any start, and must never go back; default ``time.monotonic``.
     """
 
     is_in_process = True
@@ -29,7 +29,7 @@ class MemoryStore(Store):
         super().__init__(namespace)
         self._clock = clock
         self._lock = threading.Lock()
-        self._entries: dict[bytes, tuple[bytes, float]] = {}  # values, and when they expire
+        self._entries: dict[bytes, tuple[bytes, float]] = {}  # values, and the times at which they expire
         self._expiries = DueQueue[bytes](self._is_stale)
 
     def swap(self, swap: Swap) -> Swapped | Held:
@@ -64,13 +64,13 @@ class MemoryStore(Store):
 
     def close(self) -> None:
         self._opener.closed = True
-        if self._opener.is_here():  # in a forked process, a thread that is not there may hold the lock
+        if self._opener.is_here():  # in a forked process, a thread of the parent may still hold the lock
             with self._lock:
                 self._entries.clear()
                 self._expiries.clear()
 
     def _look(self, key: bytes, now: float) -> tuple[bytes | None, float]:
-        """The value of a key, and the seconds that it has left."""
+        """Return the value of a key and the seconds until it expires."""
         value, expiry = self._entries.get(key, _ABSENT)
         return (value, expiry - now) if value is not None and expiry > now else _ABSENT
 
@@ -87,7 +87,7 @@ class MemoryStore(Store):
 
 
 class AsyncMemoryStore(AsyncStore):
-    """A MemoryStore for asyncio: ``blocking`` is the very same store."""
+    """A MemoryStore for asyncio. ``blocking`` is the MemoryStore that holds the data."""
 
     def __init__(self, *, namespace: str = "idem", clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(namespace)

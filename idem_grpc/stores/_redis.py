@@ -1,8 +1,8 @@
-"""Stores on a Redis (or Valkey) server: one short script, one round trip a swap.
+"""Stores on a Redis (or Valkey) server: a swap is one short script and one round trip.
 
-The plain and the asyncio store stand side by side and share all that is not I/O. Every swap is safe to
-send twice, so the connections send it again, once, when a reply is lost, and give up in bounded time:
-the caller has something to say to its own caller when the store is away.
+The sync and the asyncio store share everything that is not I/O. Every swap is safe to send twice, so the
+connections send it again, once, if its reply is lost. They give up after a bounded time, so that an
+RPC can be answered while the store is away.
 """
 
 import hashlib
@@ -39,13 +39,13 @@ from idem_grpc.stores._protocol import (
     check_swap,
     check_swaps,
     check_swaps_async,
-    looking,
+    read_swap,
 )
 from idem_grpc.stores._redis_connections import AsyncConnection, Connections
 
-# What a URL may say. Of redis-py's other options some break the store (decode_responses), some cannot
-# be written in a URL (retry), and some hold for one of its two clients only (retry_on_error). A
-# health_check_interval changes nothing: a connection is looked at before each use.
+# The options allowed in a URL. Some of redis-py's other options break the store (decode_responses), some
+# cannot be written in a URL (retry), and some exist in only one of its two clients (retry_on_error).
+# health_check_interval has no effect: every connection is checked before each use.
 _SECONDS = frozenset({"socket_timeout", "socket_connect_timeout", "timeout"})
 _OPTIONS = _SECONDS | {
     *("db", "username", "password", "client_name", "max_connections", "health_check_interval"),
@@ -57,9 +57,9 @@ _OPTIONS = _SECONDS | {
 
 @dataclass(frozen=True, slots=True)
 class RedisUrl:
-    """A URL that was looked through: what of it may be shown, and what redis-py is to assume beside it."""
+    """A validated URL: its text without credentials and query, and the defaults to pass to redis-py."""
 
-    shown: str
+    redacted: str
     options: Mapping[str, Any]
 
     @classmethod
@@ -70,27 +70,27 @@ class RedisUrl:
                 raise _SeveralHosts
             host, port = parts.hostname or "localhost", parts.port or 6379
             query = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
-            if "@" in parts.query:  # then what is before it is no query, and its names are not for showing
+            if "@" in parts.query:  # a '?' in a password: the "query" is secret, so do not quote its names
                 raise ValueError
         except _SeveralHosts:
-            raise ValueError("the Redis URL names several hosts: give that of one server") from None
-        except ValueError:  # not chained: it quotes the part it cannot read, and that may be the password
+            raise ValueError("the Redis URL names several hosts: give the URL of one server") from None
+        except ValueError:  # not chained: it quotes the part that it cannot parse, which may be the password
             raise ValueError(
-                "the Redis URL cannot be read: write scheme://user:password@host:port/db?option=value,"
+                "the Redis URL cannot be parsed: write scheme://user:password@host:port/db?option=value,"
                 " and percent-encode '/', '#', '?', '@' and ':' in a user name or password"
             ) from None
         _check_query(query)
         if parts.fragment:
-            raise ValueError("the Redis URL holds a '#': percent-encode it as %23")
+            raise ValueError("the Redis URL contains a '#': percent-encode it as %23")
         if parts.scheme == "unix":
             if not parts.path.strip("/"):
                 raise ValueError("the URL names no socket: write unix:///path/to/redis.sock")
-            shown = f"unix://{parts.path}"
+            redacted = f"unix://{parts.path}"
         else:
             if not re.fullmatch(r"(/\d*)?", parts.path):
                 raise ValueError("the path of a Redis URL is the number of a database, as in redis://host/0")
-            shown = f"{parts.scheme}://{host}:{port}{parts.path}"
-        return cls(shown, _defaults(parts.scheme))
+            redacted = f"{parts.scheme}://{host}:{port}{parts.path}"
+        return cls(redacted, _defaults(parts.scheme))
 
 
 class _SeveralHosts(ValueError):
@@ -98,16 +98,16 @@ class _SeveralHosts(ValueError):
 
 
 def _names_several(parts: SplitResult) -> bool:
-    """Tell whether a comma is between hosts, and not in a password that is not percent-encoded."""
-    is_cut = "@" in f"{parts.path}{parts.query}{parts.fragment}"
+    """Return whether a comma separates hosts, rather than being part of an unencoded password."""
+    is_cut = "@" in f"{parts.path}{parts.query}{parts.fragment}"  # by a '/', '?' or '#' in the password
     return "," in parts.netloc.rpartition("@")[2] and not is_cut
 
 
 def _check_query(query: Mapping[str, str]) -> None:
     if unknown := sorted(query.keys() - _OPTIONS):
         raise ValueError(
-            f"the Redis URL has options that a store cannot use: {', '.join(unknown)};"
-            f" it can use {', '.join(sorted(_OPTIONS))}"
+            f"the Redis URL has unsupported options: {', '.join(unknown)};"
+            f" supported are {', '.join(sorted(_OPTIONS))}"
         )
     if not re.fullmatch(r"\d+", query.get("db", "0")):
         raise ValueError("'db' in the Redis URL must be the number of a database")
@@ -120,16 +120,16 @@ def _defaults(scheme: str) -> dict[str, Any]:
     options = {
         "socket_timeout": 2.0,
         "socket_connect_timeout": 2.0,
-        "timeout": 5.0,  # for a connection
-        # Version 3 has messages that are no replies.
+        "timeout": 5.0,  # the longest wait for a free connection
+        # In version 3, servers also send push messages, which are not replies.
         "protocol": 2,
     }
     return options if scheme == "unix" else options | {"socket_keepalive": True}
 
 
 CLUSTER = (
-    "the server is a node of a Redis cluster, and other nodes hold the other keys: clusters are not supported"
-    " yet, so give the URL of a server that is in none"
+    "the server is a node of a Redis cluster, and clusters are not supported yet: give the URL of a server"
+    " that is not in a cluster"
 )
 _CREDENTIALS = (AuthenticationError, AuthenticationWrongNumberOfArgsError, AuthorizationError)
 _FORBIDDEN = re.compile(r"ACL failure|user executing the script can't run|^NOPERM")
@@ -139,94 +139,94 @@ _NO_SCRIPTS = re.compile(r"compiling script|scripting engine|script shebang")
 
 
 def failure(url: RedisUrl, error: Exception, key: bytes | None = None) -> StoreError:
-    """The error to raise instead of redis-py's ``error``. ``key`` is the name that the swap was for.
+    """Return the error to raise instead of redis-py's ``error``. ``key`` is the key of the swap.
 
-    A StoreError is a mistake in the URL, on the server or in the database: sending the call again does not
-    help. Everything else is a StoreUnavailable, errors that are not known here too. Raise it without a
-    cause: the server's words may repeat what it was sent, such as the password or a record.
+    A StoreError stands for a mistake in the URL, in the server's configuration or in the database, which a
+    retry does not fix. All other errors, including unknown ones, become StoreUnavailable. Raise the result
+    without a cause: the server's message may quote the command, and so a password or a record.
     """
     if mistake := _mistake(error, key):
-        return StoreError(f"{url.shown}: {mistake}")
+        return StoreError(f"{url.redacted}: {mistake}")
     answered = isinstance(error, (ResponseError, BusyLoadingError)) or "max number of clients" in str(error)
-    return StoreUnavailable(f"{url.shown}: {type(error).__name__}: {error}", answered=answered)
+    return StoreUnavailable(f"{url.redacted}: {type(error).__name__}: {error}", answered=answered)
 
 
 def is_forbidden(error: Exception) -> bool:
-    """Tell whether the server has a command for other users only, or for nobody."""
+    """Return whether this user lacks the permission for a command, or the server does not offer it."""
     text = str(error)
     is_known = isinstance(error, NoPermissionError) or _FORBIDDEN.search(text) or _NO_COMMAND.search(text)
     return bool(isinstance(error, ResponseError) and is_known)
 
 
 def is_of_another_type(reply: object) -> bool:
-    """Tell whether a script's reply is that the key holds a list or the like."""
+    """Return whether a script failed because the key holds a list or another type than a string."""
     return isinstance(reply, ResponseError) and str(reply).startswith("WRONGTYPE")
 
 
-def left_out(keys: Collection[bytes]) -> str:
-    """What to say of keys of another type that a scan met."""
+def skipped_keys_warning(keys: Collection[bytes]) -> str:
+    """Return a warning about keys of another type that a scan has skipped."""
     example = min(keys).decode(errors="backslashreplace")
     others = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
     return (
-        f"left out {example}{others}: the Redis type is not a record's, so something else writes in this"
-        " namespace, and calls whose key has that name are refused"
+        f"skipped {example}{others}: the value's Redis type is not that of a record, so another program"
+        " writes in this namespace, and calls with that key are refused"
     )
 
 
 def _mistake(error: Exception, key: bytes | None) -> str | None:
-    """What is set up wrongly, and what to do about it; None for what passes."""
+    """Return what is configured wrongly and how to correct it; None for a temporary failure."""
     text = str(error)
     if isinstance(error, _CREDENTIALS):
         return _credentials(text)
-    if isinstance(error, AskError):  # MOVED is one too
+    if isinstance(error, AskError):  # the base class of MovedError too
         return CLUSTER
     if not isinstance(error, ResponseError):
         return None
     if is_of_another_type(error):
         name = "a key of the store" if key is None else f"the key {key.decode(errors='backslashreplace')}"
         return (
-            f"{name} holds a Redis type that is not a record's, so something else writes in this namespace:"
-            " delete or rename that key, and give the store a namespace or a database of its own"
+            f"{name} has a Redis type that is not that of a record, so another program writes in this"
+            " namespace: delete or rename that key, and give the store its own namespace or database"
         )
     if isinstance(error, NoPermissionError) or _FORBIDDEN.search(text):
         return (
-            f"the user of the URL lacks a permission ({text}): a store needs the commands EVALSHA, EVAL, GET,"
-            " PTTL, SET, PEXPIRE and DEL on the keys of its namespace"
+            f"the user in the URL lacks a permission ({text}): allow the commands EVALSHA, EVAL, GET, PTTL,"
+            " SET, PEXPIRE and DEL on the keys of the namespace"
         )
     if found := _NO_COMMAND.search(text):
         return (
             f"the server does not know the command {found[1] or 'that a script needs'}, or its configuration"
-            " disables it: a store needs a Redis or Valkey server (not a Sentinel) with EVALSHA and EVAL"
+            " disables it: use a Redis or Valkey server (not a Sentinel) with EVALSHA and EVAL"
         )
     if _NO_DATABASE.search(text):
-        return f"there is no database with the number in the URL ({text}): give one that the server has"
+        return f"the server has no database with the number in the URL ({text}): give one that exists"
     if _NO_SCRIPTS.search(text):
-        return f"the server cannot run the store's script ({text}): a store needs a Redis or Valkey with Lua"
+        return f"the server cannot run the store's script ({text}): use a Redis or Valkey server with Lua"
     return None
 
 
 def _credentials(text: str) -> str:
     if "Authentication required" in text:
-        return "the server asks for a password, and the URL has none: write it as redis://user:password@host"
+        return "the server requires a password, and the URL has none: write it as redis://user:password@host"
     if re.search(r"without any password|no password is set", text):
         return "the URL has a password, and the server has none: remove it, or set one on the server"
-    return "the server refuses the user name or the password of the URL, or that user is disabled: correct it"
+    return "the server rejects the user name or password of the URL, or the user is disabled: correct them"
 
 
-_PAGE = 100  # keys looked at by one SCAN
-# Keys that check() looks at: so many that a cluster spreads them over its nodes, and this one lacks some.
-_SPREAD = [looking(b"check:%d" % number) for number in range(100)]
+_PAGE = 100  # keys examined by one SCAN
+# Keys that check() reads. A cluster spreads that many over its nodes, so a single node lacks some of them.
+_SPREAD = [read_swap(b"check:%d" % number) for number in range(100)]
 
 logger = logging.getLogger("idem_grpc")
 
 
 @contextmanager
-def _sentences() -> Iterator[None]:
-    """Make a ValueError of whatever redis-py says of an option, when it is told of it."""
+def _option_errors() -> Iterator[None]:
+    """Raise ValueError for any error with which redis-py rejects an option of the URL."""
     try:
         yield
     except (TypeError, ValueError, RedisError) as error:
-        raise ValueError(f"the Redis URL has an option that does not fit: {error}") from None
+        raise ValueError(f"redis-py rejects an option of the Redis URL: {error}") from None
 
 
 def _strings(*arguments: bytes) -> bytes:
@@ -239,8 +239,8 @@ def _command(*arguments: bytes) -> bytes:
 
 _SCRIPT = files("idem_grpc.stores").joinpath("swap.lua").read_bytes()
 _DIGEST = hashlib.sha1(_SCRIPT, usedforsecurity=False).hexdigest().encode()
-# What a swap begins with: eight strings, of which one names a key. EVAL sends the script, and the server
-# keeps it. It knows it by its digest from then on, until it restarts.
+# The start of the command for a swap: eight strings, one of which is a key. EVAL sends the script, which the
+# server caches until it restarts, so that EVALSHA can run it by its digest.
 _BY_TEXT = b"*8\r\n" + _strings(b"EVAL", _SCRIPT, b"1")
 _BY_DIGEST = b"*8\r\n" + _strings(b"EVALSHA", _DIGEST, b"1")
 _SWAP = b"%b" + 5 * b"$%d\r\n%b\r\n"
@@ -281,8 +281,8 @@ def _page(prefix: bytes, cursor: bytes) -> bytes:
     return _command(b"SCAN", cursor, b"MATCH", prefix + b"*", b"COUNT", b"%d" % _PAGE)
 
 
-def _facts(url: RedisUrl, reply: Any) -> dict[bytes, bytes]:
-    """What a server says of itself; nothing where that is forbidden, as managed servers may do."""
+def _parse_info(url: RedisUrl, reply: Any) -> dict[bytes, bytes]:
+    """Parse the reply to INFO or CLUSTER INFO. Empty if it is forbidden, as on some managed servers."""
     if isinstance(reply, Exception):
         if is_forbidden(reply):
             return {}
@@ -291,34 +291,39 @@ def _facts(url: RedisUrl, reply: Any) -> dict[bytes, bytes]:
 
 
 def _require_safe(url: RedisUrl, info: Mapping[bytes, bytes], cluster: Mapping[bytes, bytes]) -> None:
-    """Raise StoreError for a server that would lose records, by its INFO and CLUSTER INFO."""
+    """Raise StoreError if INFO or CLUSTER INFO shows that the server would lose records."""
     policy = info.get(b"maxmemory_policy", b"noeviction").decode()
     if policy != "noeviction":
         raise StoreError(
-            f"{url.shown}: the server's maxmemory-policy is {policy}, and an evicted record is a call that"
-            " runs twice: set it to noeviction, or use a server of its own"
+            f"{url.redacted}: the server's maxmemory-policy is {policy}, and a call whose record is evicted"
+            " may run twice: set it to noeviction, or use a separate server"
         )
     if int(cluster.get(b"cluster_size", 1)) > 1:
-        raise StoreError(f"{url.shown}: {CLUSTER}")
+        raise StoreError(f"{url.redacted}: {CLUSTER}")
 
 
 class RedisStore(Store):
     """A store on one Redis server.
 
     ``url`` is ``redis://[[user]:password@]host[:port][/db]``, ``rediss://`` for TLS, or
-    ``unix:///path``. Its query takes redis-py's options. By default ``socket_timeout`` and
-    ``socket_connect_timeout`` are 2 seconds; ``max_connections`` is 4, since a connection serves all
-    threads that wait for one, and ``timeout``, the longest wait, is 5 seconds. When a reply is lost,
-    the swap is sent once more, so a server that is silent is given up after about twice those times.
+    ``unix:///path``. Its query takes redis-py's options:
+
+    socket_timeout, socket_connect_timeout: default 2 seconds each.
+    max_connections: default 4. More are rarely needed, since a connection serves all threads that
+        wait for one.
+    timeout: the longest wait for a free connection; default 5 seconds.
+
+    If a reply is lost, the swap is sent once more, so the store gives up on a silent server after
+    about twice those times. Raises ValueError for a URL or an option that it cannot use.
     """
 
     def __init__(self, url: str, *, namespace: str = "idem") -> None:
         super().__init__(namespace)
         self._url = RedisUrl.parse(url)
-        self._place = self._url.shown
-        with _sentences():
+        self._place = self._url.redacted
+        with _option_errors():
             pool = redis.BlockingConnectionPool.from_url(url, **self._url.options, max_connections=4)
-            pool.connection_class(**pool.connection_kwargs)  # does no I/O, and looks at every option
+            pool.connection_class(**pool.connection_kwargs)  # validates every option, and does no I/O
         self._connections = Connections(pool)
 
     def swap(self, swap: Swap) -> Swapped | Held:
@@ -330,11 +335,11 @@ class RedisStore(Store):
         return _answers(self._url, self._prefix, swaps, replies)
 
     def scan(self) -> Iterator[tuple[bytes, Held]]:
-        """Every key of this namespace with what it holds, at some time while this runs.
+        """Iterate over the keys of this namespace and their values.
 
-        By SCAN, which keeps nobody waiting: it goes through all keys of the database. What
-        is written meanwhile may be missing, and a key may come twice. Keys of another type
-        than a record's are left out, with a warning in the log. Raises as ``swap`` does.
+        It uses SCAN, which does not block other clients, and goes through all keys of the database.
+        Keys written meanwhile may be missing, and a key may be yielded twice. Keys of another Redis type
+        than a record's are skipped, with a warning in the log. Raises as ``swap`` does.
         """
         cursor, first, foreign = b"0", True, set[bytes]()
         while cursor != b"0" or first:
@@ -344,8 +349,8 @@ class RedisStore(Store):
                 raise failure(self._url, reply)
             first = False
             cursor, keys = reply
-            # Not in a transaction: there, a server out of memory refuses even GET.
-            replies = self._run(b"", [looking(key) for key in keys])
+            # Not in a transaction, in which a server out of memory refuses even GET.
+            replies = self._run(b"", [read_swap(key) for key in keys])
             for key, reply in zip(keys, replies, strict=True):
                 if is_of_another_type(reply):
                     foreign.add(key)
@@ -354,24 +359,24 @@ class RedisStore(Store):
                 if isinstance(held, Held) and held.value is not None:
                     yield key[len(self._prefix) :], held
         if foreign:
-            logger.warning("%s: %s", self._url.shown, left_out(foreign))
+            logger.warning("%s: %s", self._url.redacted, skipped_keys_warning(foreign))
 
     def check(self) -> None:
         check_swaps(self)
         self.swap_many(_SPREAD)
-        info = _facts(self._url, *self._execute(_command(b"INFO")))
+        info = _parse_info(self._url, *self._execute(_command(b"INFO")))
         cluster: Mapping[bytes, bytes] = {}
         if info.get(b"cluster_enabled") == b"1":
-            cluster = _facts(self._url, *self._execute(_command(b"CLUSTER", b"INFO")))
+            cluster = _parse_info(self._url, *self._execute(_command(b"CLUSTER", b"INFO")))
         _require_safe(self._url, info, cluster)
 
     def close(self) -> None:
         self._opener.closed = True
-        if self._opener.is_here():  # a forked process would hang up for its parent
+        if self._opener.is_here():  # a forked process would close its parent's connections
             self._connections.close()
 
     def _run(self, prefix: bytes, swaps: Sequence[Swap]) -> list[Any]:
-        """Have the server run the script. Some of the replies may be errors."""
+        """Run the script for each swap. Some of the replies may be errors."""
         replies = self._execute(_all_packed(_BY_DIGEST, prefix, swaps), len(swaps))
         if NoScriptError in map(type, replies):
             replies = self._execute(_all_packed(_BY_TEXT, prefix, swaps), len(swaps))
@@ -385,19 +390,19 @@ class RedisStore(Store):
 
 
 class AsyncRedisStore(AsyncStore):
-    """As RedisStore, for asyncio. ``blocking`` has connections of its own.
+    """A store on one Redis server, for asyncio. ``blocking`` is a RedisStore with its own connections.
 
-    All tasks share one connection. ``max_connections`` is how many swaps may be under way on it,
-    256 by default, and ``timeout`` is the longest wait to be one of them. Whether a swap that is
-    cancelled took effect is not known.
+    All tasks share one connection. The options of the URL are those of RedisStore, but
+    ``max_connections`` is the number of swaps that may be in flight on it, 256 by default, and
+    ``timeout`` is the longest wait to become one of them. A cancelled swap may have taken effect.
     """
 
     def __init__(self, url: str, *, namespace: str = "idem") -> None:
         super().__init__(namespace)
         self.blocking = RedisStore(url, namespace=namespace)
         self._url = RedisUrl.parse(url)
-        self._place = self._url.shown
-        with _sentences():
+        self._place = self._url.redacted
+        with _option_errors():
             pool = redis.asyncio.BlockingConnectionPool.from_url(
                 url, **self._url.options, max_connections=256
             )
@@ -416,10 +421,10 @@ class AsyncRedisStore(AsyncStore):
     async def check(self) -> None:
         await check_swaps_async(self)
         await self.swap_many(_SPREAD)
-        info = _facts(self._url, *await self._execute(_command(b"INFO")))
+        info = _parse_info(self._url, *await self._execute(_command(b"INFO")))
         cluster: Mapping[bytes, bytes] = {}
         if info.get(b"cluster_enabled") == b"1":
-            cluster = _facts(self._url, *await self._execute(_command(b"CLUSTER", b"INFO")))
+            cluster = _parse_info(self._url, *await self._execute(_command(b"CLUSTER", b"INFO")))
         _require_safe(self._url, info, cluster)
 
     async def aclose(self) -> None:

@@ -1,8 +1,8 @@
-"""Connections that redis-py opens, and that are driven directly: its client costs more than a swap does.
+"""Pipelined use of redis-py's connections, without its client, which costs more than a swap itself.
 
 The two classes mirror each other. ``execute`` sends packed commands and returns their replies, and
-commands of several callers share a write. Commands must be safe to send twice: those that have no
-reply when a connection breaks are sent again, once, on a new one. Errors are redis-py's.
+commands of several callers share a write. Commands must be safe to send twice: if a connection breaks,
+those without a reply are sent again, once, on a new one. Errors are redis-py's.
 """
 
 import asyncio
@@ -20,30 +20,30 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 _PAUSE = 0.05  # seconds before commands are sent again
-_LOOKS = 4  # for a reply, in the time that one may take
+_CHECKS = 4  # checks for silence in each socket_timeout
 _LARGE = 65536  # bytes after which no further commands join a write
-# A replica keeps its connections after a failover: a new one may lead to the new primary.
+# ReadOnlyError: a replica keeps its connections after a failover, and a new one may reach the new primary.
 _BROKEN = (RedisConnectionError, RedisTimeoutError, OSError, ReadOnlyError)
 _REFUSED = (AuthenticationError, AuthorizationError)
 
 
 class _Exchange:
-    """Commands of one caller, and the replies to them or the error that it gets instead."""
+    """The commands of one caller, and their replies or the error to raise instead."""
 
     __slots__ = ("count", "done", "error", "has_connection", "is_last_try", "packed", "replies")
 
     def __init__(self, packed: bytes, count: int, done: Any) -> None:
         self.packed = packed
         self.count = count
-        self.done = done  # a lock that is released, or a future
+        self.done = done  # a lock that is released (threads), or a future (asyncio)
         self.replies: list[Any] = []
         self.error: Exception | None = None
         self.is_last_try = False
-        self.has_connection = False  # only for threads
+        self.has_connection = False  # used by threads only
 
 
 def _next_batch(waiting: deque[_Exchange], size: int = 0) -> list[_Exchange]:
-    """Take from ``waiting`` what joins a write of ``size`` bytes."""
+    """Take from ``waiting`` the exchanges that join a write of ``size`` bytes."""
     batch = []
     while waiting and size < _LARGE:
         batch.append(waiting.popleft())
@@ -56,7 +56,7 @@ def _joined(batch: Iterable[_Exchange]) -> list[bytes]:
 
 
 def _to_send_again(unanswered: Iterable[_Exchange], error: Exception) -> list[_Exchange]:
-    """The exchanges that get a second try after ``error``. The others fail with it."""
+    """Return the exchanges that get a second try after ``error``. The others fail with it."""
     again = []
     for exchange in unanswered:
         if exchange.is_last_try or not isinstance(error, _BROKEN) or isinstance(error, _REFUSED):
@@ -69,7 +69,7 @@ def _to_send_again(unanswered: Iterable[_Exchange], error: Exception) -> list[_E
 
 
 def _new(pool: Any) -> Any:
-    """A connection that is not open yet."""
+    """Create a connection that is not open yet."""
     return pool.connection_class(**pool.connection_kwargs)
 
 
@@ -78,11 +78,11 @@ def _no_connection(pool: Any) -> RedisConnectionError:
 
 
 class Connections:
-    """Connections for threads, as many as the ``max_connections`` of ``pool``.
+    """Connections for threads, at most ``pool.max_connections``.
 
-    A thread that finds one unused sends its commands there. Otherwise it waits until one is free, for
-    at most the ``timeout`` of ``pool``, and the next thread to use it sends the commands of all that
-    wait. With many threads, this costs a third of what a connection for each of them does.
+    A thread sends its commands on an unused connection. If there is none, it waits for one, at most
+    ``pool.timeout`` seconds; the next thread to get a connection sends the commands of all that
+    wait. With many threads, this costs a third of the time of one connection for each thread.
     """
 
     def __init__(self, pool: redis.BlockingConnectionPool) -> None:
@@ -114,7 +114,7 @@ class Connections:
         return exchange.replies
 
     def close(self) -> None:
-        """Close the connections, those in use as soon as the replies are there."""
+        """Close the connections; those in use as soon as their replies have arrived."""
         self._is_closed = True
         while (connection := self._pop_idle()) is not None:
             connection.disconnect()
@@ -125,7 +125,7 @@ class Connections:
             if not exchange.done.acquire(timeout=self._pool.timeout):
                 if self._withdraw(exchange):
                     raise _no_connection(self._pool)
-                exchange.done.acquire()  # it has just been sent
+                exchange.done.acquire()  # another thread has just sent it
         except KeyboardInterrupt:
             self._withdraw(exchange)
             if exchange.has_connection:
@@ -133,7 +133,7 @@ class Connections:
             raise
 
     def _withdraw(self, exchange: _Exchange) -> bool:
-        """Take ``exchange`` from those that wait. False if it is not one of them any more."""
+        """Remove ``exchange`` from the queue. Returns False if it is no longer there."""
         with self._lock:
             try:
                 self._waiting.remove(exchange)
@@ -142,7 +142,7 @@ class Connections:
         return True
 
     def _serve(self, exchange: _Exchange) -> None:
-        """Send ``exchange`` and what else waits, and pass the connection on."""
+        """Send ``exchange`` and others that wait, then pass the connection on."""
         with self._lock:
             batch = [exchange, *_next_batch(self._waiting, len(exchange.packed))]
         unanswered = deque(batch)
@@ -162,7 +162,7 @@ class Connections:
                     other.done.release()
 
     def _pass_on(self, unsent: list[_Exchange]) -> None:
-        """Give the connection to the thread that has waited longest."""
+        """Requeue ``unsent``, and pass the connection to the thread that has waited longest, if any."""
         with self._lock:
             self._waiting.extendleft(reversed(unsent))
             if not self._waiting:
@@ -173,7 +173,7 @@ class Connections:
         successor.done.release()
 
     def _talk(self, unanswered: deque[_Exchange]) -> None:
-        """Send what is unanswered, and take from it what has been answered."""
+        """Send all exchanges in ``unanswered``, and remove each when its replies have arrived."""
         connection = self._open()
         try:
             connection.send_packed_command(_joined(unanswered), check_health=False)
@@ -181,7 +181,7 @@ class Connections:
                 exchange = unanswered[0]
                 exchange.replies = [_reply(connection) for _ in range(exchange.count)]
                 unanswered.popleft()
-        except BaseException:  # the next reply on this connection would be for other commands
+        except BaseException:  # the next replies on this connection would belong to these commands
             connection.disconnect()
             raise
         self._idle.append(connection)
@@ -189,14 +189,14 @@ class Connections:
             self.close()
 
     def _open(self) -> Any:
-        """The idle connection that was used last, or a new one."""
+        """Return the most recently used idle connection, or a new one."""
         while (connection := self._pop_idle()) is not None:
             try:
                 if not connection.can_read(0):
                     return connection
             except RedisConnectionError:  # the server has closed it
                 continue
-            connection.disconnect()  # nobody has asked for what it says
+            connection.disconnect()  # it has data that is not a reply to any command
         connection = _new(self._pool)
         connection.connect()
         return connection
@@ -218,20 +218,21 @@ def _reply(connection: Any) -> Any:
 
 
 class AsyncConnection:
-    """One connection for all tasks of an event loop. None of them waits for the replies of another.
+    """One connection shared by all tasks of an event loop, without waiting for each other's replies.
 
-    Commands sent in the same step of the loop share a write, and the server answers in order. Here,
-    ``max_connections`` of ``pool`` is how many exchanges may be under way, and its ``timeout`` bounds
-    the wait to be one of them. If no reply comes for ``socket_timeout``, the connection is given up.
-    There are tasks only while replies are outstanding, so an idle connection keeps nothing alive.
+    Commands sent in the same iteration of the loop share a write, and the server answers in order.
+    At most ``pool.max_connections`` exchanges are in flight; another one waits at most
+    ``pool.timeout`` seconds for its turn. If no reply arrives for ``socket_timeout``, the connection is
+    closed. Background tasks run only while replies are outstanding, so an idle connection does not keep
+    the loop busy.
     """
 
     def __init__(self, pool: redis.asyncio.BlockingConnectionPool) -> None:
         self._pool = pool
-        self._places = asyncio.Semaphore(pool.max_connections)
+        self._slots = asyncio.Semaphore(pool.max_connections)
         self._unsent: deque[_Exchange] = deque()
         self._sent: deque[_Exchange] = deque()
-        self._outstanding = 0  # bytes of these
+        self._outstanding = 0  # bytes of the exchanges in _sent
         self._connection: Any = None
         self._driver: Any = None  # a task
         self._sender: Any = None
@@ -239,17 +240,20 @@ class AsyncConnection:
         self._is_closed = False
         self._timeout: float = pool.connection_kwargs["socket_timeout"]
         self._silence: asyncio.Timeout  # ends the driver's reading
-        self._silent_looks = 0
+        self._silent_checks = 0
         self._timer: asyncio.TimerHandle | None = None
 
     async def execute(self, packed: bytes, count: int = 1) -> list[Any]:
-        """As Connections.execute. Replies for a task that was cancelled are dropped."""
+        """Send ``count`` commands and return their replies, some of which may be errors.
+
+        Replies to a cancelled task are dropped.
+        """
         if not count:
             return []
-        if self._places.locked():
+        if self._slots.locked():
             await self._wait()
         else:
-            await self._places.acquire()  # does not wait
+            await self._slots.acquire()  # does not wait
         exchange = _Exchange(packed, count, asyncio.get_running_loop().create_future())
         self._unsent.append(exchange)
         if _is_over(self._driver):
@@ -262,7 +266,7 @@ class AsyncConnection:
         return exchange.replies
 
     async def aclose(self) -> None:
-        """Close the connection. Exchanges under way fail."""
+        """Close the connection. Exchanges in flight fail."""
         self._is_closed = True
         tasks = [task for task in (self._driver, self._sender) if task is not None]
         for task in tasks:
@@ -277,15 +281,15 @@ class AsyncConnection:
     async def _wait(self) -> None:
         try:
             async with asyncio.timeout(self._pool.timeout):
-                await self._places.acquire()
+                await self._slots.acquire()
         except TimeoutError:
             raise _no_connection(self._pool) from None
         if self._is_closed:
-            self._places.release()
+            self._slots.release()
             raise _closed()
 
     async def _drive(self) -> None:
-        """Have everything sent and answered."""
+        """Send exchanges and read their replies until none are left. Runs as a task."""
         try:
             while self._unsent:
                 try:
@@ -299,7 +303,7 @@ class AsyncConnection:
             raise
 
     def _end_all(self, error: Exception) -> None:
-        """End all exchanges with ``error``, apart from those that can be sent again."""
+        """End all exchanges with ``error``, except those that may be sent again."""
         unanswered = [*self._sent, *self._unsent]
         self._sent.clear()
         self._outstanding = 0
@@ -309,17 +313,17 @@ class AsyncConnection:
                 self._end(exchange)
 
     def _end(self, exchange: _Exchange) -> None:
-        self._places.release()
+        self._slots.release()
         if not exchange.done.done():  # its task was not cancelled
             exchange.done.set_result(None)
 
     async def _talk(self) -> None:
-        """Open the connection, send what is unsent, and read until nothing is outstanding."""
+        """Open the connection, send the unsent exchanges, and read until no reply is outstanding."""
         connection = await self._open()
         self._is_open = True
-        self._silent_looks = 0
+        self._silent_checks = 0
         if self._timer is None:
-            self._look_later()
+            self._check_later()
         await self._send_soon(connection)
         try:
             async with asyncio.timeout(None) as self._silence:
@@ -337,7 +341,7 @@ class AsyncConnection:
     async def _open(self) -> Any:
         if (connection := self._connection) is not None:
             try:
-                # The latter is its name before redis-py 8.
+                # Before redis-py 8, the method is called can_read_destructive.
                 can_read = getattr(connection, "can_read", None) or connection.can_read_destructive
                 if not await can_read():
                     return connection
@@ -350,11 +354,14 @@ class AsyncConnection:
         except BaseException:
             await connection.disconnect(nowait=True)
             raise
-        connection.socket_timeout = None  # for which redis-py would make a timer for every reply
+        connection.socket_timeout = None  # else redis-py creates a timer for every reply
         return connection
 
     async def _send_soon(self, connection: Any) -> None:
-        """Send what is unsent: here if it is so little that this does not wait, and meets no cancel."""
+        """Send the unsent exchanges: directly if they are small, otherwise in a task.
+
+        A small write does not wait, so a cancellation of the caller cannot interrupt it.
+        """
         self._is_sending = True
         unsent = sum(len(exchange.packed) for exchange in self._unsent)
         if self._outstanding + unsent < _LARGE:
@@ -363,15 +370,15 @@ class AsyncConnection:
             self._sender = _started(self._send(connection))
 
     async def _send(self, connection: Any) -> None:
-        """Send what is unsent. Meanwhile, replies are read: a server may wait for that."""
+        """Send the unsent exchanges, while the driver reads: a server may wait until its replies are read."""
         try:
             while self._unsent and connection.is_connected:
                 batch = _next_batch(self._unsent)
                 self._sent.extend(batch)
                 self._outstanding += sum(len(exchange.packed) for exchange in batch)
                 await connection.send_packed_command(_joined(batch), check_health=False)
-        except (RedisError, OSError, RuntimeError):  # uvloop raises the last for a transport that is closed
-            pass  # redis-py has closed the connection, and the driver fails or sends again what it held
+        except (RedisError, OSError, RuntimeError):  # uvloop raises RuntimeError for a closed transport
+            pass  # redis-py has closed the connection; the driver fails the exchanges or sends them again
         finally:
             self._is_sending = False
 
@@ -384,9 +391,9 @@ class AsyncConnection:
                 raise
             except ResponseError as error:
                 reply = error
-            self._silent_looks = 0
+            self._silent_checks = 0
             if not sent:
-                raise RedisConnectionError("The server sent a reply to nothing")
+                raise RedisConnectionError("The server sent a reply without a command")
             exchange = sent[0]
             exchange.replies.append(reply)
             if len(exchange.replies) == exchange.count:
@@ -395,24 +402,24 @@ class AsyncConnection:
                 self._end(exchange)
 
     def _watch(self) -> None:
-        """End the reading if there was no reply for too long, and look again in a while otherwise.
+        """Stop reading if no reply came for too long; otherwise schedule the next check.
 
-        It counts looks, since a reply may wait to be read when the loop was blocked for some time.
+        It counts checks rather than seconds: if the loop was blocked, a reply may be waiting to be read.
         """
         self._timer = None
         if self._is_open:
-            self._silent_looks += 1
-            if self._silent_looks > _LOOKS:
+            self._silent_checks += 1
+            if self._silent_checks > _CHECKS:
                 self._silence.reschedule(asyncio.get_running_loop().time())
             else:
-                self._look_later()
+                self._check_later()
 
-    def _look_later(self) -> None:
-        self._timer = asyncio.get_running_loop().call_later(self._timeout / _LOOKS, self._watch)
+    def _check_later(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(self._timeout / _CHECKS, self._watch)
 
 
 def _started(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-    """A task without the context variables of who happens to start it."""
+    """Start a task without the caller's context variables, which belong to one call."""
     return Context().run(asyncio.get_running_loop().create_task, work)
 
 

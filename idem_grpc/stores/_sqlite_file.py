@@ -1,4 +1,4 @@
-"""A SQLite file that several processes share: opening it, and what its errors mean."""
+"""A SQLite file that several processes share: its schema, its connections, its errors and its sweeper."""
 
 import logging
 import math
@@ -17,8 +17,8 @@ _APPLICATION_ID = int.from_bytes(b"idem")
 _SCHEMA_VERSION = 1
 
 _SCHEMA = (
-    # `expiry` is on the clock of the boot that is named beside it, `wall_expiry` on the wall clock; `ttl`
-    # is what was written. The index is the order in which expired records are swept.
+    # `expiry` is on the clock of the boot in `boot`, `wall_expiry` on the wall clock. `ttl` is the original
+    # life of the record. The index serves the sweeper.
     "CREATE TABLE records (key BLOB PRIMARY KEY, value BLOB NOT NULL, ttl REAL NOT NULL,"
     " boot TEXT NOT NULL, expiry REAL NOT NULL, wall_expiry REAL NOT NULL)",
     "CREATE INDEX records_by_expiry ON records (boot, expiry)",
@@ -32,21 +32,21 @@ _DAMAGED = (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
 _WITH_EFFECTIVE_IDS = os.access in os.supports_effective_ids
 
 FAILURES = (sqlite3.Error, MemoryError)
-"""What the functions of sqlite3 raise. Of SQLITE_NOMEM they make a MemoryError."""
+"""The exceptions that functions of sqlite3 raise; MemoryError stands for SQLITE_NOMEM."""
 
 
 def is_busy(error: BaseException) -> bool:
-    """Tell whether another connection is in the way, for as long as it is."""
+    """Return whether the error is a lock of another connection, which is temporary."""
     return _code(error) in _BUSY
 
 
 def harms_connection(error: BaseException) -> bool:
-    """Tell whether the connection that raised ``error`` had better be closed, and another opened."""
+    """Return whether the connection that raised ``error`` should be replaced by a new one."""
     return not is_busy(error) and not isinstance(error, MemoryError) and _code(error) != sqlite3.SQLITE_FULL
 
 
-class Line:
-    """A connection, which one thread at a time may use: the one that has the lock."""
+class SharedConnection:
+    """A connection with a lock; only the thread that holds the lock may use the connection."""
 
     __slots__ = ("connection", "generation", "lock")
 
@@ -56,7 +56,7 @@ class Line:
         self.generation = 0
 
     def drop(self) -> None:
-        """Close the connection, which rolls back, whatever state it is in."""
+        """Close the connection, if any, which rolls back its transaction."""
         connection, self.connection = self.connection, None
         if connection is not None:
             connection.close()
@@ -65,8 +65,9 @@ class Line:
 class SqliteFile:
     """The file of one store, at ``path``.
 
-    Before a store has worked, a file that cannot be used is a mistake. Once it has, whatever
-    happens to the file is an outage: it may be put right while outcomes wait to be written.
+    Until the first write succeeds, a file that cannot be used is a configuration mistake (StoreError).
+    After that it is an outage (StoreUnavailable): an operator may repair the file while outcomes wait
+    to be written.
     """
 
     def __init__(self, path: str, synchronous: str) -> None:
@@ -77,10 +78,10 @@ class SqliteFile:
         self.generation = 0
 
     def connect(self, wait: float = 0.0) -> sqlite3.Connection:
-        """A connection to the store, which is made if it is not there.
+        """Open a connection, and create the file and its tables if they do not exist.
 
-        Its statements wait ``wait`` seconds for the locks of others. Raises what sqlite3
-        does, and StoreError for a file that holds no store or can hold none.
+        Statements wait ``wait`` seconds for locks of other connections. Raises the exceptions of
+        sqlite3, and StoreError for a file that is not a store or cannot become one.
         """
         try:
             connection = _connect(self.path, self._synchronous, wait)
@@ -88,13 +89,13 @@ class SqliteFile:
             if self.has_worked:
                 raise StoreUnavailable(*error.args) from error
             raise
-        self.look()
+        self.check_identity()
         return connection
 
-    def look(self) -> None:
-        """Begin a new ``generation`` if another file is at the path, or none.
+    def check_identity(self) -> None:
+        """Increment ``generation`` if the file at the path was replaced or removed.
 
-        Connections of older generations still have the file that was there.
+        Connections of older generations still use the old file.
         """
         try:
             status = os.stat(self.path)
@@ -107,17 +108,16 @@ class SqliteFile:
             self.generation += 1
 
     def failure(self, error: BaseException, *, wrote: bool) -> StoreError:
-        """What a store raises for one of FAILURES, which came of writing or of reading only."""
+        """Return the StoreError to raise for one of FAILURES. ``wrote``: whether a write raised it."""
         code = _code(error)
         if code == sqlite3.SQLITE_TOOBIG:
-            return StoreError(f"{self.path}: the value is larger than SQLite takes")
+            return StoreError(f"{self.path}: the value is larger than SQLite allows")
         if not self.has_worked:
             if code in _CANNOT_OPEN and (mistake := _mistake(self.path)):
                 return StoreError(f"{mistake} ({error})")
             if code in _DAMAGED:
                 return StoreError(
-                    f"{self.path} is not a SQLite file, or a damaged one ({error}):"
-                    " give the store a file of its own"
+                    f"{self.path} is not a SQLite file, or is damaged ({error}): give the store its own file"
                 )
         can_read = wrote and code in (*_BUSY, sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY)
         return StoreUnavailable(f"{self.path}: {str(error) or type(error).__name__}", answered=can_read)
@@ -125,13 +125,13 @@ class SqliteFile:
 
 def _code(error: BaseException) -> int:
     code: int = getattr(error, "sqlite_errorcode", 0)
-    return code & 0xFF  # the rest of an extended code says where
+    return code & 0xFF  # the primary code; the other bits of an extended code add details
 
 
 def _mistake(path: str) -> str | None:
-    """What keeps this process from using a store at ``path``, in a sentence; None if nothing does.
+    """Describe what prevents this process from using a store at ``path``; None if nothing is found.
 
-    It opens nothing: closing the file would drop the locks that SQLite has on it.
+    It does not open the file: closing it would drop the locks that SQLite has on it.
     """
     if missing := _missing_folder(path):
         return missing
@@ -144,17 +144,17 @@ def _mistake(path: str) -> str | None:
     ):
         return None
     return (
-        f"{path} cannot be opened for writing: this process needs to write that file, and to make others"
-        " beside it in its folder"
+        f"{path} cannot be opened for writing: allow this process to write the file and to create files in"
+        " its folder"
     )
 
 
 def _missing_folder(path: str) -> str | None:
-    """A sentence about the folder of ``path``, if there is none."""
+    """Return an error message if the folder of ``path`` does not exist, else None."""
     folder = os.path.dirname(path)
     if os.path.isdir(folder):
         return None
-    return f"there is no folder {folder} for the store {os.path.basename(path)}: make it first"
+    return f"there is no folder {folder} for the store {os.path.basename(path)}: create it first"
 
 
 def _may(path: str, mode: int) -> bool:
@@ -166,10 +166,10 @@ def _connect(path: str, synchronous: str, wait: float) -> sqlite3.Connection:
         raise StoreError(missing)
     connection = sqlite3.connect(path, timeout=wait, isolation_level=None, check_same_thread=False)
     try:
-        connection.execute("BEGIN")  # one view of a file that another process may be making
-        ours = _is_ours(connection, path)
+        connection.execute("BEGIN")  # a consistent view, as another process may be creating the tables
+        is_store = _is_store(connection, path)
         connection.execute("COMMIT")
-        if not ours:
+        if not is_store:
             (mode,) = connection.execute("PRAGMA journal_mode=WAL").fetchone()
             if mode != "wal":
                 raise StoreError(f"{path} cannot be shared by processes: put it on a disk of this host")
@@ -181,53 +181,56 @@ def _connect(path: str, synchronous: str, wait: float) -> sqlite3.Connection:
     return connection
 
 
-def _is_ours(connection: sqlite3.Connection, path: str) -> bool:
-    """Tell a store from an empty file; StoreError if the file is anything else."""
+def _is_store(connection: sqlite3.Connection, path: str) -> bool:
+    """Return True for a store, False for an empty file. Raises StoreError for any other file."""
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     if (application, version, tables) == (0, 0, 0):
         return False
     if application != _APPLICATION_ID:
-        raise StoreError(f"{path} holds another program's data: give the store a file of its own")
+        raise StoreError(f"{path} holds another program's data: give the store its own file")
     if version != _SCHEMA_VERSION:
         raise StoreError(
-            f"{path} was written with version {version} of the store's schema, and this release reads"
-            f" version {_SCHEMA_VERSION}: use the release that wrote it, or another file"
+            f"{path} has version {version} of the store's schema, and this release reads version"
+            f" {_SCHEMA_VERSION}: use the release that wrote it, or another file"
         )
     return True
 
 
 def _create(connection: sqlite3.Connection, path: str) -> None:
     connection.execute("BEGIN IMMEDIATE")
-    if not _is_ours(connection, path):  # unless another process was first
+    if not _is_store(connection, path):  # unless another process was first
         for statement in _SCHEMA:
             connection.execute(statement)
     connection.execute("COMMIT")
 
 
 Row = tuple[Any, ...]
-"""Value, ttl, boot, expiry, wall expiry; and the key, where it was read."""
+"""Value, ttl, boot, expiry, wall expiry; and, in rows read from the file, the key."""
 
 UNREAD: Final[Row] = ()
-"""In place of a row that has to be read."""
+"""Stands for a row that must be read."""
 
 FOREIGN = b"\xff"
-"""No record, in place of a row that no store wrote: without a value, or with times of text."""
+"""The value reported for a row that no store wrote: it has no value, or times that are not numbers.
+
+It is not a valid record, so such keys count as unreadable.
+"""
 
 _COLUMNS = "value, ttl, boot, expiry, wall_expiry"
-_VALUE = "CAST(value AS BLOB)"  # which is text where a person wrote it
+_VALUE = "CAST(value AS BLOB)"  # a value written by hand may be text
 SELECT = f"SELECT {_VALUE}, ttl, boot, expiry, wall_expiry, key FROM records WHERE"
-_SAME = f"key = ? AND {_VALUE} = ? AND boot = ? AND expiry = ?"
+_UNCHANGED = f"key = ? AND {_VALUE} = ? AND boot = ? AND expiry = ?"
 _INSERT = f"INSERT INTO records ({_COLUMNS}, key) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO NOTHING"
-_UPDATE = f"UPDATE records SET ({_COLUMNS}) = (?, ?, ?, ?, ?) WHERE {_SAME}"
-_DELETE = f"DELETE FROM records WHERE {_SAME}"
+_UPDATE = f"UPDATE records SET ({_COLUMNS}) = (?, ?, ?, ?, ?) WHERE {_UNCHANGED}"
+_DELETE = f"DELETE FROM records WHERE {_UNCHANGED}"
 _READ_AT_ONCE = 64  # keys
-_TOLERANCE = 0.001  # seconds; what rounding may add
+_TOLERANCE = 0.001  # seconds; more than rounding may add
 
 
 def read(connection: sqlite3.Connection, keys: Sequence[bytes]) -> dict[bytes, Row]:
-    """The rows of those keys that have one."""
+    """Read the rows of ``keys``. Absent keys are left out."""
     rows = dict[bytes, Row]()
     for first in range(0, len(keys), _READ_AT_ONCE):
         some = keys[first : first + _READ_AT_ONCE]
@@ -237,25 +240,25 @@ def read(connection: sqlite3.Connection, keys: Sequence[bytes]) -> dict[bytes, R
     return rows
 
 
-def look(row: Row | None, now: Moment) -> tuple[bytes | None, float]:
-    """The value in a row, and how many seconds it has left; None and 0 if it has expired."""
+def value_of(row: Row | None, now: Moment) -> tuple[bytes | None, float]:
+    """Return the value of a row and the seconds until it expires; None and 0.0 if it has expired."""
     if row is None:
         return None, 0.0
     value, ttl, boot, expiry, wall_expiry = row[:5]
     if not (value and type(ttl) is type(expiry) is type(wall_expiry) is float):
         return FOREIGN, math.inf
     left = expiry - now.elapsed
-    # On some machines a reboot keeps the boot's id: then the record seems to be written in the future.
+    # Some machines keep the boot's id across a reboot. The record then seems to be written in the future.
     if boot != now.boot or left > ttl + _TOLERANCE:
         left = wall_expiry - now.wall
-    # A wall clock that was set back must not make a record live longer than it was written for.
+    # A wall clock that was set back must not extend a record's life beyond its ttl.
     return (value, min(left, ttl)) if left > 0 else (None, 0.0)
 
 
 def write(connection: sqlite3.Connection, key: bytes, row: Row | None, swap: Swap, now: Moment) -> Row | None:
-    """Replace ``row`` by what ``swap`` writes, in one statement.
+    """Replace ``row`` by the new value of ``swap``, in one statement.
 
-    Returns the new row, UNREAD if there is none; None if the key has another row than ``row``.
+    Returns the new row, or UNREAD after a deletion; None if the key's row is not ``row`` any more.
     """
     if swap.new is None:
         is_gone = row is None or connection.execute(_DELETE, (key, row[0], row[2], row[3])).rowcount == 1
@@ -268,19 +271,19 @@ def write(connection: sqlite3.Connection, key: bytes, row: Row | None, swap: Swa
     return new if written.rowcount == 1 else None
 
 
-_BATCH = 100  # so that the write lock is never held for long
-_PAUSE = 0.02  # seconds between batches, for those who wait for it
-_WAIT = 1.0  # seconds for the write lock: what is expired can stay
-_BRING_OVER_EVERY = 3600.0  # seconds
+_BATCH = 100  # records per statement, so that the write lock is held briefly
+_PAUSE = 0.02  # seconds between batches, in which others can get the write lock
+_WAIT = 1.0  # seconds for the write lock; sweeping is not urgent
+_REBASE_EVERY = 3600.0  # seconds
 
-# Each side of the condition goes by the index.
+# Not "!=", which cannot use the index.
 _OTHER_BOOTS = "(boot < :boot OR boot > :boot)"
 
 _log = logging.getLogger(__name__)
 
 
 class Sweeper:
-    """A daemon thread with a connection of its own, which sweeps every ``every`` seconds."""
+    """A daemon thread with its own connection that removes expired records every ``every`` seconds."""
 
     def __init__(self, connect: Callable[[float], sqlite3.Connection], clock: Clock, every: float) -> None:
         self._stopped = threading.Event()
@@ -290,11 +293,11 @@ class Sweeper:
         self._thread.start()
 
     def stop(self) -> None:
-        """Let the thread end, without waiting for it."""
+        """Stop the thread, without waiting for its end."""
         self._stopped.set()
 
     def join(self) -> None:
-        """Stop it, and wait for the batch at hand."""
+        """Stop the thread, and wait until its current batch is done."""
         self._stopped.set()
         self._thread.join()
 
@@ -302,29 +305,29 @@ class Sweeper:
 def _run(
     connect: Callable[[float], sqlite3.Connection], clock: Clock, every: float, stopped: threading.Event
 ) -> None:
-    brought_over = -math.inf
+    rebased = -math.inf
     while True:
         try:
             connection = connect(_WAIT)
             try:
-                if monotonic() - brought_over > _BRING_OVER_EVERY:
-                    bring_over(connection, clock, stopped)
-                    brought_over = monotonic()
+                if monotonic() - rebased > _REBASE_EVERY:
+                    rebase(connection, clock, stopped)
+                    rebased = monotonic()
                 while sweep(connection, clock) and not stopped.wait(_PAUSE):
                     pass
             finally:
                 connection.close()
-        except (sqlite3.Error, MemoryError, StoreError) as error:  # the next round may fare better
-            _log.warning("sweeping expired records failed: %s", error)
+        except (sqlite3.Error, MemoryError, StoreError) as error:  # the next round tries again
+            _log.warning("removing expired records failed, and will be tried again: %s", error)
         if stopped.wait(every):
             return
 
 
-def bring_over(connection: sqlite3.Connection, clock: Clock, stopped: threading.Event) -> None:
-    """Put the records of other boots on the clock of this one, as many as there are at first.
+def rebase(connection: sqlite3.Connection, clock: Clock, stopped: threading.Event) -> None:
+    """Convert the expiry of records of other boots to the clock of this boot.
 
-    Containers that live on one host may have boots of different names, and would do this to
-    one another's records for ever: hence the bound, and the long time from one to the next.
+    At most as many records as there are at the start. Containers on one host may have different boot
+    ids and convert each other's records; the bound and the hour between two calls keep that cheap.
     """
     boot = clock.now().boot
     if not boot:
@@ -343,7 +346,7 @@ def bring_over(connection: sqlite3.Connection, clock: Clock, stopped: threading.
 
 
 def sweep(connection: sqlite3.Connection, clock: Clock) -> bool:
-    """Remove at most a batch; tell whether there may be more."""
+    """Remove at most one batch of expired records. Returns whether there may be more."""
     boot, elapsed, _ = clock.now()
     swept = connection.execute(
         "DELETE FROM records WHERE rowid IN"

@@ -1,13 +1,12 @@
--- The rule of may_swap in idem_grpc/swap.py, on the server that holds the key, so that nobody comes
--- between the look and the write. KEYS: the key. ARGV: expected, new, ttl and max_left in milliseconds;
--- '' stands for nothing, as no value is empty. Returns {left}, or {left, held} when nothing was changed;
--- left is PTTL's: -2 when absent, -1 when the key never expires. What is there already is not written
--- again, only its life is set: a server out of memory refuses SET, and leases must be renewed all the same.
--- Errors are returned rather than raised, and the place cut off, since Redis 6 puts it before their code.
+-- The rule of may_swap in idem_grpc/_core/swap.py, run on the server so that the read and the write are atomic.
+-- KEYS: the key. ARGV: expected, new, ttl and max_left in milliseconds; '' means absent, as no value is empty.
+-- Returns {left} if swapped, {left, held} if not. left is PTTL's: -2 if absent, -1 if the key never expires.
+-- If the key already holds new, only its ttl is set: a server out of memory refuses SET, but leases must be
+-- renewed. Errors are returned rather than raised, without their place, which Redis 6 puts before their code.
 local function failed(reply) return type(reply) == 'table' and reply.err end
 local function failure(reply) return {err = (reply.err:gsub('^@user_script: %d+: %-?', ''))} end
 local value = redis.pcall('GET', KEYS[1])
-local held = value == '' and '\255' or value or '' -- nobody writes an empty value: it is no record
+local held = value == '' and '\255' or value or '' -- an empty value is not a record: report it as unreadable
 if failed(held) then return failure(held) end
 local left = redis.call('PTTL', KEYS[1])
 local expected, new, ttl, max_left = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])

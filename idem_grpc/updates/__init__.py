@@ -1,27 +1,26 @@
-"""Updates that are safe to send twice, because an update that changes nothing does nothing.
+"""Partial updates whose repetition has no effect, because an update without changes does nothing.
 
-A key does not help where the same update is made anew: a second click bears a second key.
-``apply`` merges an update into what is stored and tells what really changed, and ``if
-update.changed:`` is then the one place for side effects: the write, the audit row, the event.
+An idempotency key does not help if the user makes the same update again: a second click has a second
+key. ``apply`` merges an update into the stored message and reports what changed. Put all side effects
+(the write, the audit row, the event) under ``if update.changed:``.
 
-Two values are the same here if they are stored alike:
+Values are compared as they are stored:
 
-- NaN is the same as NaN, whatever its bits; -0.0 is not 0.0, for it is another value on the wire
-  (and in proto3 it is written, while 0.0 is left out).
-- Presence counts where the schema has it (messages, oneofs, proto3 ``optional``, proto2, editions):
-  a field that is set to its default is not one that is unset. Elsewhere there is no difference to see.
-- Repeated fields are compared in order, maps without.
-- Unknown fields count, in the order of their numbers. No path names them, nor extensions: where they
-  differ, the path of the message that holds them stands for them, which is ``*`` at the top.
+- NaN equals NaN, whatever its bits. -0.0 differs from 0.0: it has other bytes on the wire (and proto3
+  writes it, while it leaves out 0.0).
+- Presence counts if the schema tracks it (messages, oneofs, proto3 ``optional``, proto2, editions): a
+  field that is set to its default differs from an unset one. Without presence, both are the same.
+- Repeated fields are compared in order; maps are compared regardless of order.
+- Unknown fields count, in the order of their numbers. Paths can name neither them nor extensions: if
+  they differ, the path of the message that holds them is reported, ``*`` for the top-level message.
 - Messages of ``google.protobuf`` and ``google.type`` (Timestamp, Struct, Any, wrappers, Money…) are
-  values: they differ, and are replaced, whole. An Any is its bytes, so a map inside one may differ by
-  its order.
+  compared and replaced as a whole. An Any is compared by its bytes, so the order of a map inside it
+  may count.
 
-protobuf's FieldMask brings masks into canonical form here. Its other methods are not used:
-``IsValidForDescriptor`` tells neither which path is wrong nor takes paths into groups (in editions,
-DELIMITED); ``MergeMessage`` leaves a field alone if the message above it is absent from the source,
-although the mask asks for the value there, which is none; it makes a message to hold such a none;
-and it knows neither ``*`` nor the absent mask of AIP-134.
+Of protobuf's FieldMask, only the conversion to canonical form is used. ``IsValidForDescriptor`` does
+not report which path is invalid and rejects paths into groups (in editions, DELIMITED).
+``MergeMessage`` does not unset a field whose parent message is absent from the source, creates empty
+messages in the target, and supports neither ``*`` nor the absent mask of AIP-134.
 """
 
 from idem_grpc.updates._apply import Changes, Update, apply

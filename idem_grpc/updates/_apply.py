@@ -1,4 +1,4 @@
-"""An update merged into what is stored, as AIP-134 has it."""
+"""Merging of an update into a stored message, according to AIP-134."""
 
 import base64
 from collections.abc import Callable, Iterator
@@ -23,9 +23,9 @@ M = TypeVar("M", bound=Message)
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What an update changed. False if that is nothing, where a FieldMask would be true.
+    """The fields that an update changed. False if there are none, unlike an empty FieldMask.
 
-    mask: the changed fields, as ``changed`` tells them.
+    mask: the changed fields, as ``changed`` returns them.
     """
 
     mask: FieldMask
@@ -44,10 +44,10 @@ class Changes:
 
 @dataclass(frozen=True, slots=True)
 class Update(Generic[M]):
-    """What came of an update.
+    """The result of an update.
 
-    message: the resource as it is to be stored and answered; a new message.
-    changed: in what it differs from what was stored. ``update_time`` and ``etag`` are not told.
+    message: the resource to store and to return; a new message.
+    changed: the fields in which it differs from the stored message, except ``update_time`` and ``etag``.
     """
 
     message: M
@@ -63,30 +63,34 @@ def apply(
     etag: str | None = _ETAG,
     now: datetime | None = None,
 ) -> Update[M]:
-    """Merge an update into what is stored. Neither message is changed.
+    """Merge an update into a stored message, and return the result. Neither argument is modified.
 
-    mask: the fields to copy from ``patch`` (AIP-134, AIP-161). What is unset there becomes unset;
-        messages, repeated fields and maps are replaced whole. ``*`` replaces everything. None or
-        an empty mask, the default, stands for the fields that ``patch`` has populated: messages
-        are then merged field by field, and nothing is unset (except the other side of a oneof).
-        Extensions and unknown fields move only with the message that holds them, when that is
-        replaced.
-    touch: the google.protobuf.Timestamp that becomes ``now`` if anything changed.
-    etag: the string that becomes another if anything changed. If ``patch`` bears one, it must be
-        that of ``stored``, whatever the mask (AIP-154).
+    stored: the resource before the update.
+    patch: the update, a message of the same type.
+    mask: the fields to copy from ``patch`` (AIP-134, AIP-161). Fields that are unset there become
+        unset; messages, repeated fields and maps are replaced as a whole. ``*`` replaces everything.
+        None (the default) or an empty mask selects the populated fields of ``patch``: messages are
+        merged field by field, and nothing is unset (except the other side of a oneof). Extensions
+        and unknown fields are copied only when the message that holds them is replaced.
+    touch: the name of a google.protobuf.Timestamp field that is set to ``now`` if anything changed;
+        default "update_time".
+    etag: the name of a string field that gets a new value if anything changed; default "etag". If it
+        is set in ``patch``, it must match ``stored``, whatever the mask (AIP-154).
     now: an aware datetime; default: the host's clock.
 
-    Neither of the two is ever copied from ``patch``, even if the mask names it (as AIP-203 has it
-    for output only fields). None switches it off: then it is a field like others. The defaults are
-    left out where a message has no such field.
+    The ``touch`` and ``etag`` fields are never copied from ``patch``, even if the mask names them (as
+    AIP-203 requires for output only fields). Pass None to treat such a field as any other. A default
+    name is ignored if the message has no such field.
 
-    The new etag is a digest of the one before and of all other fields except ``touch``, in quotes
-    as AIP-154 wants it. So it never comes back, and two servers that apply the same update to the
-    same message make the same. To make the first one, apply what was created to an empty message.
+    The new etag is a digest of the previous one and of all other fields except ``touch``, in quotes
+    as AIP-154 requires. An etag therefore never recurs, and two servers that apply the same update to
+    the same message compute the same one. To compute the first etag of a resource, apply the created
+    resource to an empty message.
 
-    Raises UpdateRefused: INVALID_ARGUMENT for a mask with a path that leads nowhere, with a
-    BadRequest that names it; ABORTED for an etag that does not match. TypeError for messages of two
-    types; ValueError for ``touch`` or ``etag`` of another type or of no field, and for a naive ``now``.
+    Raises UpdateRefused with INVALID_ARGUMENT for invalid paths in the mask, with a BadRequest that
+    names them, and with ABORTED for an etag that does not match; TypeError for messages of different
+    types; ValueError if ``touch`` or ``etag`` names a field of another type or no field, and for a
+    naive ``now``.
     """
     descriptor = same_type(stored, patch)
     clock = _own_field(descriptor, "touch", touch, _TOUCH, _is_timestamp)
@@ -108,7 +112,7 @@ def apply(
     if not changes:
         return Update(copied(stored), changes)
     for field in own:
-        message.ClearField(field.name)  # what came with the patch
+        message.ClearField(field.name)  # remove the patch's value
     if version is not None:
         setattr(message, version.name, _next_etag(getattr(stored, version.name), message))
     if clock is not None:
@@ -117,8 +121,8 @@ def apply(
 
 
 def _next_etag(before: str, message: Message) -> str:
-    # The one before makes it unguessable for those who see only a part of the resource, and know
-    # what the rest may be, once the first one is.
+    # The previous etag goes into the digest, so that clients who see only a part of the resource cannot
+    # find the rest by guessing, once the first etag is unguessable.
     content = message.SerializePartialToString(deterministic=True)
     text = base64.urlsafe_b64encode(digest("etag", before.encode(), content)).decode().rstrip("=")
     return f'"{text}"'
@@ -131,7 +135,7 @@ def _own_field(
     default: str,
     fits: Callable[[FieldDescriptor], bool],
 ) -> FieldDescriptor | None:
-    """The field that the server sets itself, if the message has it."""
+    """Return the field that the server maintains; None if it is switched off or the default is absent."""
     field = None if name is None else descriptor.fields_by_name.get(name)
     if field is None:
         if name in {None, default}:
@@ -139,7 +143,9 @@ def _own_field(
         raise ValueError(f"apply({setting}={name!r}): {descriptor.full_name} has no such field")
     if not fits(field):
         kind = _TIMESTAMP if setting == "touch" else "string"
-        raise ValueError(f"apply({setting}={name!r}): {field.full_name} is no {kind}; None switches it off")
+        raise ValueError(
+            f"apply({setting}={name!r}): {field.full_name} is not a {kind}; None switches it off"
+        )
     return field
 
 

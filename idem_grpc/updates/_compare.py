@@ -1,4 +1,4 @@
-"""Which fields of two messages differ."""
+"""Comparison of two messages field by field, and copying of fields."""
 
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,21 +17,22 @@ M = TypeVar("M", bound=Message)
 
 
 def copied(message: M) -> M:
-    """A copy of a message, unknown fields included."""
+    """Copy a message, including unknown fields."""
     copy = type(message)()
     copy.CopyFrom(message)
     return copy
 
 
 def merge(source: Message, target: Message, tree: Tree, *, is_there: bool = True) -> None:
-    """Make the fields that ``tree`` names in ``target`` what they are in ``source``.
+    """Copy the fields that ``tree`` names from ``source`` to ``target``; unset fields become unset.
 
-    is_there: whether ``target`` is part of a message yet. To unset a field would make it so.
+    is_there: whether ``target`` is present in its parent. If it is not, fields are not unset, since
+        that would add ``target`` to its parent.
     """
     populated = {field.name: field for field, _ in source.ListFields() if not field.is_extension}
     for name, inside in tree.items():
         if inside:
-            # Reading what is absent gives an empty message, which becomes part of the other when written to.
+            # Reading an absent message gives an empty one, which is added to its parent when written to.
             part = getattr(target, name)
             merge(getattr(source, name), part, inside, is_there=is_there and target.HasField(name))
         elif name in populated:
@@ -41,11 +42,11 @@ def merge(source: Message, target: Message, tree: Tree, *, is_there: bool = True
 
 
 def merge_populated(source: Message, target: Message) -> None:
-    """Copy what is populated in ``source``, messages field by field."""
+    """Copy the populated fields of ``source``, and merge messages field by field."""
     for field, value in source.ListFields():
         inner = field.message_type
         if field.is_extension:
-            continue  # no path names it, so an absent mask does not imply it
+            continue  # no path can name it, so an absent mask does not include it
         if inner is None or field.is_repeated or is_value(inner):
             take(field, source, target)
         else:
@@ -55,7 +56,7 @@ def merge_populated(source: Message, target: Message) -> None:
 
 
 def take(field: FieldDescriptor, source: Message, target: Message) -> None:
-    """Make one field, which is set in ``source``, what it is there."""
+    """Copy one field, which is set in ``source``."""
     name = field.name
     if field.is_repeated:
         target.ClearField(name)
@@ -69,29 +70,30 @@ def take(field: FieldDescriptor, source: Message, target: Message) -> None:
 _FLOATS = {FieldDescriptor.TYPE_DOUBLE, FieldDescriptor.TYPE_FLOAT}
 _GROUP = 3  # the wire type
 
-_Fields = Sequence[tuple[FieldDescriptor, Any]]  # as ListFields gives them
+_Fields = Sequence[tuple[FieldDescriptor, Any]]  # as ListFields returns them
 _Same = Callable[[Any, Any], bool]
 
 
 def changed(
     old: Message, new: Message, mask: FieldMask | None = None, ignore: Iterable[str] = ("update_time",)
 ) -> FieldMask:
-    """The fields in which two messages of one type differ, as sorted paths (AIP-161).
+    """Return the fields in which two messages of one type differ, as sorted paths (AIP-161).
 
-    Copying these fields from ``new`` to ``old``, as ``apply`` does, makes them the same, apart
-    from what is ignored. A path leads to the innermost message that both have, and never into a
-    repeated field, a map or a value such as a Timestamp. What counts as a difference stands at
-    the top of ``idem_grpc.updates``. The cost is linear in the size of the messages.
+    Copying these fields from ``new`` to ``old``, as ``apply`` does, makes the messages equal, except
+    for ignored fields. Paths go down to the innermost messages that are present in both, but never
+    into a repeated field, a map or a value such as a Timestamp. The docstring of ``idem_grpc.updates``
+    defines what counts as a difference. The cost is linear in the size of the messages.
 
-    mask: look only at these fields. ``*``, an empty mask and none, the default, look at all. It is
-        checked as in ``apply``.
-    ignore: paths of fields whose differences do not count, by default ``("update_time",)``. Those
-        that the message lacks are no error.
+    mask: compare only these fields; None (the default), an empty mask or ``*``: compare all. It is
+        validated as in ``apply``.
+    ignore: paths of fields to ignore; default ``("update_time",)``. Paths that the message lacks are
+        allowed.
 
-    A FieldMask is true even when it is empty: ask ``if changed(old, new).paths:``.
+    A FieldMask is true even if it is empty, so write ``if changed(old, new).paths:``.
 
-    Raises UpdateRefused for a mask with a path that leads nowhere; TypeError for messages of two
-    types; ValueError for a path of ``ignore`` into a repeated field or a scalar.
+    Raises UpdateRefused for invalid paths in the mask; TypeError for messages of different types, and
+    if ``ignore`` is a string; ValueError for a path in ``ignore`` that leads into a repeated field or
+    a scalar.
     """
     descriptor = same_type(old, new)
     only = tree_of(mask, descriptor)
@@ -105,9 +107,9 @@ def changed(
 
 
 def _if_only_scalars(old: Message, new: Message, ignored: Tree) -> set[str] | None:
-    """The fields that differ, if they are all scalars and not inside of messages, else None.
+    """Return the fields that differ if all of them are top-level scalars, else None.
 
-    Mostly they are. That the rest is alike can be told without Python looking at each part of it.
+    This is the usual case, and the rest is compared by its serialized bytes, which is fast.
     """
     ones, others = _named(old), _named(new)
     found = set()
@@ -140,7 +142,7 @@ def _differing(old: Message, new: Message, only: Tree, ignored: Tree) -> Iterato
                 continue
             below = f"{path}.{name}" if path else name
             in_both = name in ones and name in others
-            # A mask that names parts says nothing about the presence of what they are parts of.
+            # If a mask names fields of a message, the presence of that message does not count.
             if within or (in_both and _has_parts(field, without)):
                 todo.append((below, getattr(one, name), getattr(other, name), within, without or {}))
             elif not in_both or not _same_value(field, ones[name][1], others[name][1], _same_message):
@@ -148,7 +150,7 @@ def _differing(old: Message, new: Message, only: Tree, ignored: Tree) -> Iterato
 
 
 def _named(message: Message) -> dict[str, tuple[FieldDescriptor, Any]]:
-    """The fields that are set (where there is no presence: those that are not the default), by name."""
+    """Return the populated fields by name, without extensions."""
     return {field.name: (field, value) for field, value in message.ListFields() if not field.is_extension}
 
 
@@ -158,7 +160,7 @@ def _has_parts(field: FieldDescriptor, ignored: Tree | None) -> bool:
 
 
 def _stored_alike(one: Message, other: Message) -> bool:
-    # Deterministic within one process, which is all that is asked of it. Messages may lack required fields.
+    # Deterministic within one process, which suffices here. "Partial": messages may lack required fields.
     return one.SerializePartialToString(deterministic=True) == other.SerializePartialToString(
         deterministic=True
     )
@@ -169,12 +171,12 @@ def _same_message(one: Message, other: Message) -> bool:
 
 
 def _same_fields(one: Message, other: Message) -> bool:
-    """The same without serializing, so that no part of a deep message is serialized again and again."""
+    """Compare without serializing, so that parts of a deeply nested message are not serialized repeatedly."""
     return _same_listed(_listed(one), _listed(other), _same_fields) and _unknown(one) == _unknown(other)
 
 
 def _same_unnamed(one: Message, other: Message) -> bool:
-    """Whether that which no path can name is the same: extensions and unknown fields."""
+    """Return whether the extensions and unknown fields, which paths cannot name, are the same."""
     ones, others = (
         [(field, value) for field, value in _listed(message) if field.is_extension]
         for message in (one, other)
@@ -183,7 +185,7 @@ def _same_unnamed(one: Message, other: Message) -> bool:
 
 
 def _listed(message: Message) -> _Fields:
-    # ListFields also lists repeated extensions that are empty, once somebody has looked at them.
+    # ListFields also returns empty repeated extensions that were read before.
     return [(field, value) for field, value in message.ListFields() if not field.is_repeated or len(value)]
 
 
@@ -195,7 +197,7 @@ def _same_listed(ones: _Fields, others: _Fields, same: _Same) -> bool:
 
 
 def _unknown(holder: Message | UnknownFieldSet) -> list[tuple[int, int, Any]]:
-    """Unknown fields in the order of their numbers; what has the same number keeps its order."""
+    """Return the unknown fields in the order of their numbers; equal numbers keep their order."""
     fields: Any = UnknownFieldSet(holder) if isinstance(holder, Message) else holder
     found = (
         (each.field_number, each.wire_type, _unknown(each.data) if each.wire_type == _GROUP else each.data)
@@ -213,7 +215,7 @@ def _same_value(field: FieldDescriptor, one: Any, other: Any, same: _Same) -> bo
     inner = field.message_type
     if inner is not None and inner.GetOptions().map_entry:
         value = inner.fields_by_name["value"]
-        # Asked for a key that it lacks, a map of messages would make one.
+        # Check "in" first: indexing a map of messages with an absent key would add it.
         return all(key in other and _same_single(value, one[key], other[key], same) for key in one)
     if inner is not None:
         return all(map(same, one, other))

@@ -1,4 +1,4 @@
-"""Field masks as trees: which fields of a message they name, and which paths name none."""
+"""Validation of field masks, their conversion to trees, and the errors for updates."""
 
 from collections.abc import Iterable, Sequence
 from typing import cast
@@ -11,18 +11,18 @@ from google.rpc import error_details_pb2, status_pb2
 from idem_grpc._core.outcome import Code
 from idem_grpc._core.problem import DOMAIN, STATUS_DETAILS, Problem, Reason
 
-_MOST_FAULTS = 8
-_LONGEST = 160
+_MAX_VIOLATIONS = 8
+_MAX_TEXT = 160  # characters
 
 
 class UpdateRefused(Exception):
-    """An update that the caller must mend. Nothing was changed.
+    """An invalid update, which the caller must correct. Nothing was changed.
 
-    In a handler: ``context.abort_with_status(idem_grpc.status_of(refused))``, awaited in asyncio.
+    In a handler, call ``context.abort_with_status(idem_grpc.status_of(refused))``; await it in asyncio.
 
-    reason: of the ErrorInfo (domain "idem_grpc"), ETAG_MISMATCH or MASK_INVALID; what
-        ``idem_grpc.reason(error)`` tells the caller.
-    status: the google.rpc.Status, with that ErrorInfo, and a BadRequest for a mask.
+    reason: ETAG_MISMATCH or MASK_INVALID, which is also the reason of the ErrorInfo (domain
+        "idem_grpc") and what ``idem_grpc.reason(error)`` returns to the caller.
+    status: the google.rpc.Status, with that ErrorInfo and, for an invalid mask, a BadRequest.
     """
 
     def __init__(self, reason: Reason, status: status_pb2.Status) -> None:
@@ -32,34 +32,34 @@ class UpdateRefused(Exception):
 
     @property
     def code(self) -> Code:
-        """By its number, as the core knows no grpc.StatusCode."""
+        """The status code, as the library's own enum, since this module does not import grpc."""
         return Code(self.status.code)
 
     @property
     def details(self) -> str:
-        """A sentence for the caller, as grpc.Status calls it."""
+        """The status message, under the name that grpc.Status gives it."""
         return self.status.message
 
     @property
     def trailing_metadata(self) -> tuple[tuple[str, str | bytes], ...]:
-        """The status in the form in which every gRPC client looks for it."""
+        """The serialized status, as the ``grpc-status-details-bin`` metadata that gRPC clients read."""
         return ((STATUS_DETAILS, self.status.SerializeToString()),)
 
 
 def etag_mismatch() -> UpdateRefused:
-    """Somebody else updated in between: ABORTED, as AIP-154 has it."""
+    """Return the ABORTED error for an etag that does not match (AIP-154)."""
     return _refused(Reason.ETAG_MISMATCH, Problem(Reason.ETAG_MISMATCH).outcome().details)
 
 
 def mask_invalid(faults: Sequence[tuple[str, str]]) -> UpdateRefused:
-    """Paths of a mask with what is wrong about each: INVALID_ARGUMENT, with a violation for each.
+    """Return the INVALID_ARGUMENT error for pairs of an invalid path and its fault.
 
-    Trailing metadata has a limit (8 KiB in most clients), so neither all of many nor a whole long
-    path is told.
+    It has a violation for each, at most 8, with paths and descriptions shortened to 160 characters,
+    since trailing metadata is limited (to 8 KiB in most clients).
     """
     violations = [
         error_details_pb2.BadRequest.FieldViolation(field=_short(path), description=_short(fault))
-        for path, fault in faults[:_MOST_FAULTS]
+        for path, fault in faults[:_MAX_VIOLATIONS]
     ]
     more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
     message = f"invalid field mask: {violations[0].description}{more}"
@@ -68,7 +68,7 @@ def mask_invalid(faults: Sequence[tuple[str, str]]) -> UpdateRefused:
 
 
 def _short(text: str) -> str:
-    return text if len(text) <= _LONGEST else text[:_LONGEST] + "…"
+    return text if len(text) <= _MAX_TEXT else text[:_MAX_TEXT] + "…"
 
 
 def _refused(reason: Reason, message: str, *details: Message) -> UpdateRefused:
@@ -79,16 +79,16 @@ def _refused(reason: Reason, message: str, *details: Message) -> UpdateRefused:
 
 
 Tree = dict[str, "Tree"]
-"""The fields that a mask names, with what it names inside each. Empty: the whole."""
+"""The fields that a mask names, each with a tree of the fields inside it. Empty: the whole message."""
 
 ALL = "*"
 
 
 def tree_of(mask: FieldMask | None, descriptor: Descriptor) -> Tree | None:
-    """What a mask names: empty for ``*``, None for no mask, which an empty one counts as.
+    """Convert a mask to a tree: empty for ``*``; None for no mask or an empty one.
 
-    An unset mask of a request cannot be told from an empty one by reading it. Raises
-    UpdateRefused, naming every path that leads nowhere.
+    Both count as no mask, since reading an unset mask of a request gives an empty one. Raises
+    UpdateRefused for invalid paths.
     """
     if mask is None or not mask.paths:
         return None
@@ -105,9 +105,9 @@ def tree_of(mask: FieldMask | None, descriptor: Descriptor) -> Tree | None:
 
 
 def ignored_tree(paths: Iterable[str], descriptor: Descriptor) -> Tree:
-    """The same for fields to ignore. Those that the message lacks are left out.
+    """Convert paths to ignore to a tree. Paths that the message lacks are left out.
 
-    Raises ValueError for a path into a repeated field or a scalar, which cannot be ignored in part.
+    Raises TypeError for a string, and ValueError for a path into a repeated field or a scalar.
     """
     if isinstance(paths, str):
         raise TypeError(f"ignore={paths!r}: give a collection of paths, not one string")
@@ -118,25 +118,25 @@ def ignored_tree(paths: Iterable[str], descriptor: Descriptor) -> Tree:
 
 
 def is_value(descriptor: Descriptor) -> bool:
-    """Whether messages of this type are values: a Timestamp without its seconds is no Timestamp."""
+    """Return whether messages of this type, such as a Timestamp, are compared and replaced as a whole."""
     return descriptor.file.package in {"google.protobuf", "google.type"}
 
 
 def same_type(one: Message, other: Message) -> Descriptor:
-    """The type of both. TypeError if they differ, or are no protobuf messages."""
+    """Return the descriptor of both. Raises TypeError unless they are protobuf messages of one type."""
     given: tuple[object, ...] = (one, other)
     for each in given:
         if not isinstance(each, Message):
             raise TypeError(
-                f"{type(each)} is no protobuf message: give the message (of proto-plus: type(m).pb(m))"
+                f"{type(each)} is not a protobuf message: give one (for proto-plus, type(m).pb(m))"
             )
     if type(one) is not type(other):
         raise TypeError(f"{type(one).__name__} and {type(other).__name__}: give two messages of one type")
-    return cast(Descriptor, one.DESCRIPTOR)  # the stubs tell its C twin apart
+    return cast(Descriptor, one.DESCRIPTOR)  # the stubs have a separate type for the C implementation
 
 
 def _field_at(path: str, descriptor: Descriptor) -> FieldDescriptor | None:
-    """The field that a path leads to, if any. ValueError if it leads into what has no such parts."""
+    """Return the field at a path; None if absent. Raises ValueError for a path into a scalar or a list."""
     *above, last = path.split(".")
     at = descriptor
     for name in above:
@@ -144,15 +144,15 @@ def _field_at(path: str, descriptor: Descriptor) -> FieldDescriptor | None:
         if field is None:
             return None
         if field.is_repeated or field.message_type is None:
-            kind = "repeated" if field.is_repeated else "no message"
-            raise ValueError(f"{path!r}: {at.full_name}.{name} is {kind}, so it has no parts to name")
+            kind = "repeated" if field.is_repeated else "not a message"
+            raise ValueError(f"{path!r}: {at.full_name}.{name} is {kind}, so a path cannot lead into it")
         at = field.message_type
     return at.fields_by_name.get(last)
 
 
 def _tree(mask: FieldMask) -> Tree:
     canonical = FieldMask()
-    canonical.CanonicalFormFromMask(mask)  # no path in it leads into what another names whole
+    canonical.CanonicalFormFromMask(mask)  # drops paths below another path of the mask
     root: Tree = {}
     for path in canonical.paths:
         at = root

@@ -54,13 +54,13 @@ def test_commands_and_choices_are_completed(run):
 def test_a_store_can_be_named_by_the_environment(run, place, store):
     store.swap(Swap(b"key", None, b"value", 60))
     result = run("list", "--namespace", place[3], env={"IDEM_GRPC_STORE": place[1]})
-    assert (result.exit_code, result.stdout) == (0, "Nothing in these states.\n")
+    assert (result.exit_code, result.stdout) == (0, "No records in these states.\n")
 
 
 @pytest.mark.parametrize(
     ("url", "status", "says"),
     [
-        ("memory:", 2, "no command can look into it"),
+        ("memory:", 2, "this command cannot read it"),
         ("sqlite:///none.db", 2, "there is no store in"),
         ("sqlite:///", 2, "names no file"),
         ("mongodb://user:hunter2@host", 2, "must start with"),
@@ -85,11 +85,11 @@ def test_a_wrong_password_is_not_shown():
     try:
         ended = start("list", "--store", f"redis://:hunter2@127.0.0.1:{server.port}/0")
         assert ended.returncode == 2
-        assert "refuses the user name or the password" in ended.stderr
+        assert "rejects the user name or password" in ended.stderr
         assert "hunter2" not in ended.stderr + ended.stdout
         ended = start("list", "--store", f"redis://:right@127.0.0.1:{server.port}/0")
         assert (ended.returncode, ended.stdout) == (1, "")
-        assert "holds nothing at all" in ended.stderr
+        assert "is empty" in ended.stderr
     finally:
         server.stop()
 

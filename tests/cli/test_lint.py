@@ -202,10 +202,10 @@ def test_an_unreadable_contract_is_refused_with_the_reason(run, shop, tmp_path):
     (broken / "broken.proto").write_text('syntax = "proto3"; message {')
     for path, says in (
         (bare, "shop.proto imports google/api/annotations.proto, which is not in it"),
-        (tmp_path / "text", "is no descriptor set: make one with 'protoc --include_imports"),
-        (tmp_path / "empty", "is no descriptor set"),
-        (tmp_path / "folder", "there is no .proto in"),
-        (shop / "shop.proto", "is a source file: give the folder"),
+        (tmp_path / "text", "is not a descriptor set: make one with 'protoc --include_imports"),
+        (tmp_path / "empty", "is not a descriptor set"),
+        (tmp_path / "folder", "there is no .proto file in"),
+        (shop / "shop.proto", "is a source file: give the root folder"),
         (broken, "broken.proto:1:28: Expected message name"),
         (tmp_path / "none", "does not exist"),
     ):
@@ -290,7 +290,7 @@ def test_service_config_fails_if_it_would_have_no_method(run, shop, contract):
     (shop / "shop.proto").write_text('syntax = "proto3"; message M {} service S { rpc Do(M) returns (M); }')
     for arguments, status, says in (
         ((shop,), 1, "no method's contract"),
-        ((contract,), 1, "contradicts itself: tests_pb/v1/contract.proto"),
+        ((contract,), 1, "is contradictory: tests_pb/v1/contract.proto"),
         ((EXAMPLES, "--max-attempts", 9), 2, "gRPC takes 2 to 5"),
     ):
         result = run("service-config", *arguments)

@@ -47,7 +47,7 @@ def test_a_run_is_shown_with_its_lease(run, place, store):
 def test_a_lease_that_ran_out_is_shown(run, place, store):
     write(store, "k", RUNNING, ttl=TTL - LEASE - 10)
     shown = run("inspect", *place, "k", *KEY).stdout
-    assert re.search(r"RUNNING, lease ran out: its owner last wrote 4\d", shown), shown
+    assert re.search(r"RUNNING, lease expired: its owner last wrote 4\d", shown), shown
 
 
 def test_an_answer_is_shown_by_its_size_unless_requested(run, place, store):
@@ -103,7 +103,7 @@ def test_a_missing_record_fails(run, place, store):
     for other in (("k2", *KEY), ("k", *KEY[:3], "tenant-2"), ("k", *KEY[:3], ""), ("--token", "k")):
         result = run("inspect", *place, *other)
         assert (result.exit_code, result.stdout) == (1, "")
-        assert "never seen, has expired or was forgotten" in result.stderr
+        assert "never used, has expired or was dropped" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_a_missing_record_fails(run, place, store):
         (("k",), "--scope ''"),
         (("k", "--operation", "o"), "--scope ''"),
         (("k", "--token", "t"), "Name one key"),
-        (("--token", "t", "--scope", "s"), "stand alone"),
+        (("--token", "t", "--scope", "s"), "need KEY"),
         (("a key", *KEY), "1 to 255 characters"),
     ],
 )
@@ -164,5 +164,5 @@ def test_list_prints_a_table(run, place, store):
 
 def test_an_empty_list_is_reported(run, place, store):
     write(store, "done", DONE)
-    assert run("list", *place).stdout == "Nothing in these states.\n"
+    assert run("list", *place).stdout == "No records in these states.\n"
     assert run("list", *place, "--json").stdout == "[]\n"

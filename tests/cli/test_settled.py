@@ -60,7 +60,7 @@ def payments(place):
 
 def test_an_unknown_record_is_listed_and_found_by_its_key(run, place, payments):
     assert "UNKNOWN" in run("list", *place, "--state", "unknown").stdout
-    assert "UNKNOWN: nobody knows" in run("inspect", *place, *KEY).stdout
+    assert "UNKNOWN: the outcome is unclear" in run("inspect", *place, *KEY).stdout
 
 
 def test_resolved_to_run_again(run, place, payments):

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from idem_grpc._cli.facts import span, table
+from idem_grpc._cli.facts import duration, table
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ from idem_grpc._cli.facts import span, table
     ],
 )
 def test_durations_as_text(seconds, shown):
-    assert span(seconds) == shown
+    assert duration(seconds) == shown
 
 
 def test_a_table_is_aligned_without_trailing_blanks():

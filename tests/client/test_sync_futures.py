@@ -137,7 +137,7 @@ def test_a_channel_that_is_closed_ends_it(script, connect, kind):
 
 
 class TestBlockingAndFutureCalls:
-    """How an interceptor tells one from the other, with the installed grpc."""
+    """How an interceptor distinguishes the two, with the installed grpc."""
 
     def first_answers(self, script, connect, kind, step, blocking):
         """What continuations give to an interceptor."""

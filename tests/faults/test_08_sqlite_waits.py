@@ -151,7 +151,7 @@ class TestLockedByAnotherProcess:
         store.swap(Swap(b"key", None, b"one", TTL)).result()
         with locked(path):
             assert is_locked_out(store.swap(Swap(b"first", None, b"one", TTL)))
-            monkeypatch.setattr(_sqlite, "_PATIENCE", 60.0)  # so that the lock is released in time
+            monkeypatch.setattr(_sqlite, "_TIMEOUT", 60.0)  # so that the lock is released in time
             tries = claims(store, b"try")
             until(lambda: sum(one.done() for one in tries) == CALLS - 1)
             assert all(is_locked_out(one) for one in tries if one.done())

@@ -82,9 +82,9 @@ def a_key_elsewhere():
 
 
 MISTAKES = {
-    "wrong password": (with_wrong_password, "refuses the user name or the password"),
-    "unknown user": (with_unknown_user, "refuses the user name or the password"),
-    "user who is off": (with_rules("off ~* +@all"), "refuses the user name or the password"),
+    "wrong password": (with_wrong_password, "rejects the user name or password"),
+    "unknown user": (with_unknown_user, "rejects the user name or password"),
+    "user who is off": (with_rules("off ~* +@all"), "rejects the user name or password"),
     "no password": (without_password, "the URL has none"),
     "password of none": (with_password_of_none, "the server has none"),
     "no AUTH": (without_auth, "does not know the command AUTH"),

@@ -277,9 +277,9 @@ def test_a_wrapped_request_is_kept_unchanged_for_a_retry():
 
 
 def test_updates_refuse_wrapped_messages_with_the_reason():
-    with pytest.raises(TypeError, match=r"of proto-plus: type\(m\)\.pb\(m\)"):
+    with pytest.raises(TypeError, match=r"for proto-plus, type\(m\)\.pb\(m\)"):
         updates.apply(Order(), Order())
-    with pytest.raises(TypeError, match=r"of proto-plus: type\(m\)\.pb\(m\)"):
+    with pytest.raises(TypeError, match=r"for proto-plus, type\(m\)\.pb\(m\)"):
         updates.changed(Order(), Order())
     assert updates.changed(Order.pb(Order(order_id="1")), Order.pb(Order())).paths == ["order_id"]
 

@@ -121,7 +121,9 @@ WRONG_JSON = ["", "{", "null", "[]", '"entry"', '{"unknown": 1}', '{"part": "man
 def test_bytes_that_are_no_response_of_the_method_are_refused(settling, content, tmp_path):
     before = settling.record()
     refused = settling.resolve(*files(tmp_path, content))
-    assert (refused.exit_code, "is no tests.v1.LedgerResponse" in refused.stderr) == (2, True), refused.stderr
+    assert (refused.exit_code, "is not a tests.v1.LedgerResponse" in refused.stderr) == (2, True), (
+        refused.stderr
+    )
     assert settling.record() == before
     assert settling.call().reason is Reason.OUTCOME_UNKNOWN
 
@@ -133,7 +135,7 @@ def test_json_that_is_no_response_of_the_method_is_refused(run, place, store, te
         if text == '{"entry": "\udcff"}' and how[0] == "--response-file":
             continue  # which is text by now
         refused = run("resolve", *place, "k", *KEY, "--method", Kind.UNARY.path, *how, "--yes")
-        assert (refused.exit_code, "is no tests.v1.LedgerResponse" in refused.stderr) == (2, True), how
+        assert (refused.exit_code, "is not a tests.v1.LedgerResponse" in refused.stderr) == (2, True), how
         assert "Traceback" not in refused.output
 
 
@@ -170,13 +172,13 @@ def test_a_response_that_cannot_be_checked_needs_unchecked(place, store, tmp_pat
 @pytest.mark.parametrize(
     ("how", "says"),
     [
-        (("--response-json", "{}", "--unchecked"), "JSON is serialized by the method's contract"),
+        (("--response-json", "{}", "--unchecked"), "JSON needs the method's contract"),
         (("--outcome-code", "OK", "--unchecked"), "OK needs a response file"),
-        (("--outcome-code", "ABORTED", "--response-json", "{}"), "A response goes with OK"),
-        (("--rerun", "--response-json", "{}"), "Say how to settle it"),
-        (("--outcome-code", "ABORTED", "--details", "\udcff"), "--details is no text"),
-        (("--response-json", "{}", "--method", "pay"), "Say whose response it is"),
-        (("--response-json", "{}", "--method", "/tests.v1.LedgerService/*"), "nothing is known of"),
+        (("--outcome-code", "ABORTED", "--response-json", "{}"), "Only OK takes a response"),
+        (("--rerun", "--response-json", "{}"), "Choose how to resolve it"),
+        (("--outcome-code", "ABORTED", "--details", "\udcff"), "--details is not valid UTF-8"),
+        (("--response-json", "{}", "--method", "pay"), "Name the response's method"),
+        (("--response-json", "{}", "--method", "/tests.v1.LedgerService/*"), "is not known, so its response"),
         (("--response-json", "{}", "--retention", "nan"), ""),
         (("--response-json", "{}", "--retention", "1e300"), ""),
     ],
@@ -261,7 +263,10 @@ def test_a_correction_may_allow_another_run_whose_outcome_stays(settling):
     assert answer.ok
     for how in (("--rerun",), ("--outcome-code", "ABORTED")):
         refused = settling.resolve(*how)
-        assert (refused.exit_code, "by a run, whose outcome stays as it is" in refused.stderr) == (1, True)
+        assert (refused.exit_code, "by a run, whose outcome cannot be replaced" in refused.stderr) == (
+            1,
+            True,
+        )
     assert settling.call().essence == answer.essence
 
 
@@ -294,7 +299,7 @@ def test_the_command_shows_who_gave_an_outcome_and_asks_before_it_replaces_one(r
     assert "given by    a person" in run("inspect", *place, "k", *KEY).stdout
     assert '"by_hand": true' in run("inspect", *place, "k", *KEY, "--json").stdout
     asked = run("resolve", *place, "k", *KEY, "--outcome-code", "ABORTED", input="n\n")
-    assert "Duplicates may have had the answer that was given before" in asked.stdout
+    assert "Duplicates may already have received the previous outcome" in asked.stdout
     assert '"code": "NOT_FOUND"' in run("inspect", *place, "k", *KEY, "--json").stdout
 
 

@@ -194,19 +194,19 @@ def on_loop_of(store) -> OnLoop:
 
 def test_a_store_on_its_loop_is_unavailable_to_threads_where_no_loop_runs():
     store = Native()
-    with pytest.raises(StoreUnavailable, match="does not run"):
+    with pytest.raises(StoreUnavailable, match="is not running"):
         store.blocking.swap(Swap(b"key", None, b"one", 1))
 
     async def first():
         loop = asyncio.get_running_loop()
         on_loop_of(store).use_running_loop()
-        with pytest.raises(StoreError, match="would wait for itself"):
+        with pytest.raises(StoreError, match="would deadlock"):
             store.blocking.check()
         await loop.run_in_executor(None, store.blocking.check)
 
     asyncio.run(first())
     for work in store.blocking.check, lambda: store.blocking.swap_many([]):
-        with pytest.raises(StoreUnavailable, match="does not run"):
+        with pytest.raises(StoreUnavailable, match="is not running"):
             work()
 
 

@@ -16,7 +16,7 @@ __all__ = ["place", "run", "store"]  # fixtures are found by name
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-NOTHING = "the namespace 'wrong' holds nothing at all"
+NOTHING = "the namespace 'wrong' is empty"
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def test_list_fails_on_an_empty_namespace(run, elsewhere):
     for options in ((), ("--state", "done"), ("--limit", "1")):
         result = run("list", *elsewhere, *options)
         assert (result.exit_code, result.stdout) == (1, "")
-        assert f"{NOTHING}: give --namespace as the servers do" in result.stderr
+        assert f"{NOTHING}: give the --namespace of the servers" in result.stderr
     result = run("list", *elsewhere, "--json")
     assert (result.exit_code, json.loads(result.stdout)) == (1, [])
     assert NOTHING in result.stderr
@@ -39,7 +39,7 @@ def test_list_fails_on_an_empty_namespace(run, elsewhere):
 def test_list_succeeds_if_all_records_are_in_other_states(run, place, store):
     write(store, "k", DONE)
     result = run("list", *place)
-    assert (result.exit_code, result.stdout) == (0, "Nothing in these states.\n")
+    assert (result.exit_code, result.stdout) == (0, "No records in these states.\n")
     result = run("list", *place, "--json")
     assert (result.exit_code, json.loads(result.stdout)) == (0, [])
 
@@ -67,8 +67,8 @@ def test_a_missing_key_in_a_namespace_with_records(run, place, store, command):
     write(store, "another", UNKNOWN)
     result = run(*command, *place, "k", *KEY)
     assert (result.exit_code, result.stdout) == (1, "")
-    assert "there is nothing under" in result.stderr
-    assert "nothing at all" not in result.stderr
+    assert "there is no record under" in result.stderr
+    assert "is empty" not in result.stderr
 
 
 def test_list_fails_on_an_empty_store(run, tmp_path):
@@ -77,7 +77,7 @@ def test_list_fails_on_an_empty_store(run, tmp_path):
         store.check()
     result = run("list", "--store", url)
     assert result.exit_code == 1
-    assert "the namespace 'idem' holds nothing at all" in result.stderr
+    assert "the namespace 'idem' is empty" in result.stderr
 
 
 def requirement(name: str) -> Requirement:

@@ -16,7 +16,7 @@ UNREADABLE = [f":12,{SECRET}/x@host", f":a,{SECRET}#x@host", f":a,{SECRET}?x@hos
 @pytest.mark.parametrize("scheme", ["redis", "rediss"])
 @pytest.mark.parametrize("rest", SEVERAL)
 def test_several_hosts_are_refused(opening, scheme, rest):
-    with pytest.raises(ValueError, match="names several hosts: give that of one server") as caught:
+    with pytest.raises(ValueError, match="names several hosts: give the URL of one server") as caught:
         opening(f"{scheme}://{rest}")
     assert SECRET not in str(caught.value)
 

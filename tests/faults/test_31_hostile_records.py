@@ -18,7 +18,7 @@ from idem_grpc_pb.v1 import record_pb2, token_pb2
 from tests_pb.v1 import ledger_pb2
 
 from idem_grpc import OnUnclear, Operation, Policy, Reason
-from idem_grpc._cli.facts import as_lines, facts
+from idem_grpc._cli.facts import as_lines, describe
 from idem_grpc._core.digest import digest, store_key, token_key
 from idem_grpc._core.durations import LONGEST
 from idem_grpc._core.fingerprint import Fingerprint
@@ -272,7 +272,7 @@ def test_the_reader_raises_nothing_and_what_it_reads_can_be_sent_and_shown(value
     if record.state is not State.UNREADABLE:
         assert Record.from_bytes(record.to_bytes()) == record
     for show in (True, False):
-        for line in as_lines(facts(b"name", Held(value, left), record, show_response=show)):
+        for line in as_lines(describe(b"name", Held(value, left), record, show_response=show)):
             assert line.isprintable()
 
 
@@ -386,7 +386,7 @@ def test_the_command_handles_such_records(run, place, store):
             ("revoke",),
         ):
             refused = run(*command, *place, "--raw", name, "--yes")
-            assert (refused.exit_code, "nobody can read this record" in refused.stderr) == (1, True), what
+            assert (refused.exit_code, "the record is unreadable" in refused.stderr) == (1, True), what
     for name in names:
         assert run("forget", *place, "--raw", name, "--yes").exit_code == 0
     assert "UNREADABLE" not in run("list", *place).output

@@ -54,7 +54,7 @@ def test_every_swap_of_such_a_key_is_refused_by_name_and_changes_nothing(redis, 
             await refused(store.swap_many([Swap(b"mine", None, b"one", TTL), swap]))
 
     async def refused(swapping):
-        with pytest.raises(StoreError, match="key idem:theirs holds a Redis type that is not") as caught:
+        with pytest.raises(StoreError, match="key idem:theirs has a Redis type that is not") as caught:
             await swapping
         assert type(caught.value) is StoreError
 
@@ -64,7 +64,7 @@ def test_every_swap_of_such_a_key_is_refused_by_name_and_changes_nothing(redis, 
                 lambda swap: store.swap(swap),
                 lambda swap: store.swap_many([Swap(b"mine", None, b"one", TTL), swap]),
             ):
-                with pytest.raises(StoreError, match="key idem:theirs holds a Redis type") as caught:
+                with pytest.raises(StoreError, match="key idem:theirs has a Redis type") as caught:
                     send(swap)
                 assert type(caught.value) is StoreError
             asyncio.run(refused_async(swap))
@@ -152,7 +152,7 @@ def test_a_scan_skips_such_a_key_and_reports_it(redis, admin, caplog, other):
             store.swap(Swap(b"%d" % number, None, b"one", TTL))
         OTHERS[other](admin, "idem:theirs")
         assert len(dict(store.scan())) == 150
-        assert "idem:theirs: the Redis type is not a record's" in caplog.text
+        assert "idem:theirs: the value's Redis type is not that of a record" in caplog.text
         OTHERS[other](admin, "idem:theirs-too")
         assert len(dict(store.scan())) == 150
         assert "idem:theirs and 1 more" in caplog.text
@@ -173,7 +173,7 @@ def test_the_command_lists_the_other_keys_and_names_such_a_key(redis, admin):
     ended = start_command("list", "--store", redis.url, "--json")
     assert ended.returncode == 0
     assert [record["key"] for record in json.loads(ended.stdout)] == [name]
-    assert f"left out idem:{'x' * 32}" in ended.stderr
+    assert f"skipped idem:{'x' * 32}" in ended.stderr
 
 
 @pytest.mark.parametrize("verb", ["inspect", "forget", "resolve", "revoke"])
@@ -185,5 +185,5 @@ def test_a_command_on_such_a_key_names_its_type(redis, admin, command, verb):
     admin.rpush(name, "a list")
     ended = command(verb, "--store", redis.url, *which, *how)
     assert ended.exit_code == 2
-    assert f"the key {name} holds a Redis type that is not a record's" in ended.stderr
+    assert f"the key {name} has a Redis type that is not that of a record" in ended.stderr
     assert admin.lrange(name, 0, -1) == [b"a list"]

@@ -176,7 +176,7 @@ def test_a_name_on_the_command_line_that_is_not_utf_8_is_refused(tmp_path, comma
     options = ("--rerun",) if command == "resolve" else ()
     result = CliRunner().invoke(app, [command, *options, "--store", f"sqlite:///{tmp_path}/s.db", *named])
     assert result.exit_code == 2
-    assert "is not UTF-8" in result.stderr
+    assert "is not valid UTF-8" in result.stderr
 
 
 def peers(server, *credentials):

@@ -60,10 +60,10 @@ def test_sentinel_and_cluster_are_not_supported_yet(scheme):
         ("sqlite://relative.db", "sqlite:///relative/path.db"),
         ("sqlite:///:memory:", "use the store memory:"),
         ("sqlite:///a#b.db", "%23"),
-        ("sqlite:///a.db?mode=ro", "unknown options for SQLite: mode"),
+        ("sqlite:///a.db?mode=ro", "unknown SQLite options: mode"),
         ("sqlite:///a.db?synchronous=off", "must be 'normal' or 'full'"),
-        (f"redis://:{SECRET}@host?decode_responses=True", "cannot use: decode_responses"),
-        (f"redis://:{SECRET}@host?retry=3&protocol=3", "cannot use: protocol, retry"),
+        (f"redis://:{SECRET}@host?decode_responses=True", "unsupported options: decode_responses"),
+        (f"redis://:{SECRET}@host?retry=3&protocol=3", "unsupported options: protocol, retry"),
         (f"redis://:{SECRET}@host?socket_timeout=fast", "socket_timeout in the Redis URL must be"),
         (f"redis://:{SECRET}@host?socket_timeout=0", "socket_timeout in the Redis URL must be"),
         (f"redis://:{SECRET}@host?socket_timeout=-1", "socket_timeout in the Redis URL must be"),
@@ -144,5 +144,5 @@ def test_two_stores_in_memory_share_nothing():
 def test_a_url_or_namespace_that_is_no_string_is_refused(opening):
     with pytest.raises(TypeError, match="give a URL"):
         opening(5)
-    with pytest.raises(ValueError, match="namespace is 5, and must be"):
+    with pytest.raises(ValueError, match="namespace is 5: give 1 to 100"):
         opening("memory:", namespace=5)

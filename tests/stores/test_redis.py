@@ -269,7 +269,7 @@ def test_a_replica_refuses_swaps(server):
 def test_a_key_of_another_type_is_left_alone(server):
     with server.client() as client, open_store(server.url) as store:
         client.rpush("idem:key", "a list")
-        with pytest.raises(StoreError, match="idem:key holds a Redis type that is not a record's") as caught:
+        with pytest.raises(StoreError, match="idem:key has a Redis type that is not") as caught:
             store.swap(Swap(b"key", None, b"one", TTL))
         assert type(caught.value) is StoreError
         assert client.lrange("idem:key", 0, -1) == [b"a list"]

@@ -225,7 +225,7 @@ def test_all_swaps_fail_with_a_wrong_password(use):
     with running(password="s3cr3t") as server:
         user = use(at(server, ":wrong@"))
         errors = [future.exception(DEADLINE) for future in [user.begin(swap) for swap in claims(own)]]
-        assert all("refuses the user name or the password" in str(error) for error in errors)
+        assert all("rejects the user name or password" in str(error) for error in errors)
 
 
 @pytest.mark.parametrize("connections", [1, 4])

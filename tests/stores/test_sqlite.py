@@ -343,7 +343,7 @@ for act in (store.check, lambda: store.swap(Swap(b"key", None, b"one", 60))):
     try:
         act()
     except StoreError as error:
-        assert type(error) is StoreError and "needs to write" in str(error), error
+        assert type(error) is StoreError and "allow this process to write" in str(error), error
     else:
         sys.exit("it was written")
 """

@@ -70,7 +70,7 @@ def test_without_a_token_the_call_is_not_made(start, calls):
     with pytest.raises(grpc.RpcError) as error:
         calls(server.address, BY_METHOD[0], [order()])
     assert error.value.code() is grpc.StatusCode.NOT_FOUND
-    assert any("the call was not made" in note for note in error.value.__notes__)
+    assert any("the call was not sent" in note for note in error.value.__notes__)
     assert not server.ledger.all_runs
 
 

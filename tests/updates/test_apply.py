@@ -194,8 +194,8 @@ def test_update_time_and_etag_may_have_other_names():
     [
         ({"touch": "no_such"}, "has no such field"),
         ({"etag": "no_such"}, "has no such field"),
-        ({"touch": "number"}, "is no google.protobuf.Timestamp"),
-        ({"etag": "number"}, "is no string"),
+        ({"touch": "number"}, "is not a google.protobuf.Timestamp"),
+        ({"etag": "number"}, "is not a string"),
         ({"now": NOW.replace(tzinfo=None)}, "aware"),
     ],
 )
