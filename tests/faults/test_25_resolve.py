@@ -163,7 +163,7 @@ def test_a_response_that_cannot_be_checked_needs_unchecked(place, store, tmp_pat
     junk = files(tmp_path, b"\xff\xff")
     refused = command(*resolve, *junk, "--yes")
     assert refused.returncode == 2
-    assert f"nothing is known of {OPERATION}" in refused.stderr
+    assert f"{OPERATION} is not known" in refused.stderr
     assert "--contract" in refused.stderr
     assert "--unchecked" in refused.stderr
     assert command(*resolve, *junk, "--unchecked", "--yes").returncode == 0
