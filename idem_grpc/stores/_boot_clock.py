@@ -87,7 +87,7 @@ def _identify() -> tuple[str, float, float]:
         behind = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
     except (OSError, AttributeError, ValueError):
         return "", 0.0, 0.0
-    # The suffix distinguishes these times from the first release's, which wrote the bare id and included the offset.
+    # The suffix marks these times: the first release wrote the bare id, and its times include the offset.
     return f"{boot_id}/host", offset, behind
 
 
