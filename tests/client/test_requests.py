@@ -59,48 +59,7 @@ def test_the_iterator_is_read_once_and_by_one_at_a_time(script, stub_of, kind):
         assert seen.parts == list(range(len(seen.parts)))
 
 
-def test_one_message_given_many_times_is_sent_as_it_was_each_time(script, stub_of, kind):
-    def stream():
-        request = pb.LedgerRequest(order="one")
-        for part in range(4):
-            request.part = part
-            yield request
-
-    server = script(after(4, fail()), answer())
-    send(stub_of(server), kind, stream())
-    assert [seen.parts for seen in server.seen] == [[0, 1, 2, 3]] * 2
-
-
-def test_up_to_the_limit_it_is_sent_again(script, stub_of, kind):
-    stream = requests(4, b"x" * 100)
-    size = sum(request.ByteSize() for request in stream)
-    server = script(after(4, fail()), answer(), after(4, fail()), answer())
-    send(stub_of(server, retry=Retry(initial_backoff=0.001, max_request_bytes=size)), kind, iter(stream))
-    assert len(server.seen) == 2
-    stub = stub_of(server, retry=Retry(initial_backoff=0.001, max_request_bytes=size - 1))
-    with pytest.raises(grpc.RpcError) as caught:
-        send(stub, kind, iter(stream))
-    assert caught.value.code() is UNAVAILABLE
-    assert caught.value.__notes__ == [
-        "idem_grpc: it was not sent again, since its request stream is larger than Retry(max_request_bytes=…)"
-    ]
-    assert len(server.seen) == 3
-    assert server.seen[-1].parts == [0, 1, 2, 3]
-
-
-def test_a_failure_before_the_limit_is_retried(script, stub_of, kind):
-    def stream():
-        first, *others = requests(3, b"x" * 600)
-        yield first
-        server.await_calls(2)
-        yield from others
-
-    server = script(after(1, fail()), answer())
-    send(stub_of(server, retry=Retry(initial_backoff=0.001, max_request_bytes=1000)), kind, stream())
-    assert server.seen[-1].parts == [0, 1, 2], "the limit is passed in the second attempt, and all of it sent"
-
-
-def test_a_failure_that_no_attempt_would_mend_is_not_put_down_to_size(script, stub_of, kind):
+def test_the_size_is_not_given_as_the_reason_if_no_attempt_would_help(script, stub_of, kind):
     server = script(after(1, fail(CODE.NOT_FOUND)))
     with pytest.raises(grpc.RpcError) as caught:
         send(stub_of(server, retry=Retry(max_request_bytes=0)), kind, iter(requests(1)))
