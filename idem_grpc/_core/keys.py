@@ -161,20 +161,6 @@ def _is_given(holder: Any, name: str, value: Any) -> bool:
     return bool(holder.HasField(name)) if field.has_presence else bool(value != field.default_value)
 
 
-__all__ = [
-    "METADATA_KEY",
-    "FromRequest",
-    "Outgoing",
-    "from_request",
-    "is_valid",
-    "step",
-    "structured",
-    "unique",
-    "using",
-    "windowed",
-]
-
-
 def structured(*parts: str | int) -> str:
     """Join parts that name one business action: ``("order", "uid123", 456)`` gives "order:uid123:456".
 

@@ -21,9 +21,9 @@ from idem_grpc._client.engine import (
     add_note,
 )
 from idem_grpc._client.retry import Bucket
-from idem_grpc._core.keys import SingleUse
 from idem_grpc._core.messages import size_of, snapshot
 from idem_grpc._core.outcome import Code
+from tests.client.sources import Source
 
 DOWN = Failure(Code.UNAVAILABLE)
 RUN_R = (("idempotency-run", "r"),)
@@ -108,22 +108,6 @@ class TestEngine:
         engine = Engine(Retry(), bucket, timeout=None, may_retry=True)
         assert engine.ended(engine.begin().attempt, None) is Finish.AS_ENDED
         assert bucket.take() is False
-
-
-class Source(SingleUse):
-    """A source of single-use keys that records which ones were dropped."""
-
-    def __init__(self):
-        self.dropped: list[str] = []
-
-    def __call__(self, outgoing, /):
-        raise NotImplementedError
-
-    def drop(self, key):
-        self.dropped.append(key)
-
-    def another(self):
-        raise NotImplementedError
 
 
 class TestRenewal:

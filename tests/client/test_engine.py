@@ -26,8 +26,8 @@ from idem_grpc._client.answers import Failure
 from idem_grpc._client.engine import Backoff, Delivery, Engine, Finish, Renew, Send
 from idem_grpc._client.retry import Bucket
 from idem_grpc._core.execution import DerivedCall
-from idem_grpc._core.keys import SingleUse
 from idem_grpc._core.outcome import Code
+from tests.client.sources import Source
 
 RETRIES = st.builds(
     Retry,
@@ -54,22 +54,6 @@ SELDOM = st.sampled_from([False] * 9 + [True])
 """Whether something is done that would end most calls too early."""
 
 FREE = (Reason.IN_PROGRESS, Reason.OUTCOME_PENDING)
-
-
-class Source(SingleUse):
-    """A source of single-use keys that records which ones were dropped."""
-
-    def __init__(self):
-        self.dropped: list[str] = []
-
-    def __call__(self, outgoing, /):
-        raise NotImplementedError
-
-    def drop(self, key):
-        self.dropped.append(key)
-
-    def another(self):
-        raise NotImplementedError
 
 
 class Calls(RuleBasedStateMachine):
