@@ -54,7 +54,7 @@ class DerivedCalls:
                 raise RuntimeError(
                     f"a keyed handler calls {method} while it is calling it already, so chance would decide"
                     " which of the two gets which derived key: give each its own keys.step(…), and cancel a"
-                    " stream that you stop reading, since it is in progress until then"
+                    " stream that you leave before its end, since it is in progress until then"
                 )
             call = DerivedCall(0 if latest is None else latest.ordinal + 1)
             self._latest[method, step] = call
