@@ -67,7 +67,7 @@ class Timer:
         return entry
 
     def _run(self) -> None:
-        waiting = DueQueue[Entry](lambda _, entry: entry.is_cancelled)
+        waiting = DueQueue[Entry](lambda _, entry: entry.is_cancelled, stale_allowed=0)
         while True:
             try:
                 # What a queue can wait has a limit, and a pushback has none.
@@ -89,7 +89,7 @@ def _call(entry: Entry) -> None:
     try:
         entry.run()
     except Exception:
-        _log.exception("a retry failed")
+        _log.exception("a retry could not be made")
 
 
 timer = Timer()

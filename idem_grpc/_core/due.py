@@ -8,24 +8,23 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-_STALE_ALLOWED = 64  # so that a small queue is not rebuilt again and again
-
 
 class DueQueue(Generic[T]):
     """Items that are due at some time, the first one first. Items due at the same time keep their order.
 
     An item that is no longer needed stays in the queue for a while. ``is_stale(due, item)`` recognises it
-    when it is due, and ``note_stale`` counts it: the queue is rebuilt once more than half of it is stale.
-    Not thread-safe.
+    when it is due, and ``note_stale`` counts it: the queue is rebuilt once more than half of it is stale, and
+    more than ``stale_allowed`` items are. Not thread-safe.
     """
 
-    __slots__ = ("_heap", "_is_stale", "_order", "_stale")
+    __slots__ = ("_heap", "_is_stale", "_order", "_stale", "_stale_allowed")
 
-    def __init__(self, is_stale: Callable[[float, T], bool]) -> None:
+    def __init__(self, is_stale: Callable[[float, T], bool], *, stale_allowed: int = 64) -> None:
         self._is_stale = is_stale
         self._heap: list[tuple[float, int, T]] = []
         self._order = count()
         self._stale = 0
+        self._stale_allowed = stale_allowed
 
     def __len__(self) -> int:
         return len(self._heap)
@@ -51,7 +50,7 @@ class DueQueue(Generic[T]):
     def note_stale(self) -> None:
         """Note that one more item is stale."""
         self._stale += 1
-        if self._stale > _STALE_ALLOWED and 2 * self._stale > len(self._heap):
+        if self._stale > self._stale_allowed and 2 * self._stale > len(self._heap):
             self._heap = [entry for entry in self._heap if not self._is_stale(entry[0], entry[2])]
             heapify(self._heap)
             self._stale = 0
