@@ -12,7 +12,7 @@ from google.protobuf.message_factory import GetMessageClass
 from idem_grpc_pb.v1 import fingerprint_pb2
 
 from idem_grpc._core.digest import LONGEST, Digest
-from idem_grpc._core.messages import message_of, why_no_message
+from idem_grpc._core.messages import copied, fields_along, message_of, message_type, why_no_message
 
 ANY = "google.protobuf.Any"
 _MAX_LEVELS = 100
@@ -34,8 +34,7 @@ def canonical(message: Message) -> bytes:
     plain = message.SerializePartialToString(deterministic=True)
     if not _may_hold_any(message.DESCRIPTOR):
         return plain
-    copy = type(message)()
-    copy.CopyFrom(message)
+    copy = copied(message)
     try:
         _AnyNormalizer(_BASE_BUDGET + _BUDGET_FACTOR * len(plain)).normalize(copy, 1)
     except _OverBudget:
@@ -103,7 +102,7 @@ def _messages(message: Message, field: FieldDescriptor, value: Any) -> Iterator[
 @lru_cache(_CACHE_SIZE)
 def _fields_to_any(descriptor: Descriptor) -> tuple[FieldDescriptor, ...]:
     """Return the fields of a message type whose values may hold an Any."""
-    inside = ((field, _message_type(field)) for field in descriptor.fields)
+    inside = ((field, message_type(field)) for field in descriptor.fields)
     return tuple(field for field, kind in inside if kind is not None and _may_hold_any(kind))
 
 
@@ -118,16 +117,8 @@ def _may_hold_any(root: Descriptor) -> bool:
             return True
         if descriptor.full_name not in seen:
             seen.add(descriptor.full_name)
-            left += [kind for kind in map(_message_type, descriptor.fields) if kind is not None]
+            left += [kind for kind in map(message_type, descriptor.fields) if kind is not None]
     return False
-
-
-def _message_type(field: FieldDescriptor) -> Descriptor | None:
-    """Return the message type of a field, or of the values of a map."""
-    kind = field.message_type
-    if kind is not None and kind.GetOptions().map_entry:
-        return kind.fields_by_name["value"].message_type
-    return kind
 
 
 @dataclass(slots=True, unsafe_hash=True)
@@ -237,19 +228,14 @@ class StreamFingerprint:
 def check_ignored(descriptor: Descriptor, ignore: Sequence[str]) -> None:
     """Raise ValueError if a path in ``ignore`` names no field of the message type."""
     for path in ignore:
-        at: Descriptor | None = descriptor
-        for name in path.split("."):
-            field = at.fields_by_name.get(name) if at is not None else None
-            if field is None and at is not None and at.full_name == ANY:
+        for holder, field in fields_along(path, descriptor):
+            if field is None and holder is not None and holder.full_name == ANY:
                 raise ValueError(
                     f"Policy(ignore=…): {path!r} leads into a {ANY}, whose type is known only when a"
                     " request arrives: ignore the whole field, or nothing"
                 )
             if field is None:
                 raise ValueError(f"Policy(ignore=…): {descriptor.full_name} has no field {path!r}")
-            at = field.message_type
-            if at is not None and at.GetOptions().map_entry:
-                at = at.fields_by_name["value"].message_type
 
 
 _check_once = lru_cache(check_ignored)  # for methods whose descriptor is unknown until their first call
@@ -269,8 +255,7 @@ def _canonical(request: object, ignore: Sequence[str]) -> bytes | None:
 
 def _without(request: Message, paths: Sequence[str]) -> Message:
     _check_once(request.DESCRIPTOR, tuple(paths))
-    copy = type(request)()
-    copy.CopyFrom(request)
+    copy = copied(request)
     for path in paths:
         _clear(copy, path.split("."))
     return copy

@@ -19,7 +19,7 @@ from google.protobuf.message import Message
 
 from idem_grpc._core.digest import as_uuid
 from idem_grpc._core.durations import Duration
-from idem_grpc._core.messages import message_of, why_no_message
+from idem_grpc._core.messages import fields_along, message_of, why_no_message
 
 METADATA_KEY = "idempotency-key"
 MAX_LENGTH = 255
@@ -107,16 +107,13 @@ class FromRequest:
     def check(self, descriptor: Descriptor) -> None:
         """Raise ValueError if a path does not lead to a single value in the message type."""
         for path in self._paths():
-            at: Descriptor | None = descriptor
-            for name in path.split("."):
-                field = at.fields_by_name.get(name) if at is not None else None
+            for _, field in fields_along(path, descriptor):
                 if field is None or field.default_value == []:  # a repeated field
                     raise ValueError(
                         f"keys.from_request({self._template!r}): {descriptor.full_name} has no single"
                         f" field {path!r}"
                     )
-                at = field.message_type
-            if at is not None:
+            if field is not None and field.message_type is not None:
                 raise ValueError(
                     f"keys.from_request({self._template!r}): {path!r} of {descriptor.full_name} is a"
                     " message: name one of its fields"

@@ -1,10 +1,13 @@
 """Access to the protobuf messages of requests, which classes of other libraries may wrap."""
 
+from collections.abc import Iterator
 from copy import deepcopy
 from typing import Any, TypeVar
 
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
+M = TypeVar("M", bound=Message)
 T = TypeVar("T")
 
 
@@ -32,6 +35,35 @@ def why_no_message(request: Any) -> str:
     )
 
 
+def copied(message: M) -> M:
+    """Copy a message, including unknown fields."""
+    copy = type(message)()
+    copy.CopyFrom(message)
+    return copy
+
+
+def message_type(field: FieldDescriptor) -> Descriptor | None:
+    """Return the message type of a field, or of the values of a map."""
+    kind = field.message_type
+    if kind is not None and kind.GetOptions().map_entry:
+        return kind.fields_by_name["value"].message_type
+    return kind
+
+
+def fields_along(
+    path: str, descriptor: Descriptor
+) -> Iterator[tuple[Descriptor | None, FieldDescriptor | None]]:
+    """For each name in a dotted path, yield the message type that should have the field, and the field.
+
+    The type is None below a field that holds no message, and the field is None where there is none.
+    """
+    holder: Descriptor | None = descriptor
+    for name in path.split("."):
+        field = holder.fields_by_name.get(name) if holder is not None else None
+        yield holder, field
+        holder = message_type(field) if field is not None else None
+
+
 def snapshot(request: T) -> T:
     """Return a copy of a request, which keeps its content when the caller changes the original.
 
@@ -39,9 +71,7 @@ def snapshot(request: T) -> T:
     """
     if not isinstance(request, Message):
         return request if message_of(request) is None else deepcopy(request)
-    copy = type(request)()
-    copy.CopyFrom(request)
-    return copy
+    return copied(request)
 
 
 def size_of(request: Any) -> int | None:

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from google.protobuf import descriptor_pool
-from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor, ServiceDescriptor
+from google.protobuf.descriptor import Descriptor, MethodDescriptor, ServiceDescriptor
 from google.protobuf.descriptor_pb2 import MethodOptions
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
@@ -22,6 +22,7 @@ from idem_grpc_pb.v1 import options_pb2, record_pb2
 
 from idem_grpc._core.fingerprint import check_ignored
 from idem_grpc._core.keys import FromRequest
+from idem_grpc._core.messages import message_type
 from idem_grpc._core.policy import KeyRule, Policy, Rules
 from idem_grpc._core.record import OnUnclear
 
@@ -97,7 +98,7 @@ def _ignored(descriptor: Descriptor, prefix: str, above: tuple[str, ...], types:
         if _role(field) == options_pb2.ROLE_IGNORED:
             yield prefix + field.name
             continue
-        inner = _message_type(field)
+        inner = message_type(field)
         if inner is None or inner.full_name not in types:
             continue
         if inner.full_name not in (*above, descriptor.full_name):
@@ -119,20 +120,12 @@ def _types_with_ignored(root: Descriptor) -> set[str]:
             continue
         if any(_role(field) == options_pb2.ROLE_IGNORED for field in descriptor.fields):
             types.add(descriptor.full_name)
-        inner = [found for found in map(_message_type, descriptor.fields) if found is not None]
+        inner = [found for found in map(message_type, descriptor.fields) if found is not None]
         inside[descriptor.full_name] = {found.full_name for found in inner}
         left += inner
     while more := {name for name, inner in inside.items() if inner & types} - types:
         types |= more
     return types
-
-
-def _message_type(field: FieldDescriptor) -> Descriptor | None:
-    """Return the message type of a field, or of the values of a map."""
-    inner = field.message_type
-    if inner is not None and inner.GetOptions().map_entry:
-        return inner.fields_by_name["value"].message_type
-    return inner
 
 
 def _role(field: object) -> int:

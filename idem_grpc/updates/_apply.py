@@ -11,7 +11,8 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 
 from idem_grpc._core.digest import digest
-from idem_grpc.updates._compare import changed, copied, merge, merge_populated
+from idem_grpc._core.messages import copied
+from idem_grpc.updates._compare import changed, merge, merge_populated
 from idem_grpc.updates._masks import etag_mismatch, same_type, tree_of
 
 _TOUCH = "update_time"

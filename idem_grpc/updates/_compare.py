@@ -11,16 +11,10 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
+from idem_grpc._core.messages import copied
 from idem_grpc.updates._masks import ALL, Tree, ignored_tree, is_value, same_type, tree_of
 
 M = TypeVar("M", bound=Message)
-
-
-def copied(message: M) -> M:
-    """Copy a message, including unknown fields."""
-    copy = type(message)()
-    copy.CopyFrom(message)
-    return copy
 
 
 def merge(source: Message, target: Message, tree: Tree, *, is_there: bool = True) -> None:

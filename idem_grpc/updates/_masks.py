@@ -8,6 +8,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
+from idem_grpc._core.messages import fields_along
 from idem_grpc._core.outcome import Code
 from idem_grpc._core.problem import DOMAIN, STATUS_DETAILS, Problem, Reason
 
@@ -137,17 +138,16 @@ def same_type(one: Message, other: Message) -> Descriptor:
 
 def _field_at(path: str, descriptor: Descriptor) -> FieldDescriptor | None:
     """Return the field at a path; None if absent. Raises ValueError for a path into a scalar or a list."""
-    *above, last = path.split(".")
-    at = descriptor
-    for name in above:
-        field = at.fields_by_name.get(name)
-        if field is None:
+    *above, (_, last) = fields_along(path, descriptor)
+    for holder, field in above:
+        if holder is None or field is None:
             return None
         if field.is_repeated or field.message_type is None:
             kind = "repeated" if field.is_repeated else "not a message"
-            raise ValueError(f"{path!r}: {at.full_name}.{name} is {kind}, so a path cannot lead into it")
-        at = field.message_type
-    return at.fields_by_name.get(last)
+            raise ValueError(
+                f"{path!r}: {holder.full_name}.{field.name} is {kind}, so a path cannot lead into it"
+            )
+    return last
 
 
 def _tree(mask: FieldMask) -> Tree:
