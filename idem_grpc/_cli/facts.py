@@ -33,14 +33,9 @@ def duration(seconds: float) -> str:
     return f"{whole} {unit}" + (f" {rest} {name}" if rest else "")
 
 
-def lease_left(held: Held, record: Record) -> float:
-    """Return the seconds until a run's lease expires; negative if it has expired."""
-    return record.lease_left(held.ttl_left)
-
-
 def is_dead(held: Held, record: Record) -> bool:
     """Return whether the record is of a run whose lease has expired."""
-    return record.state is State.RUNNING and lease_left(held, record) <= 0
+    return record.state is State.RUNNING and record.lease_left(held.ttl_left) <= 0
 
 
 def describe(name: bytes, held: Held, record: Record, *, show_response: bool = False) -> dict[str, Any]:
