@@ -20,14 +20,13 @@ import grpc
 from idem_grpc._client.answers import failure
 from idem_grpc._client.channel import Pairs, with_another_key
 from idem_grpc._client.engine import Action, Backoff, Delivery, Engine, Finish, Renew, Send
-from idem_grpc._client.foreign_calls import code_of, metadata_of
+from idem_grpc._client.foreign_calls import LOCALLY_CANCELLED, code_of, metadata_of
 from idem_grpc._client.requests import AioRequests, Pulse
 from idem_grpc._core.keys import SingleUse
 from idem_grpc._core.messages import snapshot
 
 Continuation = Callable[[Any, Any], Awaitable[Any]]
 
-_CANCELLED = "Locally cancelled by application!"  # in grpc's own words
 _UNSENT = "Internal error from Core"  # what grpc.aio says of a request that was being sent as the call ended
 _GRACE = 0.1  # seconds; an answer that has neither metadata nor responses shows its status at once
 _STATUS_GRACE = 1.0  # seconds; a status is on its way from one thread of this process to another
@@ -469,7 +468,7 @@ class _Answers:
         if attempt is not None:
             return str(await attempt.details())
         error = self._error()
-        return _CANCELLED if error is None else error.details() or ""
+        return LOCALLY_CANCELLED if error is None else error.details() or ""
 
     async def debug_error_string(self) -> str:
         attempt = await self._driver.wait()

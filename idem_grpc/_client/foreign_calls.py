@@ -11,6 +11,9 @@ from typing import Any
 
 import grpc
 
+LOCALLY_CANCELLED = "Locally cancelled by application!"
+"""What grpc says of a call that its caller cancelled."""
+
 
 def is_background(call: Any) -> bool:
     """Whether a continuation returned a call in progress, as made by ``.future()``.
@@ -111,7 +114,7 @@ class CancelledCall(grpc.RpcError, grpc.Call):
         return grpc.StatusCode.CANCELLED
 
     def details(self) -> str:
-        return "Locally cancelled by application!"  # grpc's words
+        return LOCALLY_CANCELLED
 
     def initial_metadata(self) -> Any:
         return ()

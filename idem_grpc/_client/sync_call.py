@@ -214,21 +214,18 @@ class SyncDriver:
         finally:
             with self._changed:
                 self._readers -= 1
+                action: Action | None = None
                 callbacks: Callbacks = []
                 if response is not _NOTHING and self._call is call:
                     action = self._engine.delivered(self._attempt_number, initial_metadata)
-                    if action is Delivery.HAND_OVER:
-                        self._interrupted = call
-                    elif isinstance(action, Finish):
-                        response, callbacks = _NOTHING, self._finish(action)
-                    elif action is None and self.final is not call:
-                        response = _NOTHING
-                elif self.final is not call:
+                if action is Delivery.HAND_OVER:
+                    self._interrupted = call
+                elif isinstance(action, Finish):
+                    response, callbacks = _NOTHING, self._finish(action)
+                elif action is None and self.final is not call:
                     response = _NOTHING
-                ended, self._ended_early = self._ended_early, None
             _conclude(callbacks)
-            if ended is not None:
-                self._ended(ended)
+            self._report_early_end()
         return response
 
     def cancel(self) -> bool:
@@ -287,10 +284,8 @@ class SyncDriver:
         finally:
             with self._changed:
                 self._is_skipping = False
-                ended, self._ended_early = self._ended_early, None
                 self._changed.notify_all()
-            if ended is not None:
-                self._ended(ended)
+            self._report_early_end()
 
     def _sent(self, call: Any, attempt: int) -> None:
         """An attempt is under way."""
@@ -315,6 +310,17 @@ class SyncDriver:
             callbacks = self._act(self._ending(call, self._attempt_number))
             self._changed.notify_all()
         _conclude(callbacks)
+
+    def _report_early_end(self) -> None:
+        """Report the end of an attempt that ended while it was read."""
+        if (
+            self._ended_early is None
+        ):  # seen without the lock: whoever sets it later finds no reader, and reports it
+            return
+        with self._changed:
+            ended, self._ended_early = self._ended_early, None
+        if ended is not None:
+            self._ended(ended)
 
     def _act(self, action: Action | None) -> Callbacks:
         """Carry out an action other than Send. Returns the callbacks, to be called without the lock."""
