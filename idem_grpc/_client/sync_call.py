@@ -313,9 +313,8 @@ class SyncDriver:
 
     def _report_early_end(self) -> None:
         """Report the end of an attempt that ended while it was read."""
-        if (
-            self._ended_early is None
-        ):  # seen without the lock: whoever sets it later finds no reader, and reports it
+        # Read without the lock: it is set later only if others still read, who then report it.
+        if self._ended_early is None:
             return
         with self._changed:
             ended, self._ended_early = self._ended_early, None
