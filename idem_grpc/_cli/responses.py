@@ -13,6 +13,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from idem_grpc._cli.contracts import include_option, methods_of
 from idem_grpc._cli.failures import InvalidInput
+from idem_grpc._core.messages import copied
 from idem_grpc._core.methods import PATTERN, find_method, name_of
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -142,8 +143,7 @@ def _parsed(method: MethodDescriptor, data: bytes | str, source: str, is_json: b
 
 
 def _has_unknown_fields(message: Message) -> bool:
-    known = type(message)()
-    known.CopyFrom(message)
+    known = copied(message)
     known.DiscardUnknownFields()
     return known.ByteSize() != message.ByteSize()
 
