@@ -36,8 +36,8 @@ OPTIONS = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0)]
 class Watched(Retry):
     """Counts in ``waits`` how often a call began to wait for its next attempt.
 
-    What is to be cancelled between two attempts must have got so far: while an attempt of grpc.aio
-    fails, a cancellation of a call with a request stream can be lost.
+    A test that cancels between two attempts waits for it. A cancellation that meets the end of an attempt
+    is tested by itself.
     """
 
     waits: int
